@@ -25,8 +25,8 @@ const (
 
 // Image is one mapped PE image, copied out of the guest.
 type Image struct {
-	Name  string // for errors only; guest-controlled
-	Base  uint64 // virtual address the image is mapped at
-	Mem   []byte // the mapped form, a multiple of PageSize long; Mem[0] is at Base
+	Name  string   // for errors only; guest-controlled
+	Base  uint64   // virtual address the image is mapped at
+	Mem   []byte   // the mapped form, a multiple of PageSize long; Mem[0] is at Base
 	Pages []Origin // one per page of Mem
 }

@@ -1,0 +1,50 @@
+package introspect
+
+import (
+	"time"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Kernel is what was established about the running Windows kernel.
+type Kernel struct {
+	Base     uint64 // virtual address of the kernel image
+	Size     uint32 // SizeOfImage, bytes
+	DTB      uint64 // of the System process
+	Identity winstruct.Identity
+	Build    uint32 // NtBuildNumber without its flag bits: 19041
+	Version  string // "10.0.19041"
+	Paging   string // "x64", "x64-la57", "x86-pae", "x86"
+	Located  string // how it was found: "LSTAR of vCPU 0", "physical scan"
+}
+
+// Process is one process of the guest, as its EPROCESS describes it. Text is
+// guest-controlled: printable only after escaping.
+type Process struct {
+	PID, PPID   uint64
+	Name        string // ImageFileName, at most 15 bytes
+	Path        string // full NT or DOS path, "" where it could not be read
+	CommandLine string
+	Session     int32 // -1 for none
+	Created     time.Time
+	Exited      time.Time // zero while it runs
+	Threads     uint32
+	Wow64       bool
+	DTB         uint64 // EPROCESS.Pcb.DirectoryTableBase without flag bits
+	UserDTB     uint64 // KVA shadow table, 0 for none
+	EPROCESS    uint64
+	PEB         uint64
+	PEB32       uint64   // of a wow64 process
+	Sources     []string // where it was found: "list", "cid"
+	Flags       []string // "exited", "hidden", "critical", "protected", "partial"
+}
+
+// Module is one image mapped into a process, or one kernel driver.
+type Module struct {
+	Name  string // base name
+	Path  string
+	Base  uint64
+	Size  uint64 // bytes
+	Wow64 bool   // on the 32-bit loader list
+	Flags []string
+}

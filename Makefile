@@ -1,0 +1,64 @@
+# vmav: agentless antivirus for Windows guests on KVM.
+#
+#   make demo    install what is missing, build, and run the main job on a real VM
+#   make test    everything that is tested
+#
+# `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# Debian's versioned Go is not on PATH by itself.
+GO      ?= $(shell command -v go >/dev/null && go env GOVERSION | grep -qE '^go1\.(2[3-9]|[3-9][0-9])' && echo go || echo /usr/lib/go-1.23/bin/go)
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+FUZZTIME ?= 30s
+
+.PHONY: help deps build test demo bench lint fuzz install clean
+.DEFAULT_GOAL := build
+
+help:
+	@echo "targets: deps build test demo bench lint fuzz install clean"
+
+deps:
+	@packaging/deps.sh
+
+build: guest-assets
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vmav ./cmd/vmav
+	$(GO) build -trimpath -o bin/ntguest ./internal/ntguest/cmd/ntguest
+
+include testdata/ntguest/guest.mk
+
+test: build lint
+	$(GO) test ./...
+
+demo: deps
+	@$(MAKE) --no-print-directory build
+	@testdata/demo/run.sh
+
+bench: build
+	@testdata/bench/run.sh
+
+lint:
+	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.6.1 ./...
+
+# Every fuzz target of the tree, FUZZTIME each.
+fuzz: build
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$f"; \
+	    $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+install: build
+	install -D -m 755 bin/vmav $(DESTDIR)$(PREFIX)/bin/vmav
+	install -D -m 644 packaging/completion/vmav.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmav
+
+clean:
+	rm -rf bin build

@@ -15,7 +15,7 @@ var (
 		"_MMVAD_LONG", "_MMVAD_SHORT", "_MM_AVL_NODE", "_MM_AVL_TABLE", "_MM_SESSION_SPACE", "_MSUBSECTION",
 		"_OBJECT_ATTRIBUTES", "_OBJECT_DIRECTORY", "_OBJECT_DIRECTORY_ENTRY", "_OBJECT_HEADER", "_OBJECT_HEADER_CREATOR_INFO",
 		"_OBJECT_HEADER_HANDLE_INFO", "_OBJECT_HEADER_NAME_INFO", "_OBJECT_HEADER_PROCESS_INFO", "_OBJECT_HEADER_QUOTA_INFO",
-		"_OBJECT_NAME_INFORMATION", "_OBJECT_TYPE", "_PEB", "_PEB32", "_PEB_LDR_DATA", "_POOL_HEADER", "_PS_PROTECTION",
+		"_OBJECT_NAME_INFORMATION", "_OBJECT_TYPE", "_OBJECT_TYPE_INITIALIZER", "_SEGMENT_FLAGS", "_KAPC_STATE", "_TERMINATION_PORT", "_SUBSECTION_FLAGS", "_MMSUBSECTION_FLAGS", "_KTSS64", "_SID_AND_ATTRIBUTES", "_LUID", "_SID", "_MMSUPPORT_FULL", "_HARDWARE_PTE", "_KIDTENTRY64", "_PEB", "_PEB32", "_PEB_LDR_DATA", "_POOL_HEADER", "_PS_PROTECTION",
 		"_RTL_AVL_TREE", "_RTL_BALANCED_NODE", "_RTL_USER_PROCESS_PARAMETERS", "_SECTION", "_SECTION_OBJECT",
 		"_SECTION_OBJECT_POINTERS", "_SEGMENT", "_SEP_TOKEN_PRIVILEGES", "_SE_AUDIT_PROCESS_CREATION_INFO", "_SHARED_CACHE_MAP",
 		"_SINGLE_LIST_ENTRY", "_STRING", "_SUBSECTION", "_TEB", "_TEB32", "_TOKEN", "_UNICODE_STRING", "_VACB",
@@ -32,7 +32,7 @@ var (
 		"MmProtectToValue", "MmSessionSpace", "MmSystemRangeStart", "MmUnloadedDrivers", "MmUserProbeAddress", "NtBuildGUID", "NtBuildLab", "NtBuildLabEx", "NtBuildNumber",
 		"NtMajorVersion", "NtMinorVersion", "ObHeaderCookie", "ObTypeIndexTable", "ObpInfoMaskToOffset", "ObpRootDirectoryObject", "ObpTypeDirectoryObject",
 		"PoolBigPageTable", "PoolBigPageTableSize", "PsActiveProcessHead", "PsIdleProcess", "PsInitialSystemProcess", "PsLoadedModuleList",
-		"PsLoadedModuleResource", "PspCidTable", "PspProcessMitigation", "SeAuditingState", "ValidationBits",
+		"PsLoadedModuleResource", "DbgPrint", "ExAllocatePoolWithTag", "ExFreePoolWithTag", "IoCreateDevice", "IofCompleteRequest", "KeBugCheckEx", "KeInitializeEvent", "KeSetEvent", "KeWaitForSingleObject", "MmGetSystemRoutineAddress", "MmMapIoSpace", "NtClose", "NtCreateFile", "NtOpenProcess", "NtQuerySystemInformation", "NtReadFile", "NtTerminateProcess", "ObReferenceObjectByHandle", "ObfDereferenceObject", "PsGetCurrentProcessId", "PsGetProcessId", "PsLookupProcessByProcessId", "PsSetCreateProcessNotifyRoutine", "RtlInitUnicodeString", "ZwClose", "ZwCreateFile", "memcpy", "memset", "PspCidTable", "PspProcessMitigation", "SeAuditingState", "ValidationBits",
 	}
 )
 

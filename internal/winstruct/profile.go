@@ -146,13 +146,22 @@ func (s *Struct) field(name string) (Field, bool) {
 }
 
 // Trim returns a profile that holds only the named structures, enumerations and
-// symbols, as far as p has them.
+// symbols, as far as p has them, and the nameless structures embedded in those.
 func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
 	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Origin: p.Origin,
 		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
-	for _, name := range structs {
-		if s, ok := p.structs[name]; ok {
-			t.structs[name] = s
+	for len(structs) > 0 {
+		name := structs[0]
+		structs = structs[1:]
+		s, ok := p.structs[name]
+		if !ok || t.structs[name] != nil {
+			continue
+		}
+		t.structs[name] = s
+		for _, f := range s.Fields {
+			if nameless(f.Type) {
+				structs = append(structs, f.Type)
+			}
 		}
 	}
 	for _, name := range enums {
@@ -166,4 +175,10 @@ func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
 		}
 	}
 	return t
+}
+
+// nameless tells whether a structure has no name in the source: symbol files
+// number such ones.
+func nameless(name string) bool {
+	return strings.Contains(name, "anonymous") || strings.Contains(name, "unnamed")
 }

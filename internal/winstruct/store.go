@@ -69,12 +69,17 @@ func OpenStore() *Store {
 		s.layers = append(s.layers, layer{"user", dir, os.DirFS(dir)})
 	}
 	s.layers = append(s.layers, layer{"system", SystemDir, os.DirFS(SystemDir)})
+	s.layers = append(s.layers, BuiltIn().layers...)
+	return s
+}
+
+// BuiltIn is the store of what vmav was built with, and nothing else.
+func BuiltIn() *Store {
 	sub, err := fs.Sub(builtin, "builtin")
 	if err != nil {
 		panic(err) // the directory is embedded
 	}
-	s.layers = append(s.layers, layer{"built-in", "", sub})
-	return s
+	return &Store{layers: []layer{{"built-in", "", sub}}}
 }
 
 func fileName(id Identity) string {

@@ -1,0 +1,73 @@
+// Command ntguest makes the NT test guest: memory laid out as a Windows build lays
+// it out, as an image file, as a kernel that QEMU boots, or as a libvirt domain.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/ntguest"
+)
+
+func main() {
+	layout := []cli.Flag{
+		&cli.StringFlag{Name: "build", Value: "10.0.19041", Usage: "Windows `BUILD`; ntguest builds lists them"},
+		&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N` that everything random follows from"},
+		&cli.Uint64Flag{Name: "memory", Value: 512, Usage: "RAM in `MiB`"},
+		&cli.BoolFlag{Name: "kva-shadow", Usage: "give processes user page tables without the kernel"},
+		&cli.StringFlag{Name: "hide", Usage: "unlink the process of this `NAME` from the process list"},
+	}
+	app := &cli.App{
+		Name:            "ntguest",
+		Usage:           "the NT test guest of vmav",
+		HideHelpCommand: true,
+		Commands: []*cli.Command{
+			{Name: "builds", Usage: "list the Windows builds that the guest can be", Action: listBuilds},
+			{Name: "image", Usage: "write the guest's memory as a raw image file", Action: writeImage, Flags: append([]cli.Flag{
+				&cli.PathFlag{Name: "out", Required: true, Usage: "image `FILE`"},
+				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the image, as JSON"},
+			}, layout...)},
+		},
+	}
+	if err := app.Run(os.Args); err != nil {
+		fmt.Fprintln(os.Stderr, "ntguest:", err)
+		os.Exit(1)
+	}
+}
+
+func options(c *cli.Context) ntguest.Options {
+	return ntguest.Options{Build: c.String("build"), Seed: c.Uint64("seed"), MemoryMiB: c.Uint64("memory"),
+		KVAShadow: c.Bool("kva-shadow"), Hide: c.String("hide")}
+}
+
+func listBuilds(*cli.Context) error {
+	builds, err := ntguest.Builds()
+	if err != nil {
+		return err
+	}
+	for _, b := range builds {
+		fmt.Printf("%-12s %-18s %s\n", b.Name, b.Version, b.Identity)
+	}
+	return nil
+}
+
+func writeImage(c *cli.Context) error {
+	m, err := ntguest.Lay(options(c))
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(c.Path("out"))
+	if err != nil {
+		return err
+	}
+	err = m.WriteImage(out)
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil && c.Path("truth") != "" {
+		err = os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644)
+	}
+	return err
+}

@@ -308,7 +308,7 @@ type StubHeader struct {
 	Entry32   uint64             `c:"entry32"`
 	Size      uint64             `c:"size"`
 	SystemDTB uint64             `c:"system_dtb"`
-	RtEntry   uint64             `c:"rt_entry"`
+	RTEntry   uint64             `c:"rt_entry"`
 	NtBoot    uint64             `c:"nt_boot"`
 	Stack     [BootMaxCPU]uint64 `c:"stack"`
 }

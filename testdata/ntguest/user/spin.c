@@ -1,0 +1,20 @@
+/*
+ * spin.c - computes all the time and checks its registers. A wrong one ends it
+ * with a status that tests look for.
+ */
+#include "program.h"
+#include "compute.h"
+
+volatile u32 rounds;
+
+u32 WINAPI start(void *peb)
+{
+	(void)peb;
+	for (;;) {
+		if (compute(500000, rounds & 0xffff))
+			ExitProcess(0xdead0001);
+		rounds++;
+		if (rounds % 64 == 0)
+			SwitchToThread();
+	}
+}

@@ -79,10 +79,22 @@ func (b *builder) buildKernel(rt []byte) error {
 		top = max(top, rva+span)
 	}
 	top = (top + 0xffff) &^ 0xffff
-	exportRVA := top
-	top += 0x4000
-	debugRVA := top
-	top += 0x1000
+	// The directories lie near the headers, in the first pages without a symbol.
+	free := func(pages uint64) uint64 {
+		run := uint64(0)
+		for page := uint64(1); ; page++ {
+			if run++; code[page] || data[page] || mixed[page] {
+				run = 0
+			}
+			if run == pages {
+				for i := page + 1 - pages; i <= page; i++ {
+					mixed[i] = true
+				}
+				return (page + 1 - pages) << pageShift
+			}
+		}
+	}
+	debugRVA, exportRVA := free(1), free(exportPages)
 	rtRVA := top
 	if len(rt) > 0 {
 		if err := binary.Read(strings.NewReader(string(rt)), binary.LittleEndian, &im.rt); err != nil {
@@ -101,12 +113,15 @@ func (b *builder) buildKernel(rt []byte) error {
 			mixed[page] = true
 		}
 	}
+	header := map[uint64]bool{0: true, debugRVA >> pageShift: true}
+	for i := range uint64(exportPages) {
+		header[exportRVA>>pageShift+i] = true
+	}
+	for page := range header {
+		delete(mixed, page)
+	}
 	for page := range mixed {
 		delete(code, page)
-	}
-	header := map[uint64]bool{0: true, debugRVA >> pageShift: true}
-	for page := exportRVA >> pageShift; page < debugRVA>>pageShift; page++ {
-		header[page] = true
 	}
 	b.mapSet(header, im.base, pteNX|pteGlobal)
 	b.mapSet(data, im.base, pteWrite|pteDirty|pteNX|pteGlobal)
@@ -159,11 +174,11 @@ const (
 	peDirectory  = peOptional + 112
 	peSections   = peOptional + 240
 	peTimestamp  = 0x5f3a1c27
+	exportPages  = 4
 	dirExport    = 0
 	dirDebug     = 6
 	scnCode      = 0x68000020 // code, not paged, executable, readable
 	scnData      = 0xc8000040
-	scnReadOnly  = 0x48000040
 	debugTypeRSD = 2 // IMAGE_DEBUG_TYPE_CODEVIEW
 )
 
@@ -201,9 +216,7 @@ func (b *builder) writeKernelHeaders(exportRVA, debugRVA, rtRVA uint64) {
 		start, end uint64
 		flags      uint32
 	}{
-		{".text", 0x1000, exportRVA, scnCode | 0x80000000},
-		{".edata", exportRVA, debugRVA, scnReadOnly},
-		{".rdata", debugRVA, rtRVA, scnReadOnly},
+		{".text", 0x1000, rtRVA, scnCode | 0x80000000},
 	}
 	if b.image.runtime != 0 {
 		data := rtRVA + uint64(b.image.rt.DataOffset)

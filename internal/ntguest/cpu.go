@@ -101,7 +101,7 @@ func (b *builder) writeIDT(c cpu) {
 		if b.image.runtime != 0 {
 			handler = b.image.runtime + uint64(b.image.rt.Vectors) + 16*uint64(v)
 			if b.opts.KVAShadow {
-				handler = b.image.runtime + uint64(b.image.rt.ShadowVectors) + 32*uint64(v)
+				handler = b.image.runtime + uint64(b.image.rt.ShadowVectors) + 16*uint64(v)
 			}
 		}
 		if name := gates[v]; name != "" {

@@ -102,7 +102,7 @@ func (fs *files) chooseBase(f *peFile, path string, wow64 bool) uint64 {
 	isDLL := strings.HasSuffix(strings.ToLower(path), ".dll")
 	rng := fs.b.rng
 	switch {
-	case f.pe32 && isDLL:
+	case isDLL && (f.pe32 || f.base < 1<<32): // what 32-bit code calls lies where it can
 		fs.b.live.next32 -= span + rng.Uint64N(16)<<16
 		return fs.b.live.next32
 	case f.pe32:

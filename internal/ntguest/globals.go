@@ -85,6 +85,12 @@ func (b *builder) writeDebuggerBlock() {
 	b.kernel.put(va+0x48, b.sym("PsLoadedModuleList"), 8)
 	b.kernel.put(va+0x50, b.sym("PsActiveProcessHead"), 8)
 	b.kernel.put(va+0x58, b.sym("PspCidTable"), 8)
+	b.kernel.put(va+0x208, b.sym("NtBuildLab"), 8)
+	b.kernel.put(va+0x218, b.sym("KiProcessorBlock"), 8)
+	if csd, ok := b.symbol("CmNtCSDVersion"); ok {
+		b.kernel.put(csd, 0x100, 4) // service pack 1
+		b.kernel.put(va+0x268, csd, 8)
+	}
 }
 
 func (b *builder) highestUser() uint64 {

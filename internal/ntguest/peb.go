@@ -55,7 +55,8 @@ func (b *builder) buildUser(p *process) {
 	u.region(heap, heap+0x100000, RegionZero, mmReadWrite)
 	u.heap = userArena{u: u, next: heap + 0x100, end: heap + heapSize}
 
-	u.regions = append(u.regions, BootRegion{Start: allocArea, End: allocArea + allocSize, Kind: RegionAlloc, Prot: pageProtect[mmReadWrite]})
+	u.vad(vadSpec{start: allocArea, end: allocArea + allocSize, prot: mmReadWrite, private: true})
+	u.region(allocArea, allocArea+allocSize, RegionAlloc, mmReadWrite)
 
 	b.writePEB(p, heap)
 	if p.spec.wow64 {
@@ -178,7 +179,7 @@ const (
 	params32Flags, params32Dir, params32Image, params32Command    = 0x08, 0x24, 0x38, 0x40
 	params32Env, params32Bytes                                    = 0x48, 0x2a0
 	teb32StackBase, teb32StackLimit, teb32Self                    = 0x04, 0x08, 0x18
-	teb32ClientID, teb32PEB                                       = 0x20, 0x30
+	teb32ClientID, teb32PEB, teb32Wow32Reserved                   = 0x20, 0x30, 0xc0
 )
 
 // writePEB32 makes the 32-bit PEB, parameters and loader lists of a wow64 process.
@@ -297,6 +298,11 @@ func (b *builder) userThread(p *process, t *thread, i int) {
 	if !ok || !ok32 {
 		panic(fmt.Errorf("the guest's wow64cpu.dll or 32-bit ntdll.dll lacks its thread start"))
 	}
+	call, ok := cpu.file.exports["KiFastSystemCall"]
+	if !ok {
+		panic(fmt.Errorf("the guest's wow64cpu.dll does not export KiFastSystemCall"))
+	}
+	u.s.put(t.teb32+teb32Wow32Reserved, cpu.base+call.rva, 4)
 	esp := top32 - 0x100
 	u.s.put(esp+4, p.exe.base+p.exe.file.entry, 4)
 	u.s.put(esp+8, p.peb32, 4)

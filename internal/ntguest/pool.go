@@ -171,6 +171,7 @@ func (b *builder) buildTypes() {
 		b.types[t.name] = info
 		b.kernel.put(b.sym("ObTypeIndexTable")+8*info.index, va, 8)
 	}
+	b.kernel.put(b.sym("ObTypeIndexTable")+8, 0xbad0b0b0, 8) // index 1 is never used
 	if va, ok := b.symbol("ObHeaderCookie"); ok {
 		b.kernel.put(va, b.cookie, 1)
 	}

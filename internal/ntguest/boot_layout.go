@@ -150,7 +150,7 @@ type BootRegion struct {
 
 // BootProc is a process of the moment that the memory image shows.
 type BootProc struct {
-	Eprocess    uint64   `c:"eprocess"`
+	EPROCESS    uint64   `c:"eprocess"`
 	DTB         uint64   `c:"dtb"`
 	UserDTB     uint64   `c:"user_dtb"`
 	PEB         uint64   `c:"peb"`
@@ -171,7 +171,7 @@ type BootProc struct {
 
 // BootThread is a thread of that moment.
 type BootThread struct {
-	Ethread    uint64 `c:"ethread"`
+	ETHREAD    uint64 `c:"ethread"`
 	TEB        uint64 `c:"teb"`
 	TEB32      uint64 `c:"teb32"`
 	StackTop   uint64 `c:"stack_top"`
@@ -196,7 +196,7 @@ type BootFixup struct {
 
 // BootTemplateThread is a thread that a template starts with.
 type BootTemplateThread struct {
-	Ethread  uint64 `c:"ethread"`
+	ETHREAD  uint64 `c:"ethread"`
 	TEB      uint64 `c:"teb"`
 	TEB32    uint64 `c:"teb32"`
 	RIP      uint64 `c:"rip"`
@@ -213,7 +213,7 @@ type BootTemplate struct {
 	Blob       uint64    `c:"blob"`
 	BlobSize   uint64    `c:"blob_size"`
 	BlobBase   uint64    `c:"blob_base"`
-	Eprocess   uint64    `c:"eprocess"`
+	EPROCESS   uint64    `c:"eprocess"`
 	PEB        uint64    `c:"peb"`
 	PEB32      uint64    `c:"peb32"`
 	Fixups     BootTable `c:"fixups"`

@@ -106,7 +106,7 @@ func (fs *files) chooseBase(f *peFile, path string, wow64 bool) uint64 {
 		fs.b.live.next32 -= span + rng.Uint64N(16)<<16
 		return fs.b.live.next32
 	case f.pe32:
-		return 0x00400000 + rng.Uint64N(0x100)<<16
+		return 0x04000000 + rng.Uint64N(0x100)<<16
 	case isDLL:
 		fs.b.live.nextDLL -= span + rng.Uint64N(64)<<16
 		return fs.b.live.nextDLL

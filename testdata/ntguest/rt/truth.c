@@ -66,7 +66,6 @@ static void put_proc(const struct proc *p)
 	put_str("{\"pid\":");
 	put_dec(p->id.pid);
 	field("ppid", p->id.ppid);
-	field("session", p->id.session);
 	field("eprocess", p->id.eprocess);
 	field("dtb", p->id.dtb);
 	field("user_dtb", p->id.user_dtb);
@@ -76,8 +75,6 @@ static void put_proc(const struct proc *p)
 	put_time("exited", p->id.exit_time);
 	field("exit_status", p->id.exit_status);
 	field("threads", p->live_threads);
-	put_str(",\"wow64\":");
-	put_str(p->id.flags & NT_PROC_WOW64 ? "true" : "false");
 	put_str(",\"state\":\"");
 	put_str(p->state == P_EXITED ? "exited" : p->state == P_ENDING ? "exiting" : "running");
 	put_str("\",\"tids\":[");

@@ -29,6 +29,10 @@ func main() {
 				&cli.PathFlag{Name: "out", Required: true, Usage: "image `FILE`"},
 				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the image, as JSON"},
 			}, layout...)},
+			{Name: "kernel", Usage: "write the guest as a kernel that QEMU boots", Action: writeKernel, Flags: append([]cli.Flag{
+				&cli.PathFlag{Name: "out", Required: true, Usage: "ELF `FILE`"},
+				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the guest at its start, as JSON"},
+			}, layout...)},
 		},
 	}
 	if err := app.Run(os.Args); err != nil {
@@ -68,6 +72,27 @@ func writeImage(c *cli.Context) error {
 	}
 	if err == nil && c.Path("truth") != "" {
 		err = os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644)
+	}
+	return err
+}
+
+func writeKernel(c *cli.Context) error {
+	m, err := ntguest.Lay(options(c))
+	if err != nil {
+		return err
+	}
+	if c.Path("truth") != "" {
+		if err := os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644); err != nil {
+			return err
+		}
+	}
+	out, err := os.Create(c.Path("out"))
+	if err != nil {
+		return err
+	}
+	err = m.WriteKernel(out)
+	if cerr := out.Close(); err == nil {
+		err = cerr
 	}
 	return err
 }

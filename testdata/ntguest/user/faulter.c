@@ -60,7 +60,7 @@ u32 WINAPI start(void *peb)
 		if (!VirtualFree((void *)m, 0, MEM_RELEASE))
 			fail(10);
 		rounds++;
-		if (rounds % 16 == 0)
-			Sleep(15);
+		if (rounds % 4 == 0)
+			Sleep(30);
 	}
 }

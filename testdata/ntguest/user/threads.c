@@ -15,8 +15,9 @@ u32 WINAPI start(void *peb)
 	for (;;) {
 		switch (me % 4) {
 		case 0:
-			if (compute(300000, me))
+			if (compute(200000, me))
 				ExitProcess(0xdead0001);
+			Sleep(30);
 			break;
 		case 1:
 			Sleep(50);

@@ -65,6 +65,7 @@ const (
 	FixPoolTag    = 17
 	FixPID32      = 18
 	FixCounter64  = 19
+	FixTID32      = 20
 )
 
 // Flags of Boot.

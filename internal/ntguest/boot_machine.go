@@ -22,10 +22,11 @@ const (
 // bootWriter adds to a laid-out machine what the runtime needs beside Windows' own
 // structures: nt_boot and its tables, in memory of the runtime's own.
 type bootWriter struct {
-	b        *builder
-	boot     Boot
-	regions  []BootRegion
-	sections map[*image]uint32
+	b       *builder
+	boot    Boot
+	regions []BootRegion
+	// imagePages is the size of each section's image, by segment.
+	imagePages []int
 }
 
 // WriteKernel writes the machine as a kernel that QEMU's -kernel option boots. The
@@ -114,7 +115,7 @@ func (w *bootWriter) write() uint64 {
 		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)),
 		Syscall64: b.sym("KiSystemCall64"), Syscall32: b.sym("KiSystemCall32"),
 		TimerVector: timerVector, IPIVector: ipiVector,
-		Kuser: 0xfffff78000000000, ObCookie: b.cookie, FirstPID: (b.live.lastID + 0x200) &^ 0xff}
+		Kuser: 0xfffff78000000000, ObCookie: b.cookie}
 	bt := &w.boot
 	if b.packedHandles() {
 		bt.Flags |= BootCIDPacked
@@ -134,8 +135,14 @@ func (w *bootWriter) write() uint64 {
 	bt.Stacks = BootArena{VA: b.system.reserve(stackSlots*stackStride+pageSize, pageSize) + pageSize,
 		Stride: stackStride, Size: kernelStack, Count: stackSlots}
 	bt.CIDPages = table(w, b.cid.pages)
+	specs := b.templates()
+	for _, spec := range specs {
+		b.files.open(spec.file, spec.dir+`\`+spec.name, spec.wow64)
+	}
 	w.segments()
 	w.processes()
+	w.templates(specs)
+	b.finishTypes()
 	t := liveMachine{Build: b.truth.Build, Version: b.truth.Version, Kernel: b.truth.Kernel, Drivers: b.truth.Drivers, Hidden: b.truth.Hidden}
 	bt.Truth, bt.TruthLen = w.text(t)
 	at := b.runtime.alloc(uint64(bt.Size), pageSize)
@@ -152,6 +159,21 @@ func (w *bootWriter) write() uint64 {
 	w.place(at, bt)
 	b.finishSpaces()
 	return at
+}
+
+// templates lays out the programs to start later and sets kernel memory aside for
+// the processes made of them.
+func (w *bootWriter) templates(specs []processSpec) {
+	var all []BootTemplate
+	var size uint64
+	for _, spec := range specs {
+		t := w.template(spec)
+		size = max(size, t.BlobSize)
+		all = append(all, t)
+	}
+	w.boot.Templates = table(w, all)
+	w.boot.FirstPID = (w.b.live.lastID + 0x200) &^ 0xff
+	w.boot.Slots = BootArena{VA: w.b.nonPaged.reserve(size*templateSlots, pageSize), Stride: size, Size: size, Count: templateSlots}
 }
 
 // place writes v at an address that has memory already.
@@ -247,7 +269,7 @@ func (w *bootWriter) cpus() {
 // resident pages themselves, which nobody writes to, and more for the others.
 func (w *bootWriter) segments() {
 	b := w.b
-	w.sections = make(map[*image]uint32)
+	w.imagePages = make([]int, len(b.files.segments))
 	segs := make([]BootSegment, len(b.files.segments))
 	images := make([]*image, 0, len(b.files.images))
 	for _, im := range b.files.images {
@@ -256,6 +278,7 @@ func (w *bootWriter) segments() {
 	sort.Slice(images, func(i, j int) bool { return images[i].segment < images[j].segment })
 	for _, im := range images {
 		backing := make([]uint32, len(im.content)/pageSize)
+		w.imagePages[im.segment] = len(backing)
 		for i := range backing {
 			var pfn uint64
 			if i < len(im.frames) {

@@ -124,6 +124,9 @@ func (b *builder) newProcess(spec processSpec) *process {
 		ep.set(1, "ProcessDelete")
 		ep.set(0, "ObjectTable")
 	}
+	if b.blob != nil {
+		return p // a template: the runtime makes its copies known
+	}
 	b.cid.set(p.pid, p.eprocess, 0)
 	b.listAppend(b.kernel, b.sym("PsActiveProcessHead"), ep.addr("ActiveProcessLinks"))
 	b.procs = append(b.procs, p)
@@ -204,11 +207,13 @@ func (b *builder) newThread(p *process, i int) {
 	et, kt := b.at("_ETHREAD", t.ethread), b.at("_KTHREAD", t.ethread)
 	kt.set(6, "Header.Type") // ThreadObject
 	b.listInit(b.kernel, kt.addr("Header.WaitListHead"))
-	t.stackLimit = b.system.reserve(kernelStack+pageSize, pageSize) + pageSize // a guard page below
-	for off := uint64(0); off < kernelStack; off += pageSize {
-		b.kernel.mapFrame(t.stackLimit+off, b.mem.alloc(), b.system.bits)
+	if b.blob == nil { // copies of a template get their stacks from the runtime
+		t.stackLimit = b.system.reserve(kernelStack+pageSize, pageSize) + pageSize // a guard page below
+		for off := uint64(0); off < kernelStack; off += pageSize {
+			b.kernel.mapFrame(t.stackLimit+off, b.mem.alloc(), b.system.bits)
+		}
+		t.stackTop = t.stackLimit + kernelStack
 	}
-	t.stackTop = t.stackLimit + kernelStack
 	kt.set(t.stackTop, "InitialStack")
 	kt.set(t.stackTop, "StackBase")
 	kt.set(t.stackLimit, "StackLimit")
@@ -224,7 +229,9 @@ func (b *builder) newThread(p *process, i int) {
 	ep := b.at("_EPROCESS", p.eprocess)
 	b.listAppend(b.kernel, ep.addr("Pcb.ThreadListHead"), kt.addr("ThreadListEntry"))
 	b.listAppend(b.kernel, ep.addr("ThreadListHead"), et.addr("ThreadListEntry"))
-	b.cid.set(t.tid, t.ethread, 0)
+	if b.blob == nil {
+		b.cid.set(t.tid, t.ethread, 0)
+	}
 	t.state = ThreadKernel
 	if p.user != nil {
 		b.userThread(p, t, i)

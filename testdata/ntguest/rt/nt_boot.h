@@ -158,7 +158,7 @@ struct nt_thread {
 #define NT_FIX_PID         3  /* u64 = pid + value */
 #define NT_FIX_PPID        4  /* u64 = parent's pid */
 #define NT_FIX_TID         5  /* u64 = tid of thread arg */
-#define NT_FIX_DTB         6  /* u64 = dtb */
+#define NT_FIX_DTB         6  /* u64 = dtb + value (flag bits) */
 #define NT_FIX_USER_DTB    7
 #define NT_FIX_NOW         8  /* u64 = system time */
 #define NT_FIX_STACK_TOP   9  /* u64 = kernel stack top of thread arg, + value */
@@ -173,8 +173,9 @@ struct nt_thread {
 #define NT_FIX_POOL_TAG    17 /* u32 = value, written last; 0 at deletion */
 #define NT_FIX_PID32       18 /* u32 = pid + value */
 #define NT_FIX_COUNTER64   19 /* u64 = process serial number (unique, ascending) */
+#define NT_FIX_TID32       20 /* u32 = tid of thread arg */
 
-/* For user fix-ups `at` is a user va; kinds PID, PPID, TID, PID32 only. */
+/* For user fix-ups `at` is a user va; kinds PID, PPID, TID, PID32, TID32 only. */
 struct nt_fixup {
 	u64 at;
 	u64 value;

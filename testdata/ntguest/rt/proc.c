@@ -152,9 +152,10 @@ static u64 fix_value(const struct proc *p, struct thread **ts, const struct nt_f
 	case NT_FIX_PID:
 	case NT_FIX_PID32: return p->id.pid + f->value;
 	case NT_FIX_PPID: return p->id.ppid;
-	case NT_FIX_TID: return ts[f->arg]->tid;
-	case NT_FIX_DTB: return p->id.dtb;
-	case NT_FIX_USER_DTB: return p->id.user_dtb;
+	case NT_FIX_TID:
+	case NT_FIX_TID32: return ts[f->arg]->tid;
+	case NT_FIX_DTB: return p->id.dtb + f->value;
+	case NT_FIX_USER_DTB: return p->id.user_dtb + f->value;
 	case NT_FIX_NOW: return p->id.create_time;
 	case NT_FIX_STACK_TOP: return ts[f->arg]->stack_top + f->value;
 	case NT_FIX_STACK_LIMIT: return ts[f->arg]->stack_limit + f->value;
@@ -171,7 +172,8 @@ static void fix_private(struct proc *p, struct thread **ts, const struct nt_fixu
 	switch (f->kind) {
 	case NT_FIX_RELOC: *at64(va) += delta; break;
 	case NT_FIX_RELOC16: *at64(va) += delta << 16; break;
-	case NT_FIX_PID32: *at32(va) = (u32)fix_value(p, ts, f); break;
+	case NT_FIX_PID32:
+	case NT_FIX_TID32: *at32(va) = (u32)fix_value(p, ts, f); break;
 	case NT_FIX_TYPE_INDEX: {
 		u8 type = (u8)f->arg;
 		if (boot->flags & NT_BOOT_OB_COOKIE)
@@ -312,7 +314,7 @@ struct proc *proc_start(const char *name, u32 ppid, u32 *status)
 	fix = (const struct nt_fixup *)tm->ufixups.va;
 	for (u64 i = 0; i < tm->ufixups.count; i++) {
 		u64 v = fix_value(p, ts, &fix[i]);
-		if (user_write(p, fix[i].at, &v, fix[i].kind == NT_FIX_PID32 ? 4 : 8))
+		if (user_write(p, fix[i].at, &v, fix[i].kind == NT_FIX_PID32 || fix[i].kind == NT_FIX_TID32 ? 4 : 8))
 			bugcheck("user fix-up outside of the template", fix[i].at, p->id.pid);
 	}
 	fix = (const struct nt_fixup *)tm->fixups.va;

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -32,6 +33,15 @@ func main() {
 			{Name: "kernel", Usage: "write the guest as a kernel that QEMU boots", Action: writeKernel, Flags: append([]cli.Flag{
 				&cli.PathFlag{Name: "out", Required: true, Usage: "ELF `FILE`"},
 				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the guest at its start, as JSON"},
+			}, layout...)},
+			{Name: "domain", Usage: "write the kernel and print the XML of a libvirt domain that boots it", Action: writeDomain, Flags: append([]cli.Flag{
+				&cli.PathFlag{Name: "kernel", Required: true, Usage: "ELF `FILE` to write, where libvirt's QEMU can read it"},
+				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the guest at its start, as JSON"},
+				&cli.StringFlag{Name: "name", Usage: "`NAME` of the domain; default ntguest-BUILD-SEED"},
+				&cli.StringFlag{Name: "type", Value: "qemu", Usage: "qemu or kvm"},
+				&cli.StringFlag{Name: "machine", Value: "q35", Usage: "q35 or pc"},
+				&cli.PathFlag{Name: "console-log", Usage: "`FILE` for what the guest says"},
+				&cli.PathFlag{Name: "console-socket", Usage: "UNIX `SOCKET` for the guest's console"},
 			}, layout...)},
 		},
 	}
@@ -76,7 +86,10 @@ func writeImage(c *cli.Context) error {
 	return err
 }
 
-func writeKernel(c *cli.Context) error {
+func writeKernel(c *cli.Context) error { return layKernel(c, c.Path("out")) }
+
+// layKernel writes the guest's kernel, readable to all, and the truth if asked to.
+func layKernel(c *cli.Context, path string) error {
 	m, err := ntguest.Lay(options(c))
 	if err != nil {
 		return err
@@ -86,7 +99,7 @@ func writeKernel(c *cli.Context) error {
 			return err
 		}
 	}
-	out, err := os.Create(c.Path("out"))
+	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}
@@ -94,5 +107,35 @@ func writeKernel(c *cli.Context) error {
 	if cerr := out.Close(); err == nil {
 		err = cerr
 	}
+	return err
+}
+
+func writeDomain(c *cli.Context) error {
+	d := ntguest.Domain{Name: c.String("name"), Type: c.String("type"), Machine: c.String("machine"), MemoryMiB: c.Uint64("memory")}
+	if d.Name == "" {
+		d.Name = fmt.Sprintf("ntguest-%s-%d", c.String("build"), c.Uint64("seed"))
+	}
+	// libvirt wants absolute paths: QEMU runs in another directory.
+	for _, p := range []struct {
+		flag string
+		to   *string
+	}{{"kernel", &d.Kernel}, {"console-log", &d.ConsoleLog}, {"console-socket", &d.ConsoleSocket}} {
+		if c.Path(p.flag) == "" {
+			continue
+		}
+		abs, err := filepath.Abs(c.Path(p.flag))
+		if err != nil {
+			return err
+		}
+		*p.to = abs
+	}
+	text, err := d.XML()
+	if err != nil {
+		return err
+	}
+	if err := layKernel(c, d.Kernel); err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(text)
 	return err
 }

@@ -145,6 +145,9 @@ func clip(s string, n int) string {
 // as handles of the client id table are.
 func (b *builder) nextID() uint64 {
 	b.live.lastID += 4 * (1 + b.rng.Uint64N(8))
+	if b.live.lastID/4%handlesPerPage == 0 {
+		b.live.lastID += 4 // the first entry of a page is never used
+	}
 	return b.live.lastID
 }
 

@@ -1,0 +1,190 @@
+package pe
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// finish settles the gaps, judges sections, checksum and signatures, and
+// returns the result.
+func (r *Rebuilder) finish() *File {
+	f := r.fid
+	r.settleGaps()
+	r.checkSum()
+	r.neverMapped()
+	r.judgeSections()
+	h := r.hdr
+	h.Sections = slices.Clone(r.hdr.Sections)
+	h.ImageBase = f.Base.Preferred
+	f.DotNet = h.NumDirs > dirCLR && h.Dirs[dirCLR].RVA != 0
+	f.Signatures = f.signatures(&h)
+	return &File{Data: r.data, Headers: &h, Fidelity: f}
+}
+
+// settleGaps sorts the gaps, takes out what became known, resolves overlaps in
+// favour of the stronger cause and recounts the bytes in doubt.
+func (r *Rebuilder) settleGaps() {
+	size := uint64(len(r.data))
+	slices.SortStableFunc(r.gaps, func(a, b Gap) int { return compareU64(a.Start, b.Start) })
+	slices.SortFunc(r.recovered, func(a, b Range) int { return compareU64(a.Start, b.Start) })
+	out := r.gaps[:0:0]
+	var done uint64
+	for _, g := range r.gaps {
+		g.Start, g.End = max(g.Start, done), min(g.End, size)
+		i, _ := slices.BinarySearchFunc(r.recovered, g.Start, func(k Range, at uint64) int {
+			if k.End <= at {
+				return -1
+			}
+			return 1
+		})
+		for ; g.Start < g.End; i++ {
+			stop := g.End
+			if i < len(r.recovered) {
+				stop = min(stop, r.recovered[i].Start)
+			}
+			if g.Start < stop {
+				if n := len(out); n > 0 && out[n-1].End == g.Start && out[n-1].Cause == g.Cause {
+					out[n-1].End = stop
+				} else {
+					out = append(out, Gap{Range{g.Start, stop}, g.Cause})
+				}
+			}
+			if i >= len(r.recovered) || stop == g.End && r.recovered[i].Start >= g.End {
+				break
+			}
+			g.Start = max(g.Start, r.recovered[i].End)
+		}
+		done = max(done, g.End)
+	}
+	f := r.fid
+	b := &f.Bytes
+	var missing, assumed uint64
+	for _, g := range out {
+		switch g.Cause {
+		case CauseMissing:
+			missing += g.Len()
+		case CauseUnmapped:
+			assumed += g.Len()
+		default:
+			b.Unknown += g.Len()
+		}
+	}
+	b.FileCache += b.Missing - missing + b.Assumed - assumed
+	if len(r.opt.FilePages) == 0 {
+		// Without the cache the bytes came from other parts of the image.
+		b.Reconstructed += b.FileCache
+	}
+	b.Missing, b.Assumed = missing, assumed
+	f.Gaps = out
+}
+
+func (r *Rebuilder) checkSum() {
+	c := &r.fid.CheckSum
+	c.Header = r.hdr.CheckSum
+	if c.Header == 0 || r.fid.Bytes.Missing != 0 || r.fid.Headers != HeadersMemory {
+		return
+	}
+	field := r.hdr.checkSumField()
+	if uint64(field)+4 > uint64(len(r.data)) {
+		return
+	}
+	c.Checked = true
+	c.Computed = CheckSum(r.data, int(field))
+	c.Matches = c.Computed == binary.LittleEndian.Uint32(r.data[field:])
+}
+
+// neverMapped collects what the headers say about bytes beyond the last section.
+func (r *Rebuilder) neverMapped() {
+	n := &r.fid.NeverMapped
+	h, size := &r.hdr, uint64(len(r.data))
+	if d := h.Dirs[dirSecurity]; h.NumDirs > dirSecurity && d.Size != 0 && d.RVA != 0 {
+		n.Certificate = Range{uint64(d.RVA), uint64(d.RVA) + uint64(d.Size)}
+		if n.Certificate.End > size {
+			n.OverlayAtLeast = n.Certificate.End - size
+		}
+	}
+	if h.Symbols != 0 && h.SymbolTable != 0 {
+		n.SymbolTable = h.SymbolTable
+		// The string table that follows the symbols has a length word of its own.
+		if end := uint64(h.SymbolTable) + 18*uint64(h.Symbols) + 4; end > size && end-size < 1<<32 {
+			n.OverlayAtLeast = max(n.OverlayAtLeast, end-size)
+		}
+	}
+	// The checksum is a 16-bit sum plus the length: what it exceeds the length by
+	// beyond 16 bits is overlay too.
+	if c := uint64(h.CheckSum); c > size+0xffff {
+		n.OverlayAtLeast = max(n.OverlayAtLeast, c-0xffff-size)
+	}
+	n.OverlayKnown = n.OverlayAtLeast > 0
+}
+
+// judgeSections classes the sections by the gaps that lie in them.
+func (r *Rebuilder) judgeSections() {
+	f := r.fid
+	f.Sections = make([]SectionFidelity, len(r.hdr.Sections))
+	for i := range r.hdr.Sections {
+		s := &r.hdr.Sections[i]
+		sf := &f.Sections[i]
+		*sf = SectionFidelity{Name: s.Name, RVA: s.VirtualAddress, RawOffset: s.RawOffset, RawSize: s.RawSize}
+		from := min(uint64(s.RawOffset), uint64(len(r.data)))
+		to := min(from+uint64(s.RawSize), uint64(len(r.data)))
+		if s.RawSize == 0 || s.RawOffset == 0 || from >= to {
+			sf.State = SectionNoData
+			continue
+		}
+		for _, g := range gapsIn(f.Gaps, from, to) {
+			n := min(g.End, to) - max(g.Start, from)
+			switch g.Cause {
+			case CauseMissing:
+				sf.Missing += n
+			case CauseUnmapped:
+				sf.Assumed += n
+			default:
+				sf.Unknown += n
+			}
+		}
+		switch {
+		case sf.Missing+sf.Assumed >= to-from && sf.Missing > 0:
+			sf.State = SectionAbsent
+		case sf.Missing+sf.Unknown > 0:
+			sf.State = SectionPartial
+		case s.Writable() && !f.CheckSum.Matches && r.mayBeWritten(s):
+			sf.State = SectionMemory
+			f.writable += to - from
+		case sf.Assumed > 0:
+			sf.State = SectionAssumed
+		default:
+			sf.State = SectionExact
+		}
+	}
+}
+
+// gapsIn returns the gaps that touch [from, to).
+func gapsIn(gaps []Gap, from, to uint64) []Gap {
+	lo, _ := slices.BinarySearchFunc(gaps, from, func(g Gap, at uint64) int {
+		if g.End <= at {
+			return -1
+		}
+		return 1
+	})
+	hi := lo
+	for hi < len(gaps) && gaps[hi].Start < to {
+		hi++
+	}
+	return gaps[lo:hi]
+}
+
+// mayBeWritten says whether any page of a writable section can have been written
+// since it was loaded: pages of the section object itself cannot.
+func (r *Rebuilder) mayBeWritten(s *Section) bool {
+	from := uint64(s.VirtualAddress) / PageSize
+	to := (uint64(s.VirtualAddress) + uint64(s.virtualSize()) + PageSize - 1) / PageSize
+	for p := from; p < to && p < uint64(len(r.img.Pages)); p++ {
+		switch r.img.Pages[p] {
+		case Prototype, FileCache, Absent:
+		default:
+			return true
+		}
+	}
+	return false
+}

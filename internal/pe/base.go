@@ -1,6 +1,7 @@
 package pe
 
 import (
+	"bytes"
 	"encoding/binary"
 	"strings"
 )
@@ -61,9 +62,14 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	if h.ImageBase != r.img.Base && h.ImageBase != 0 && h.ImageBase%0x10000 == 0 {
 		return h.ImageBase, BaseHeader
 	}
-	if v, n := r.pointerBase(); v != 0 {
+	if v, n := r.pointerBase(candidates); v != 0 {
 		b.Evidence = n
 		return v, BasePointers
+	}
+	if h.madeByGNU() && h.Characteristics&fileDLL != 0 {
+		if names := r.nameBases(); len(names) > 0 {
+			return names[0], BaseName
+		}
 	}
 	if v, ok := r.defaultBase(); ok {
 		return v, BaseDefault
@@ -153,28 +159,36 @@ func (r *Rebuilder) defaultBase() (uint64, bool) {
 	return 0x400000, true
 }
 
-// nameBases are the bases GNU ld would choose for the names the output file may
-// have been given (--enable-auto-image-base). Range and mask are from
-// ld/emultempl/pe.em and pep.em of binutils 2.36 and before.
+// madeByGNU says whether the linker version is one that GNU ld writes: its own,
+// 2.15 and up. Microsoft's linkers of that major version are from before DLLs
+// could be relocated at will.
+func (h *Headers) madeByGNU() bool { return h.LinkerMajor == 2 && h.LinkerMinor >= 15 }
+
+// nameBases are the bases GNU ld chooses for the names the output file may have
+// been given, likeliest first: gcc asks it for --enable-auto-image-base when it
+// links a DLL. Range and mask are from ld/emultempl/pe.em and pep.em.
 func (r *Rebuilder) nameBases() []uint64 {
 	name := r.exportName()
 	if name == "" {
 		return nil
 	}
-	var out []uint64
 	stem := strings.TrimSuffix(name, ".dll")
-	for _, path := range []string{
-		name, "./" + name, ".libs/" + name, "dlls/" + stem + "/" + name,
-		"dlls/" + stem + "/x86_64-windows/" + name, "dlls/" + stem + "/i386-windows/" + name,
-		"lib" + name, "bin/" + name,
-	} {
-		for _, width := range []uint{64, 32} {
-			hash := strhash(path, width) & 0xffffffff
-			if r.hdr.PE64 {
-				out = append(out, 0x1c0000000+hash<<16&0x1ffff0000, 0x400000000+hash<<16&0x1ffff0000)
-			} else {
-				out = append(out, 0x61500000+hash<<16&0x0ffc0000, 0x61300000+hash<<16&0x0ffc0000)
-			}
+	paths := []string{name, ".libs/" + name, "./" + name, "bin/" + name}
+	if b := r.img.Mem; bytes.HasPrefix(b[0x40:], []byte("Wine builtin DLL")) {
+		// Wine marks its own in the DOS stub and builds them all in one tree.
+		arch := "i386-windows/"
+		if r.hdr.PE64 {
+			arch = "x86_64-windows/"
+		}
+		paths = append([]string{"dlls/" + stem + "/" + arch + name, "dlls/" + stem + "/" + name}, paths...)
+	}
+	out := make([]uint64, 0, 2*len(paths))
+	for _, path := range paths {
+		hash := uint64(strhash(path))
+		if r.hdr.PE64 {
+			out = append(out, 0x1c0000000+hash<<16&0x1ffff0000, 0x400000000+hash<<16&0x1ffff0000)
+		} else {
+			out = append(out, 0x61500000+hash<<16&0x0ffc0000, 0x61300000+hash<<16&0x0ffc0000)
 		}
 	}
 	return out

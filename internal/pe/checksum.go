@@ -55,17 +55,16 @@ func CheckSum(file []byte, field int) uint32 {
 }
 
 // strhash is the string hash GNU ld derives the base of a DLL from when it is
-// told to choose one (ld/emultempl/pe.em, --enable-auto-image-base): an unsigned
-// long there, 32 or 64 bits wide by the host the linker ran on.
-func strhash(s string, width uint) uint64 {
-	mask := ^uint64(0) >> (64 - width)
+// told to choose one (ld/emultempl/pe.em). Only its low bits are used there, and
+// those are the same whether the host's long has 32 or 64 bits.
+func strhash(s string) uint32 {
 	var h uint64
 	for i := 0; i < len(s); i++ {
 		c := uint64(s[i])
-		h = (h + c + c<<17) & mask
+		h += c + c<<17
 		h ^= h >> 2
 	}
 	n := uint64(len(s))
-	h = (h + n + n<<17) & mask
-	return h ^ h>>2
+	h += n + n<<17
+	return uint32(h ^ h>>2)
 }

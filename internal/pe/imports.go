@@ -253,27 +253,33 @@ func (r *Rebuilder) thunkFor(syms []Symbol, next uint64) (v, after uint64, ok bo
 	return 0, 0, false
 }
 
-// findName searches the image for a hint/name entry. The first place that is
-// framed by zeros counts. The search is bounded by a budget of bytes per rebuild.
+// findName searches the image for a hint/name entry of name: from the import
+// directory on, then from the start. An entry whose hint is zero or small is
+// preferred, but in files made by hand other things stand there. The search is
+// bounded by a budget of bytes per rebuild.
 func (r *Rebuilder) findName(name string) (uint64, bool) {
-	if r.searched > 64<<20 || len(name) < 3 || len(name) > 512 {
+	if len(name) < 3 || len(name) > 512 {
 		return 0, false
 	}
 	r.needle = append(append(r.needle[:0], name...), 0)
-	from := int(min(uint64(r.hdr.SizeOfHeaders), uint64(len(r.img.Mem))))
-	for from < len(r.img.Mem) {
-		i := bytes.Index(r.img.Mem[from:], r.needle)
-		if i < 0 {
-			r.searched += len(r.img.Mem) - from
-			return 0, false
+	m := r.img.Mem
+	dir := int(min(uint64(r.hdr.Dirs[dirImport].RVA), uint64(len(m))))
+	for _, strict := range []bool{true, false} {
+		for _, part := range [][2]int{{dir, len(m)}, {0, dir}} {
+			for from := part[0]; from < part[1] && r.searched < 64<<20; {
+				i := bytes.Index(m[from:part[1]], r.needle)
+				if i < 0 {
+					r.searched += part[1] - from
+					break
+				}
+				r.searched += i + 1
+				at := from + i
+				if at >= 2 && (!strict || m[at-1] < 0x20) {
+					return uint64(at - 2), true
+				}
+				from = at + 1
+			}
 		}
-		r.searched += i + 1
-		at := from + i
-		// A hint is a small number or zero, so its high byte is not a letter.
-		if at >= 2 && r.img.Mem[at-1] < 0x20 {
-			return uint64(at - 2), true
-		}
-		from = at + 1
 	}
 	return 0, false
 }

@@ -29,16 +29,15 @@ func alignUp(v, a uint64) uint64 { return (v + a - 1) &^ (a - 1) }
 // plan computes which file bytes are mapped where, by the rules of the memory
 // manager. memSize is the size of the mapped form and maxFile the largest file
 // that may come out, both in bytes.
-func (l *layout) plan(h *Headers, memSize, maxFile uint64) error {
+func (l *layout) plan(h *Headers, mem []byte, maxFile uint64) error {
+	memSize := uint64(len(mem))
 	l.spans, l.notes, l.last, l.fileSize = l.spans[:0], l.notes[:0], 0, 0
-	headers := min(uint64(h.SizeOfHeaders), memSize)
-	if end := uint64(h.sectTable) + uint64(len(h.Sections))*sectionHeaderSize; headers < end {
-		headers = min(end, memSize)
-	}
+	tableEnd := uint64(h.sectTable) + uint64(len(h.Sections))*sectionHeaderSize
+	headers := min(max(uint64(h.SizeOfHeaders), tableEnd), memSize)
 	if h.lowAlignment() {
-		return l.planFlat(h, headers, memSize, maxFile)
+		return l.planFlat(h, tableEnd, mem, maxFile)
 	}
-	l.add(span{0, 0, headers, -1}, headers)
+	l.add(span{0, 0, headers, -1}, tableEnd)
 	var copied, lastEnd uint64
 	for i := range h.Sections {
 		s := &h.Sections[i]
@@ -70,6 +69,12 @@ func (l *layout) plan(h *Headers, memSize, maxFile uint64) error {
 		}
 		l.add(span{rva, off, n, i}, off+size)
 	}
+	// Headers that reach beyond the last section map overlay. How much of it the
+	// file has shows only where it is not zero.
+	if s := &l.spans[0]; s.n > l.fileSize {
+		s.n = max(l.fileSize, lastByte(mem[:s.n]))
+		l.fileSize = max(l.fileSize, s.n)
+	}
 	sort.SliceStable(l.spans, func(i, j int) bool { return l.spans[i].rva < l.spans[j].rva })
 	return nil
 }
@@ -77,8 +82,8 @@ func (l *layout) plan(h *Headers, memSize, maxFile uint64) error {
 // planFlat lays out an image whose sections are aligned below the page size. The
 // memory manager maps such a file as one piece, file offset = RVA, so that
 // nothing but what lies beyond SizeOfImage is lost.
-func (l *layout) planFlat(h *Headers, headers, memSize, maxFile uint64) error {
-	end := headers
+func (l *layout) planFlat(h *Headers, tableEnd uint64, mem []byte, maxFile uint64) error {
+	end := tableEnd
 	for i := range h.Sections {
 		s := &h.Sections[i]
 		if s.RawSize == 0 {
@@ -93,8 +98,22 @@ func (l *layout) planFlat(h *Headers, headers, memSize, maxFile uint64) error {
 	if end > maxFile {
 		return fmt.Errorf("lay out flat image of %d bytes: %w", end, ErrTooLarge)
 	}
-	l.add(span{0, 0, min(end, memSize), -1}, end)
+	n := end
+	if end < uint64(len(mem)) {
+		// What was mapped beyond the last section is overlay.
+		n = max(end, lastByte(mem[:min(uint64(len(mem)), maxFile)]))
+	}
+	l.add(span{0, 0, min(n, uint64(len(mem))), -1}, n)
 	return nil
+}
+
+// lastByte returns the length of b without trailing zeros.
+func lastByte(b []byte) uint64 {
+	n := len(b)
+	for n > 0 && b[n-1] == 0 {
+		n--
+	}
+	return uint64(n)
 }
 
 func (l *layout) add(s span, fileEnd uint64) {

@@ -157,13 +157,20 @@ func (r *Rebuilder) restoreGuards(c *loadConfig) {
 		if now == 0 || r.inImage(now) {
 			continue
 		}
-		target, ok := r.guardTarget(c, g.match)
-		if !ok {
+		target, n := r.guardTarget(c, g.match)
+		if n != 1 {
+			target, n = r.guardSearch(g.match)
+		}
+		if n != 1 {
+			// Of two equal stubs of the linker's the first is the likely one, of many
+			// empty functions none.
 			f.GuardUnknown++
 			if off, in := r.lay.offset(rva, ps); in {
 				r.unknown(off, off+ps, CauseGuard)
 			}
-			continue
+			if n != 2 {
+				continue
+			}
 		}
 		var b [8]byte
 		putUint(b[:ps], r.img.Base+target)
@@ -174,18 +181,16 @@ func (r *Rebuilder) restoreGuards(c *loadConfig) {
 	}
 }
 
-// guardTarget finds the only function of the guard function table that match
-// accepts. The default functions are in it because their addresses are taken.
+// guardTarget finds the first function of the guard function table that match
+// accepts, and how many there are. The default functions are in it because their addresses are taken.
 // Code linked incrementally has a jump in between.
-func (r *Rebuilder) guardTarget(c *loadConfig, match func(rva uint64) bool) (uint64, bool) {
+func (r *Rebuilder) guardTarget(c *loadConfig, match func(rva uint64) bool) (found uint64, n int) {
 	table, count := c.field(c.off.guardTable), c.field(c.off.guardCount)
 	flags := binary.LittleEndian.Uint32(c.b[c.off.guardFlags:])
 	stride := 4 + uint64(flags>>28) // IMAGE_GUARD_CF_FUNCTION_TABLE_SIZE_MASK
 	if !r.inImage(table) {
-		return 0, false
+		return 0, 0
 	}
-	var found uint64
-	n := 0
 	for at := table - r.img.Base; count > 0 && r.img.present(at, 4); count, at = count-1, at+stride {
 		rva := uint64(binary.LittleEndian.Uint32(r.img.Mem[at:]))
 		target := rva
@@ -193,8 +198,76 @@ func (r *Rebuilder) guardTarget(c *loadConfig, match func(rva uint64) bool) (uin
 			target = rva + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(r.img.Mem[rva+1:]))))
 		}
 		if match(target) {
-			found = rva
-			n++
+			if n++; n == 1 {
+				found = rva
+			}
+		}
+	}
+	return found, n
+}
+
+// guardSearch does the same without the table: x64 ones are written
+// in assembly, stand on a 16-byte boundary behind padding, and are the only code
+// of their kind. Where the image is linked incrementally the pointer goes to the
+// jump that leads there.
+func (r *Rebuilder) guardSearch(match func(rva uint64) bool) (found uint64, n int) {
+	if r.hdr.Machine != machineAMD64 {
+		return 0, 0
+	}
+	for i := range r.hdr.Sections {
+		s := &r.hdr.Sections[i]
+		if !s.Executable() {
+			continue
+		}
+		end := min(uint64(s.VirtualAddress)+uint64(s.virtualSize()), uint64(len(r.img.Mem)))
+		for rva := alignUp(uint64(s.VirtualAddress), 16); rva+16 <= end; rva += 16 {
+			if b := r.img.Mem[rva]; (b == 0xff || b == 0xc2) && match(rva) && r.padded(rva) {
+				if n++; n == 1 {
+					found = rva
+				}
+			}
+		}
+	}
+	if n == 1 {
+		if jump, ok := r.jumpTo(found); ok {
+			return jump, 1
+		}
+	}
+	return found, n
+}
+
+// padded says whether rva stands between padding: int3 or a long nop before,
+// int3 within the next bytes.
+func (r *Rebuilder) padded(rva uint64) bool {
+	m := r.img.Mem
+	before := m[rva-1] == 0xcc || m[rva-1] == 0 && m[rva-2] == 0
+	return before && bytes.IndexByte(m[rva+2:rva+8], 0xcc) >= 0
+}
+
+// jumpTo finds the only jump of the incremental link table that leads to rva.
+func (r *Rebuilder) jumpTo(rva uint64) (uint64, bool) {
+	m := r.img.Mem
+	var found uint64
+	n := 0
+	for i := range r.hdr.Sections {
+		s := &r.hdr.Sections[i]
+		if !s.Executable() {
+			continue
+		}
+		from := min(uint64(s.VirtualAddress), uint64(len(m)))
+		end := min(from+uint64(s.virtualSize()), uint64(len(m)))
+		// The table is a row of jumps: one stands right before or behind another.
+		for at := from; at+10 <= end; at++ {
+			j := bytes.IndexByte(m[at:end-9], 0xe9)
+			if j < 0 {
+				break
+			}
+			at += uint64(j)
+			to := at + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(m[at+1:]))))
+			if to == rva && (m[at+5] == 0xe9 || at >= from+5 && m[at-5] == 0xe9) {
+				found = at
+				n++
+			}
 		}
 	}
 	return found, n == 1

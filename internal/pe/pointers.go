@@ -13,8 +13,9 @@ const maxPointerSamples = 1 << 18
 // functions as they were linked. Where functions are is known independently
 // (unwind table, exports, relocated pointers), so that every such address and
 // every function whose low 16 bits agree vote for one base, and the true one
-// collects a vote for each address while the others collect chance.
-func (r *Rebuilder) pointerBase() (base uint64, votes int) {
+// collects a vote for each address while the others collect chance. Where the votes
+// are few they only choose among the candidates.
+func (r *Rebuilder) pointerBase(candidates []uint64) (base uint64, votes int) {
 	targets := r.knownTargets()
 	if len(targets) == 0 {
 		return 0, 0
@@ -70,29 +71,47 @@ func (r *Rebuilder) pointerBase() (base uint64, votes int) {
 		}
 		base, votes = 0, 0
 	}
-	return 0, 0
+	// Too few for a verdict of their own, but enough to tell candidates apart, except
+	// for those that pairs of small numbers vote for as well.
+	for _, c := range candidates {
+		if n := tally[c]; n > votes && n >= 2 && c != r.img.Base && c >= 0x400000 && c&0xfffffff != 0 && c != 0x1000000 {
+			base, votes = c, n
+		}
+	}
+	return base, votes
 }
 
 func isDebugSection(s *Section) bool {
 	return s.Characteristics&scnDiscardable != 0 && s.Characteristics&scnWrite == 0 && s.Name != ".reloc"
 }
 
-// eachPointer calls f with every aligned word of [from, to) that may be an address
-// the loader left alone: in user or kernel range, but not inside the image.
+// eachPointer calls f with every aligned word of the file bytes of [from, to)
+// that may be an address the loader left alone: in user range, but not inside the
+// image as it is mapped. The file is looked at, not the image, because bound
+// imports are undone in it.
 func (r *Rebuilder) eachPointer(from, to uint64, f func(v uint64) bool) {
-	m, le := r.img.Mem, binary.LittleEndian
+	s := r.lay.find(from)
+	if s == nil {
+		return
+	}
+	to = min(to, s.rva+s.n)
 	step := uint64(r.hdr.ptrSize())
-	top := r.img.Base + uint64(len(m))
+	from = alignUp(from, step)
+	if from >= to {
+		return
+	}
+	b, le := r.data[s.off+from-s.rva:s.off+to-s.rva], binary.LittleEndian
+	top := r.img.Base + uint64(len(r.img.Mem))
 	limit := uint64(1) << 47
 	if step == 4 {
 		limit = 1 << 31
 	}
-	for rva := alignUp(from, step); rva+step <= to; rva += step {
+	for ; uint64(len(b)) >= step; b = b[step:] {
 		var v uint64
 		if step == 8 {
-			v = le.Uint64(m[rva:])
+			v = le.Uint64(b)
 		} else {
-			v = uint64(le.Uint32(m[rva:]))
+			v = uint64(le.Uint32(b))
 		}
 		if v < 0x11000 || v >= limit || v >= r.img.Base && v < top {
 			continue

@@ -90,7 +90,7 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	if limit == 0 {
 		limit = 2*uint64(len(img.Mem)) + 16<<20
 	}
-	if err := r.lay.plan(&r.hdr, uint64(len(img.Mem)), limit); err != nil {
+	if err := r.lay.plan(&r.hdr, img.Mem, limit); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
 	r.fid.Notes = append(r.fid.Notes, r.lay.notes...)

@@ -318,6 +318,11 @@ func (l *Loader) configure(m *Mapped) {
 		flagsAt = 0x90
 	}
 	if flagsAt+4 > size || m.u32(lc+flagsAt)&0x100 == 0 {
+		return // IMAGE_GUARD_CF_INSTRUMENTED
+	}
+	// A program that does not ask for control flow guard runs without; a DLL may be
+	// loaded into one that does.
+	if m.u16(m.nt+22)&0x2000 == 0 && m.u16(m.nt+24+70)&0x4000 == 0 {
 		return
 	}
 	for i, o := range [][2]int{{0x70, 0x48}, {0x78, 0x4c}, {0x118, 0xac}, {0x120, 0xb0}, {0x128, 0xb4}} {

@@ -44,14 +44,15 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	if len(r.headerCopy) > 0 && r.fid.Headers != HeadersMemory && r.hdr.Dirs[dirBaseReloc].RVA == 0 && r.opt.PreferredBase == 0 {
 		return r.img.Base, BaseUndecided
 	}
+	r.solver, r.solved = r.newSumSolver()
 	if !r.movable() {
 		return r.img.Base, BaseFixed
 	}
 	candidates := r.candidates()
 	b.Tried = len(candidates)
-	if sum, ok := r.newSumSolver(); ok {
+	if r.solved {
 		for _, c := range candidates {
-			if sum.matches(r.img.Base - c) {
+			if r.solver.matches(r.img.Base - c) {
 				return c, BaseChecksum
 			}
 		}
@@ -212,24 +213,32 @@ type sumSolver struct {
 	want   uint64 // residue of CheckSum minus the length
 }
 
-// newSumSolver returns ok false where the checksum proves nothing: there is
-// none, bytes are missing, it counts more bytes than the rebuilt file has, or
-// relocations are of kinds that do not add up.
+// checkSumUsable says whether the header's CheckSum can prove anything: there is
+// one, no byte is missing, and it does not count more bytes than the rebuilt file
+// has.
+func (r *Rebuilder) checkSumUsable() bool {
+	h, size := &r.hdr, r.lay.fileSize
+	if h.CheckSum == 0 || len(r.headerCopy) > 0 || r.fid.Headers != HeadersMemory ||
+		uint64(h.checkSumField())+4 > size || h.hasOverlay(size) {
+		return false
+	}
+	return uint64(h.CheckSum) >= size && uint64(h.CheckSum)-size <= 0xffff
+}
+
+// newSumSolver returns ok false where the checksum proves nothing, which is also
+// the case if relocations are of kinds that do not add up.
 func (r *Rebuilder) newSumSolver() (s sumSolver, ok bool) {
 	h := &r.hdr
-	if h.CheckSum == 0 || len(r.headerCopy) > 0 || r.fid.Bytes.Missing != 0 || len(r.data) == 0 {
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 {
 		return s, false
+	}
+	if !r.sumKnown {
+		r.sum, r.sumKnown = onesSum(r.data), true
 	}
 	tail := uint64(h.CheckSum) - uint64(len(r.data))
-	if uint64(h.CheckSum) < uint64(len(r.data)) || tail > 0xffff || h.hasOverlay(uint64(len(r.data))) {
-		return s, false
-	}
 	s.want = tail % 65535
-	field := h.checkSumField()
-	if uint64(field)+4 > uint64(len(r.data)) {
-		return s, false
-	}
-	s.sum = uint64(CheckSum(r.data, int(field))-uint32(len(r.data))) % 65535
+	field := uint64(h.checkSumField())
+	s.sum = (r.sum + 65535 - residue(r.data[field:field+4], field)) % 65535
 	w := newRelocWalker(r.img, h)
 	for {
 		blk, more := w.next()
@@ -272,15 +281,18 @@ func oddWeight(off uint32) uint64 {
 	return 1
 }
 
-// matches says whether subtracting delta everywhere gives the wanted sum. delta
-// is a signed number in two's complement: relocated words do not wrap.
-func (s *sumSolver) matches(delta uint64) bool {
+// after returns the sum when delta is subtracted everywhere. delta is a signed
+// number in two's complement: relocated words do not wrap.
+func (s *sumSolver) after(delta uint64) uint64 {
 	d := delta % 65535
 	if int64(delta) < 0 {
 		d = (65535 - uint64(-int64(delta))%65535) % 65535
 	}
-	return (s.sum+65535-s.weight*d%65535)%65535 == s.want
+	return (s.sum + 65535 - s.weight*d%65535) % 65535
 }
+
+// matches says whether subtracting delta everywhere gives the wanted sum.
+func (s *sumSolver) matches(delta uint64) bool { return s.after(delta) == s.want }
 
 // hasOverlay says whether the headers themselves place something beyond end, the
 // end of the last section in the file.

@@ -1,38 +1,48 @@
 package pe
 
-import (
-	"encoding/binary"
-	"math/bits"
-)
+import "encoding/binary"
 
-// onesSum adds up b as little-endian words with end-around carry and returns the
-// sum as a number congruent to it modulo 65535. 2^64-1 is a multiple of 65535, so
-// adding 64-bit words with end-around carry keeps the residue.
+// onesSum adds up b as little-endian 16-bit words and returns the sum modulo
+// 65535, which is what end-around carry makes of it.
+//
+// It adds 64-bit words. 2^32 is 1 modulo 65535, so what counts is the sum of the
+// upper halves and that of the lower ones; the lower one is left over when the
+// upper is taken from the plain sum, so that each word costs two additions and a
+// shift.
 func onesSum(b []byte) uint64 {
 	le := binary.LittleEndian
-	var s0, s1, s2, s3, c uint64
+	var all0, all1, all2, all3, high0, high1, high2, high3 uint64
 	for len(b) >= 32 {
-		// A carry out of one lane weighs the same in the next: 2^64 is 1 modulo 65535.
-		s0, c = bits.Add64(s0, le.Uint64(b), c)
-		s1, c = bits.Add64(s1, le.Uint64(b[8:]), c)
-		s2, c = bits.Add64(s2, le.Uint64(b[16:]), c)
-		s3, c = bits.Add64(s3, le.Uint64(b[24:]), c)
+		v0, v1, v2, v3 := le.Uint64(b), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:32])
+		all0 += v0
+		all1 += v1
+		all2 += v2
+		all3 += v3
+		high0 += v0 >> 32
+		high1 += v1 >> 32
+		high2 += v2 >> 32
+		high3 += v3 >> 32
 		b = b[32:]
 	}
-	s0, c = bits.Add64(s0, 0, c)
-	s0 += c
-	for len(b) >= 8 {
-		s0, c = bits.Add64(s0, le.Uint64(b), 0)
-		s0 += c
-		b = b[8:]
+	for len(b) > 0 {
+		var word [8]byte
+		n := copy(word[:], b)
+		v := le.Uint64(word[:])
+		all0 += v
+		high0 += v >> 32
+		b = b[n:]
 	}
-	if len(b) > 0 {
-		var last [8]byte
-		copy(last[:], b)
-		s0, c = bits.Add64(s0, le.Uint64(last[:]), 0)
-		s0 += c
+	fold := func(all, high uint64) uint64 { return (all-high<<32)%65535 + high%65535 }
+	return (fold(all0, high0) + fold(all1, high1) + fold(all2, high2) + fold(all3, high3)) % 65535
+}
+
+// residue is what bytes at a file offset contribute to the sum, modulo 65535.
+func residue(b []byte, off uint64) uint64 {
+	v := onesSum(b)
+	if off%2 == 1 {
+		v *= 256 // it stands in the other half of the words
 	}
-	return (s0%65535 + s1%65535 + s2%65535 + s3%65535) % 65535
+	return v % 65535
 }
 
 // CheckSum computes the checksum of a PE file as CheckSumMappedFile does: the
@@ -41,17 +51,18 @@ func onesSum(b []byte) uint64 {
 func CheckSum(file []byte, field int) uint32 {
 	sum := onesSum(file)
 	if field >= 0 && field+4 <= len(file) {
-		v := uint64(binary.LittleEndian.Uint32(file[field:]))
-		if field%2 == 1 {
-			v *= 256
-		}
-		sum = (sum + 65535 - v%65535) % 65535
+		sum = (sum + 65535 - residue(file[field:field+4], uint64(field))) % 65535
 	}
+	return sumToCheckSum(sum, len(file))
+}
+
+// sumToCheckSum makes the checksum of the sum of all words modulo 65535.
+func sumToCheckSum(sum uint64, size int) uint32 {
 	if sum == 0 {
 		// Zero and 65535 are the same residue; only a file of zeros sums to plain zero.
 		sum = 65535
 	}
-	return uint32(sum) + uint32(len(file))
+	return uint32(sum) + uint32(size)
 }
 
 // strhash is the string hash GNU ld derives the base of a DLL from when it is

@@ -1,9 +1,6 @@
 package pe
 
-import (
-	"encoding/binary"
-	"slices"
-)
+import "slices"
 
 // finish settles the gaps, judges sections, checksum and signatures, and
 // returns the result.
@@ -78,19 +75,21 @@ func (r *Rebuilder) settleGaps() {
 	f.Gaps = out
 }
 
+// checkSum compares the header's checksum with the file, unless the search for
+// the base has done so already.
 func (r *Rebuilder) checkSum() {
 	c := &r.fid.CheckSum
 	c.Header = r.hdr.CheckSum
-	if c.Header == 0 || r.fid.Bytes.Missing != 0 || r.fid.Headers != HeadersMemory {
-		return
-	}
-	field := r.hdr.checkSumField()
-	if uint64(field)+4 > uint64(len(r.data)) {
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 {
 		return
 	}
 	c.Checked = true
-	c.Computed = CheckSum(r.data, int(field))
-	c.Matches = c.Computed == binary.LittleEndian.Uint32(r.data[field:])
+	if r.solved && len(r.opt.FilePages) == 0 {
+		c.Computed = sumToCheckSum(r.solver.after(r.fid.Base.Actual-r.fid.Base.Preferred), len(r.data))
+	} else {
+		c.Computed = CheckSum(r.data, int(r.hdr.checkSumField()))
+	}
+	c.Matches = c.Computed == c.Header
 }
 
 // neverMapped collects what the headers say about bytes beyond the last section.

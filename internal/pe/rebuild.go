@@ -53,6 +53,11 @@ type Rebuilder struct {
 	data []byte
 	fid  *Fidelity
 
+	sum      uint64 // of the file's words, modulo 65535, as long as relocations are not undone
+	sumKnown bool
+	solver   sumSolver
+	solved   bool // solver holds this image's equation
+
 	gaps          []Gap   // in the order found; sorted and merged at the end
 	recovered     []Range // file bytes of missing pages that became known from elsewhere
 	lostRelocs    []Range // RVAs whose relocations are not known
@@ -143,17 +148,35 @@ func (r *Rebuilder) copyBytes() {
 		spans = slices.Clone(r.lay.spans)
 		slices.SortStableFunc(spans, func(a, b span) int { return compareU64(a.off, b.off) })
 	}
+	r.sum, r.sumKnown = 0, r.checkSumUsable()
 	done := uint64(0) // file bytes before it are accounted for
 	for _, s := range spans {
 		if s.off > done {
 			r.assume(done, s.off)
 		}
-		copy(r.data[s.off:], r.img.Mem[s.rva:s.rva+s.n])
+		r.sumKnown = r.sumKnown && s.off >= done && s.off%2 == 0
+		r.copySpan(s)
 		r.account(s, done)
 		done = max(done, s.off+s.n)
 	}
 	r.assume(done, size)
 	r.fid.MissingRVAs = missingRuns(r.img.Pages)
+}
+
+// copySpan copies the bytes of one span and sums them up on the way, while they
+// are in the processor's cache.
+func (r *Rebuilder) copySpan(s span) {
+	const chunk = 128 << 10
+	dst, src := r.data[s.off:s.off+s.n], r.img.Mem[s.rva:s.rva+s.n]
+	if !r.sumKnown {
+		copy(dst, src)
+		return
+	}
+	for len(src) > 0 {
+		n := copy(dst[:min(chunk, len(dst))], src)
+		r.sum += onesSum(dst[:n])
+		dst, src = dst[n:], src[n:]
+	}
 }
 
 // account counts the bytes of one span by origin. File bytes before done belong
@@ -216,6 +239,9 @@ func (r *Rebuilder) put(rva uint64, b []byte) bool {
 	off, ok := r.lay.offset(rva, uint64(len(b)))
 	if !ok {
 		return false
+	}
+	if r.sumKnown {
+		r.sum += 65535 - residue(r.data[off:off+uint64(len(b))], off) + residue(b, off)
 	}
 	copy(r.data[off:], b)
 	r.fid.Bytes.Restored += uint64(len(b))

@@ -124,13 +124,8 @@ func (r *Rebuilder) inImage(va uint64) bool {
 // which is what both Microsoft's and GNU's tools emit.
 func (r *Rebuilder) findThunks() {
 	m, le := r.img.Mem, binary.LittleEndian
-	for i := range r.hdr.Sections {
-		s := &r.hdr.Sections[i]
-		if !s.Executable() {
-			continue
-		}
-		from := min(uint64(s.VirtualAddress), uint64(len(m)))
-		to := min(from+uint64(s.virtualSize()), uint64(len(m)))
+	for _, c := range r.lay.code {
+		from, to := c.Start, c.End
 		lead, imm := []byte{0x48, 0x8d, 0x05}, uint64(3)
 		if !r.hdr.PE64 {
 			lead, imm = []byte{0xb8}, 1

@@ -1,6 +1,9 @@
 package pe
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // FilePage is a run of the file's own bytes, in on-disk form, that the guest
 // still holds in its cache (data section object, shared cache map).
@@ -19,6 +22,7 @@ const maxConflicts = 256
 // for the rebuilt file is to be the file; a difference in a section that is not
 // writable is a conflict, and the mapping's bytes stay, for they are what runs.
 func (r *Rebuilder) mergeFilePages() {
+	slices.SortStableFunc(r.gaps, func(a, b Gap) int { return compareU64(a.Start, b.Start) })
 	for i := range r.opt.FilePages {
 		p := &r.opt.FilePages[i]
 		end := p.Offset + uint64(len(p.Data))
@@ -58,19 +62,23 @@ func (r *Rebuilder) compareFilePage(p *FilePage, end uint64) {
 // spanAtOffset returns the span that holds the file byte at off and the end of
 // the piece that has one state: at most one page of one span.
 func (r *Rebuilder) spanAtOffset(off, end uint64) (*span, uint64) {
-	next := end
-	for i := range r.lay.spans {
-		s := &r.lay.spans[i]
-		if off >= s.off && off < s.off+s.n {
-			rva := s.rva + off - s.off
-			page := rva&^(PageSize-1) + PageSize - rva
-			return s, min(end, s.off+s.n, off+page)
+	spans := r.lay.byOffset
+	i, _ := slices.BinarySearchFunc(spans, off, func(s span, at uint64) int {
+		if s.off <= at {
+			return -1
 		}
-		if s.off > off {
-			next = min(next, s.off)
+		return 1
+	})
+	if i < len(spans) {
+		end = min(end, spans[i].off)
+	}
+	for j := i - 1; j >= 0 && j >= i-4; j-- {
+		if s := &spans[j]; off < s.off+s.n {
+			rva := s.rva + off - s.off
+			return s, min(end, s.off+s.n, off+PageSize-rva%PageSize)
 		}
 	}
-	return nil, next
+	return nil, end
 }
 
 // compareCode compares a piece of a read-only section with the file's bytes.
@@ -110,10 +118,16 @@ func (r *Rebuilder) compareCode(s *span, off uint64, mem, file []byte) {
 	}
 }
 
-// isGap says whether the whole run is in doubt for a reason other than a missing page.
+// isGap says whether the run lies in a gap.
 func (r *Rebuilder) isGap(from, to uint64) bool {
-	for i := range r.gaps {
-		if g := &r.gaps[i]; g.Start <= from && to <= g.End {
+	i, _ := slices.BinarySearchFunc(r.gaps, from, func(g Gap, at uint64) int {
+		if g.Start <= at {
+			return -1
+		}
+		return 1
+	})
+	for j := i - 1; j >= 0 && j >= i-4; j-- {
+		if to <= r.gaps[j].End {
 			return true
 		}
 	}

@@ -120,6 +120,7 @@ func (r *Rebuilder) neverMapped() {
 // judgeSections classes the sections by the gaps that lie in them.
 func (r *Rebuilder) judgeSections() {
 	f := r.fid
+	sums := sumGaps(f.Gaps)
 	f.Sections = make([]SectionFidelity, len(r.hdr.Sections))
 	for i := range r.hdr.Sections {
 		s := &r.hdr.Sections[i]
@@ -131,17 +132,8 @@ func (r *Rebuilder) judgeSections() {
 			sf.State = SectionNoData
 			continue
 		}
-		for _, g := range gapsIn(f.Gaps, from, to) {
-			n := min(g.End, to) - max(g.Start, from)
-			switch g.Cause {
-			case CauseMissing:
-				sf.Missing += n
-			case CauseUnmapped:
-				sf.Assumed += n
-			default:
-				sf.Unknown += n
-			}
-		}
+		before, upTo := sums.at(f.Gaps, from), sums.at(f.Gaps, to)
+		sf.Missing, sf.Assumed, sf.Unknown = upTo[0]-before[0], upTo[1]-before[1], upTo[2]-before[2]
 		switch {
 		case sf.Missing+sf.Assumed >= to-from && sf.Missing > 0:
 			sf.State = SectionAbsent
@@ -158,19 +150,43 @@ func (r *Rebuilder) judgeSections() {
 	}
 }
 
-// gapsIn returns the gaps that touch [from, to).
-func gapsIn(gaps []Gap, from, to uint64) []Gap {
-	lo, _ := slices.BinarySearchFunc(gaps, from, func(g Gap, at uint64) int {
+// gapClass sorts causes into missing, assumed and unknown.
+func gapClass(c Cause) int {
+	switch c {
+	case CauseMissing:
+		return 0
+	case CauseUnmapped:
+		return 1
+	}
+	return 2
+}
+
+// gapSums[i] are the bytes of gaps before gap i, by class: any number of sections
+// may claim the same bytes, and each is to cost two searches.
+type gapSums [][3]uint64
+
+func sumGaps(gaps []Gap) gapSums {
+	s := make(gapSums, len(gaps)+1)
+	for i, g := range gaps {
+		s[i+1] = s[i]
+		s[i+1][gapClass(g.Cause)] += g.Len()
+	}
+	return s
+}
+
+// at returns the bytes in gaps before the file offset off.
+func (s gapSums) at(gaps []Gap, off uint64) [3]uint64 {
+	i, _ := slices.BinarySearchFunc(gaps, off, func(g Gap, at uint64) int {
 		if g.End <= at {
 			return -1
 		}
 		return 1
 	})
-	hi := lo
-	for hi < len(gaps) && gaps[hi].Start < to {
-		hi++
+	n := s[i]
+	if i < len(gaps) && gaps[i].Start < off {
+		n[gapClass(gaps[i].Cause)] += off - gaps[i].Start
 	}
-	return gaps[lo:hi]
+	return n
 }
 
 // mayBeWritten says whether any page of a writable section can have been written

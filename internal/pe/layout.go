@@ -2,7 +2,7 @@ package pe
 
 import (
 	"fmt"
-	"sort"
+	"slices"
 )
 
 // sectorSize is the granule in which the memory manager addresses raw section
@@ -18,9 +18,11 @@ type span struct {
 
 // layout relates the on-disk form to the mapped form of one image.
 type layout struct {
-	spans    []span // ascending by rva
-	fileSize uint64 // end of the last byte any section claims in the file
-	last     int    // index of the span found last
+	spans    []span  // ascending by rva
+	byOffset []span  // the same, ascending by file offset
+	code     []Range // RVAs of executable sections, ascending, not overlapping
+	fileSize uint64  // end of the last byte any section claims in the file
+	last     int     // index of the span found last
 	notes    []string
 }
 
@@ -75,8 +77,36 @@ func (l *layout) plan(h *Headers, mem []byte, maxFile uint64) error {
 		s.n = max(l.fileSize, lastByte(mem[:s.n]))
 		l.fileSize = max(l.fileSize, s.n)
 	}
-	sort.SliceStable(l.spans, func(i, j int) bool { return l.spans[i].rva < l.spans[j].rva })
+	l.index(h, memSize)
 	return nil
+}
+
+// index sorts the spans and merges the executable sections, so that looking
+// through all code takes one pass however many sections claim the same bytes.
+func (l *layout) index(h *Headers, memSize uint64) {
+	slices.SortStableFunc(l.spans, func(a, b span) int { return compareU64(a.rva, b.rva) })
+	l.byOffset = append(l.byOffset[:0], l.spans...)
+	slices.SortStableFunc(l.byOffset, func(a, b span) int { return compareU64(a.off, b.off) })
+	l.code = l.code[:0]
+	for i := range h.Sections {
+		s := &h.Sections[i]
+		from := min(uint64(s.VirtualAddress), memSize)
+		to := min(from+uint64(s.virtualSize()), memSize)
+		if s.Executable() && from < to {
+			l.code = append(l.code, Range{from, to})
+		}
+	}
+	slices.SortFunc(l.code, func(a, b Range) int { return compareU64(a.Start, b.Start) })
+	n := 0
+	for _, c := range l.code {
+		if n > 0 && c.Start <= l.code[n-1].End {
+			l.code[n-1].End = max(l.code[n-1].End, c.End)
+			continue
+		}
+		l.code[n] = c
+		n++
+	}
+	l.code = l.code[:n]
 }
 
 // planFlat lays out an image whose sections are aligned below the page size. The
@@ -104,6 +134,7 @@ func (l *layout) planFlat(h *Headers, tableEnd uint64, mem []byte, maxFile uint6
 		n = max(end, lastByte(mem[:min(uint64(len(mem)), maxFile)]))
 	}
 	l.add(span{0, 0, min(n, uint64(len(mem))), -1}, n)
+	l.index(h, uint64(len(mem)))
 	return nil
 }
 

@@ -214,13 +214,8 @@ func (r *Rebuilder) guardSearch(match func(rva uint64) bool) (found uint64, n in
 	if r.hdr.Machine != machineAMD64 {
 		return 0, 0
 	}
-	for i := range r.hdr.Sections {
-		s := &r.hdr.Sections[i]
-		if !s.Executable() {
-			continue
-		}
-		end := min(uint64(s.VirtualAddress)+uint64(s.virtualSize()), uint64(len(r.img.Mem)))
-		for rva := alignUp(uint64(s.VirtualAddress), 16); rva+16 <= end; rva += 16 {
+	for _, c := range r.lay.code {
+		for rva := alignUp(max(c.Start, 16), 16); rva+16 <= c.End; rva += 16 {
 			if b := r.img.Mem[rva]; (b == 0xff || b == 0xc2) && match(rva) && r.padded(rva) {
 				if n++; n == 1 {
 					found = rva
@@ -249,13 +244,8 @@ func (r *Rebuilder) jumpTo(rva uint64) (uint64, bool) {
 	m := r.img.Mem
 	var found uint64
 	n := 0
-	for i := range r.hdr.Sections {
-		s := &r.hdr.Sections[i]
-		if !s.Executable() {
-			continue
-		}
-		from := min(uint64(s.VirtualAddress), uint64(len(m)))
-		end := min(from+uint64(s.virtualSize()), uint64(len(m)))
+	for _, c := range r.lay.code {
+		from, end := c.Start, c.End
 		// The table is a row of jumps: one stands right before or behind another.
 		for at := from; at+10 <= end; at++ {
 			j := bytes.IndexByte(m[at:end-9], 0xe9)

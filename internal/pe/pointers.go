@@ -31,13 +31,11 @@ func (r *Rebuilder) pointerBase(candidates []uint64) (base uint64, votes int) {
 	samples := 0
 	// Debug sections first: what they say is enough if they say anything.
 	for _, debug := range []bool{true, false} {
-		for i := range r.hdr.Sections {
-			s := &r.hdr.Sections[i]
-			if s.Executable() || debug != isDebugSection(s) {
+		for _, s := range r.lay.spans {
+			if s.sect < 0 || r.hdr.Sections[s.sect].Executable() || debug != isDebugSection(&r.hdr.Sections[s.sect]) {
 				continue
 			}
-			from := uint64(s.VirtualAddress)
-			r.eachPointer(from, min(from+uint64(s.virtualSize()), uint64(len(r.img.Mem))), func(v uint64) bool {
+			r.eachPointer(s, func(v uint64) bool {
 				bucket := byLow[uint16(v)]
 				if len(bucket) == 0 {
 					return true
@@ -85,22 +83,12 @@ func isDebugSection(s *Section) bool {
 	return s.Characteristics&scnDiscardable != 0 && s.Characteristics&scnWrite == 0 && s.Name != ".reloc"
 }
 
-// eachPointer calls f with every aligned word of the file bytes of [from, to)
-// that may be an address the loader left alone: in user range, but not inside the
-// image as it is mapped. The file is looked at, not the image, because bound
-// imports are undone in it.
-func (r *Rebuilder) eachPointer(from, to uint64, f func(v uint64) bool) {
-	s := r.lay.find(from)
-	if s == nil {
-		return
-	}
-	to = min(to, s.rva+s.n)
+// eachPointer calls f with every aligned word of a span that may be an address
+// the loader left alone: in user range, but not inside the image as it is mapped.
+// The file is looked at, not the image, because bound imports are undone in it.
+func (r *Rebuilder) eachPointer(s span, f func(v uint64) bool) {
 	step := uint64(r.hdr.ptrSize())
-	from = alignUp(from, step)
-	if from >= to {
-		return
-	}
-	b, le := r.data[s.off+from-s.rva:s.off+to-s.rva], binary.LittleEndian
+	b, le := r.data[s.off:s.off+s.n], binary.LittleEndian
 	top := r.img.Base + uint64(len(r.img.Mem))
 	limit := uint64(1) << 47
 	if step == 4 {

@@ -2,7 +2,6 @@ package pe
 
 import (
 	"fmt"
-	"slices"
 )
 
 // Symbol is what an address in another module of the guest is known as.
@@ -60,7 +59,6 @@ type Rebuilder struct {
 
 	gaps          []Gap   // in the order found; sorted and merged at the end
 	recovered     []Range // file bytes of missing pages that became known from elsewhere
-	lostRelocs    []Range // RVAs whose relocations are not known
 	thunks        []delayThunk
 	searched      int    // bytes searched for import names
 	confirmed     uint64 // bytes that the cached file confirms
@@ -141,16 +139,9 @@ func (r *Rebuilder) copyBytes() {
 	}
 	r.data = r.data[:size]
 	r.fid.FileSize = size
-	var spans []span
-	if slices.IsSortedFunc(r.lay.spans, func(a, b span) int { return compareU64(a.off, b.off) }) {
-		spans = r.lay.spans
-	} else {
-		spans = slices.Clone(r.lay.spans)
-		slices.SortStableFunc(spans, func(a, b span) int { return compareU64(a.off, b.off) })
-	}
 	r.sum, r.sumKnown = 0, r.checkSumUsable()
 	done := uint64(0) // file bytes before it are accounted for
-	for _, s := range spans {
+	for _, s := range r.lay.byOffset {
 		if s.off > done {
 			r.assume(done, s.off)
 		}

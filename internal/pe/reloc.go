@@ -152,11 +152,17 @@ func (r *Rebuilder) undoRelocations(delta uint64) {
 		r.undoBlock(blk, delta, f)
 	}
 	f.Truncated = w.clipped
-	r.lostRelocs = append(r.lostRelocs[:0], w.lost...)
-	if delta != 0 {
-		for _, g := range w.lost {
-			r.guessRelocations(g, delta)
+	if delta == 0 {
+		return
+	}
+	// Ranges that are lost do not overlap unless the table was made to confuse.
+	budget := 2 * uint64(len(r.img.Mem))
+	for _, g := range w.lost {
+		if g.Start >= g.End || g.Len() > budget {
+			continue
 		}
+		budget -= g.Len()
+		r.guessRelocations(g, delta)
 	}
 }
 
@@ -285,7 +291,7 @@ func (r *Rebuilder) guessRelocations(g Range, delta uint64) {
 			off := s.off + rva - s.rva
 			b := r.data[off : off+size]
 			v := getUint(b)
-			if v < r.img.Base+PageSize || v >= top {
+			if v < r.img.Base || v > top {
 				continue
 			}
 			putUint(b, v-delta)

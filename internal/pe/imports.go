@@ -266,7 +266,7 @@ func (r *Rebuilder) findName(name string) (uint64, bool) {
 	dir := int(min(uint64(r.hdr.Dirs[dirImport].RVA), uint64(len(m))))
 	for _, strict := range []bool{true, false} {
 		for _, part := range [][2]int{{dir, len(m)}, {0, dir}} {
-			for from := part[0]; from < part[1] && r.searched < 64<<20; {
+			for from := part[0]; from < part[1] && r.searched < 16*len(m); {
 				i := bytes.Index(m[from:part[1]], r.needle)
 				if i < 0 {
 					r.searched += part[1] - from

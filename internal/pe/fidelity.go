@@ -1,5 +1,7 @@
 package pe
 
+import "slices"
+
 // Range is a half-open run of bytes [Start, End): file offsets or RVAs, as the field says.
 type Range struct {
 	Start uint64 `json:"start"`
@@ -124,6 +126,7 @@ type ImportFidelity struct {
 	Bound      int  `json:"bound"`         // slots of modules bound at build time
 	Delay      int  `json:"delay"`         // delay-load slots set back to their thunks
 	Unresolved int  `json:"unresolved"`    // left as they are
+	LostNames  int  `json:"lost_names"`    // names, or tables of them, on pages that are not present
 	Runtime    int  `json:"pseudo_relocs"` // words relocated by the program's own start code, undone
 	Invalid    bool `json:"invalid"`       // the tables contradict themselves
 }
@@ -222,4 +225,25 @@ func (f *Fidelity) Exact() bool {
 
 func (f *Fidelity) baseSettled() bool {
 	return f.Base.Proven || f.Relocations.Undone == 0
+}
+
+// Known says whether n bytes of the rebuilt file from offset off on are the
+// file's own as far as memory can show: none of them missing or unknown. Bytes
+// that were never mapped and are taken to be zeros count as known.
+func (f *Fidelity) Known(off, n uint64) bool {
+	if n > f.FileSize || off > f.FileSize-n {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(f.Gaps, off, func(g Gap, at uint64) int {
+		if g.End <= at {
+			return -1
+		}
+		return 1
+	})
+	for ; i < len(f.Gaps) && f.Gaps[i].Start < off+n; i++ {
+		if f.Gaps[i].Cause != CauseUnmapped {
+			return false
+		}
+	}
+	return true
 }

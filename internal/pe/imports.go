@@ -69,6 +69,7 @@ func (r *Rebuilder) restoreImports() {
 // lostImports marks the import address table as unknown when the descriptors
 // that would restore it are not present.
 func (r *Rebuilder) lostImports() {
+	r.fid.Imports.LostNames++
 	d := r.hdr.Dirs[dirIAT]
 	if r.hdr.NumDirs <= dirIAT || d.RVA == 0 {
 		return
@@ -97,6 +98,7 @@ func (r *Rebuilder) restoreModule(d importDescriptor, budget int) int {
 		return n
 	}
 	size := uint64(n) * ps
+	r.countLostNames(d, n)
 	if size > 0 {
 		if r.put(d.addrs, r.img.Mem[d.names:d.names+size]) {
 			f.Restored += n
@@ -105,6 +107,7 @@ func (r *Rebuilder) restoreModule(d importDescriptor, budget int) int {
 		}
 	}
 	if !whole {
+		r.fid.Imports.LostNames++
 		// The rest of the name table is not present: the slots beyond hold addresses
 		// up to a zero slot of the address table itself.
 		m, _ := r.thunkRun(d.addrs+size, budget-n)
@@ -112,6 +115,27 @@ func (r *Rebuilder) restoreModule(d importDescriptor, budget int) int {
 		return n + m
 	}
 	return n
+}
+
+// countLostNames counts the names of a descriptor that are on missing pages.
+func (r *Rebuilder) countLostNames(d importDescriptor, n int) {
+	if r.fid.Bytes.Missing == 0 {
+		return
+	}
+	ps := r.hdr.ptrSize()
+	if _, ok := r.img.cString(d.module, 512); !ok {
+		r.fid.Imports.LostNames++
+	}
+	for i := 0; i < n; i++ {
+		at := d.names + uint64(i*ps)
+		v := getUint(r.img.Mem[at : at+uint64(ps)])
+		if v>>(8*ps-1) != 0 {
+			continue
+		}
+		if _, ok := r.img.cString(v+2, 512); !ok {
+			r.fid.Imports.LostNames++
+		}
+	}
 }
 
 // thunkRun counts the thunks from rva up to the zero that ends them. whole is
@@ -183,7 +207,10 @@ func (r *Rebuilder) restoreBound(d importDescriptor, n int) {
 // the address; where its name stands is searched for.
 func (r *Rebuilder) resolveModule(d importDescriptor, budget int) int {
 	ps := r.hdr.ptrSize()
-	n, _ := r.thunkRun(d.addrs, budget)
+	n, whole := r.thunkRun(d.addrs, budget)
+	if !whole {
+		r.fid.Imports.LostNames++
+	}
 	var next uint64 // where the name of the next slot is expected
 	for i := 0; i < n; i++ {
 		rva := d.addrs + uint64(i*ps)

@@ -146,7 +146,11 @@ func (r *Rebuilder) copyBytes() {
 			r.assume(done, s.off)
 		}
 		r.sumKnown = r.sumKnown && s.off >= done && s.off%2 == 0
-		r.copySpan(s)
+		if s.off < done {
+			r.copyOverlap(s)
+		} else {
+			r.copySpan(s)
+		}
 		r.account(s, done)
 		done = max(done, s.off+s.n)
 	}
@@ -170,6 +174,19 @@ func (r *Rebuilder) copySpan(s span) {
 	}
 }
 
+// copyOverlap copies a span whose file bytes are mapped elsewhere too, as those of
+// packed files whose headers claim to reach into the first section: only pages
+// that are there replace what the other mapping has.
+func (r *Rebuilder) copyOverlap(s span) {
+	for rva := s.rva; rva < s.rva+s.n; {
+		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
+		if r.img.Pages[rva/PageSize] != Absent {
+			copy(r.data[s.off+rva-s.rva:], r.img.Mem[rva:end])
+		}
+		rva = end
+	}
+}
+
 // account counts the bytes of one span by origin. File bytes before done belong
 // to an earlier span.
 func (r *Rebuilder) account(s span, done uint64) {
@@ -178,10 +195,10 @@ func (r *Rebuilder) account(s span, done uint64) {
 		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
 		o := r.img.Pages[rva/PageSize]
 		from, to := s.off+rva-s.rva, s.off+end-s.rva
-		if o == Absent {
-			clear(r.data[from:to])
-		}
 		if from = max(from, done); from < to {
+			if o == Absent {
+				clear(r.data[from:to])
+			}
 			if o >= numOrigins {
 				o = Resident
 			}

@@ -123,8 +123,8 @@ func (f *Fidelity) signatures(h *Headers) []SignatureSupport {
 		add(SigImportHash, SupportNo, fmt.Sprintf("%d import slots are not restored", f.Imports.Unresolved))
 	case f.Headers == HeadersAnalysis || f.Headers == HeadersLayout:
 		add(SigImportHash, SupportNo, "the headers are not the file's")
-	case lost != "" && f.Bytes.Missing > 0:
-		add(SigImportHash, SupportMaybe, lost)
+	case f.Imports.LostNames > 0:
+		add(SigImportHash, SupportNo, fmt.Sprintf("%d import names are on missing pages", f.Imports.LostNames))
 	default:
 		add(SigImportHash, SupportYes, "")
 	}

@@ -3,6 +3,7 @@ package pe
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strings"
 )
 
@@ -67,6 +68,9 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 		b.Evidence = n
 		return v, BasePointers
 	}
+	if r.unmoved(candidates) {
+		return r.img.Base, BaseDefault
+	}
 	if h.madeByGNU() && h.Characteristics&fileDLL != 0 {
 		if names := r.nameBases(); len(names) > 0 {
 			return names[0], BaseName
@@ -82,12 +86,28 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 // preferred base.
 func (r *Rebuilder) movable() bool {
 	h := &r.hdr
-	if h.Dirs[dirBaseReloc].RVA != 0 && h.Dirs[dirBaseReloc].Size != 0 {
-		return h.Characteristics&fileRelocsStripped == 0
+	if h.Characteristics&fileRelocsStripped != 0 {
+		return false
 	}
-	// Without relocations an image moves only if it declares that it can.
+	// A program without relocations stays unless it declares that it may move; a
+	// DLL without any (resources, mostly) has nothing that would keep it in place.
 	const dynamicBase = 0x40
-	return h.DLLCharacteristics&dynamicBase != 0 && h.Characteristics&fileRelocsStripped == 0
+	return h.Dirs[dirBaseReloc].RVA != 0 && h.Dirs[dirBaseReloc].Size != 0 ||
+		h.DLLCharacteristics&dynamicBase != 0 || h.Characteristics&fileDLL != 0
+}
+
+// unmoved says whether the actual base is one that a linker chooses, and not one
+// that address space layout randomisation does.
+func (r *Rebuilder) unmoved(candidates []uint64) bool {
+	base := r.img.Base
+	for _, c := range candidates {
+		if c == base && (base != r.hdr.ImageBase || slices.Contains(linkerBases, base) || slices.Contains(r.nameBases(), base)) {
+			return true
+		}
+	}
+	// 64-bit DLLs are moved to the top of the user address space (Windows 7:
+	// 0x7fe'f0000000, later 0x7ff'00000000) or, those of the system, below 4 GiB.
+	return r.hdr.PE64 && r.hdr.Characteristics&fileDLL != 0 && base > 1<<32 && base < 0x7f000000000
 }
 
 // candidates lists bases worth testing against the checksum, best first.

@@ -35,7 +35,7 @@ func (r *Rebuilder) pointerBase(candidates []uint64) (base uint64, votes int) {
 			if s.sect < 0 || r.hdr.Sections[s.sect].Executable() || debug != isDebugSection(&r.hdr.Sections[s.sect]) {
 				continue
 			}
-			r.eachPointer(s, func(v uint64) bool {
+			r.eachPointer(s, debug, func(v uint64) bool {
 				bucket := byLow[uint16(v)]
 				if len(bucket) == 0 {
 					return true
@@ -64,7 +64,7 @@ func (r *Rebuilder) pointerBase(candidates []uint64) (base uint64, votes int) {
 				second = n
 			}
 		}
-		if base != r.img.Base && votes >= 4 && votes >= 3*second {
+		if votes >= 4 && votes >= 3*second {
 			return base, votes
 		}
 		base, votes = 0, 0
@@ -84,9 +84,11 @@ func isDebugSection(s *Section) bool {
 }
 
 // eachPointer calls f with every aligned word of a span that may be an address
-// the loader left alone: in user range, but not inside the image as it is mapped.
-// The file is looked at, not the image, because bound imports are undone in it.
-func (r *Rebuilder) eachPointer(s span, f func(v uint64) bool) {
+// the loader left alone: in user range and, unless inside says so, not inside the
+// image as it is mapped, where all words are that it did relocate. Debug sections
+// have none of those. The file is looked at, not the image, because bound imports
+// are undone in it.
+func (r *Rebuilder) eachPointer(s span, inside bool, f func(v uint64) bool) {
 	step := uint64(r.hdr.ptrSize())
 	b, le := r.data[s.off:s.off+s.n], binary.LittleEndian
 	top := r.img.Base + uint64(len(r.img.Mem))
@@ -101,7 +103,7 @@ func (r *Rebuilder) eachPointer(s span, f func(v uint64) bool) {
 		} else {
 			v = uint64(le.Uint32(b))
 		}
-		if v < 0x11000 || v >= limit || v >= r.img.Base && v < top {
+		if v < 0x11000 || v >= limit || !inside && v >= r.img.Base && v < top {
 			continue
 		}
 		if !f(v) {

@@ -29,9 +29,7 @@ func (r *Rebuilder) restoreBase() {
 		}
 	}
 	switch b.Method {
-	case BaseChecksum, BaseLoader, BaseFixed:
-		b.Proven = true
-	case BaseHeader:
+	case BaseCache, BaseChecksum, BaseLoader, BaseFixed, BaseHeader:
 		b.Proven = true
 	case BasePointers:
 		b.Proven = b.Evidence >= 16
@@ -46,6 +44,9 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 		return r.img.Base, BaseUndecided
 	}
 	r.solver, r.solved = r.newSumSolver()
+	if v, ok := r.cachedBase(); ok && len(r.headerCopy) == 0 {
+		return v, BaseCache
+	}
 	if !r.movable() {
 		return r.img.Base, BaseFixed
 	}
@@ -249,7 +250,7 @@ func (r *Rebuilder) checkSumUsable() bool {
 // the case if relocations are of kinds that do not add up.
 func (r *Rebuilder) newSumSolver() (s sumSolver, ok bool) {
 	h := &r.hdr
-	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 {
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || !r.overlayIn {
 		return s, false
 	}
 	if !r.sumKnown {

@@ -16,18 +16,17 @@ type Cause string
 
 // Causes of a Gap.
 const (
-	CauseMissing     Cause = "page not present"                             // zeros stand in for them
-	CauseUnmapped    Cause = "never mapped, zeros assumed"                  // raw tails beyond the virtual size, room between headers and sections
-	CauseImport      Cause = "bound import without its name"                // an address of this run of the guest
-	CauseBound       Cause = "bound at build time"                          // a file bound by its vendor: the bound addresses are overwritten
-	CauseDelay       Cause = "delay import without its thunk"               //
-	CauseRelocation  Cause = "relocation not known"                         // the table's page is missing
-	CauseGuard       Cause = "pointer set by the loader"                    // load config
-	CauseRuntime     Cause = "relocated at run time by the program's start" // pseudo-relocations
-	CauseHeader      Cause = "header field reconstructed"                   //
-	CauseDynamic     Cause = "dynamic relocation not undone"                // DVRT
-	CauseConflict    Cause = "sources disagree"                             //
-	CauseBaseUnknown Cause = "depends on a preferred base that is not proven"
+	CauseMissing    Cause = "page not present"                             // zeros stand in for them
+	CauseUnmapped   Cause = "never mapped, zeros assumed"                  // raw tails beyond the virtual size, room between headers and sections
+	CauseImport     Cause = "bound import without its name"                // an address of this run of the guest
+	CauseBound      Cause = "bound at build time"                          // a file bound by its vendor: the bound addresses are overwritten
+	CauseDelay      Cause = "delay import without its thunk"               //
+	CauseRelocation Cause = "relocation not known"                         // the table's page is missing
+	CauseGuard      Cause = "pointer set by the loader"                    // load config
+	CauseRuntime    Cause = "relocated at run time by the program's start" // pseudo-relocations
+	CauseOverlay    Cause = "overlay not in the guest's cache"             // never mapped, beyond the last section
+	CauseHeader     Cause = "header field reconstructed"                   //
+	CauseDynamic    Cause = "dynamic relocation not undone"                // DVRT
 )
 
 // Gap is a run of bytes of the rebuilt file that are not known to be the file's own.
@@ -48,6 +47,7 @@ type ByteCounts struct {
 	FileCache  uint64 `json:"file_cache"`
 	Assumed    uint64 `json:"assumed_zero"` // never mapped
 	Missing    uint64 `json:"missing"`      // not present
+	Overlay    uint64 `json:"overlay"`      // beyond the last section, as Options.FileSize says, and not cached; zeros stand in
 
 	Restored      uint64 `json:"restored"`      // the loader's change undone, exactly
 	Reconstructed uint64 `json:"reconstructed"` // put there by analysis
@@ -84,6 +84,7 @@ type BaseMethod string
 
 // Ways to find the preferred base, from the strongest down.
 const (
+	BaseCache     BaseMethod = "file-cache" // read from the file's own header in the guest's cache
 	BaseChecksum  BaseMethod = "checksum"   // the header's CheckSum matches the rebuilt file
 	BaseLoader    BaseMethod = "loader"     // the guest's loader recorded it
 	BaseFixed     BaseMethod = "fixed"      // the image cannot be relocated
@@ -199,13 +200,15 @@ type Fidelity struct {
 }
 
 // Coverage is the share of the rebuilt file whose bytes are known, between 0 and
-// 1. Bytes that were never mapped and are taken to be zeros count as known.
+// 1. Bytes that were never mapped and are taken to be zeros count as known; an
+// overlay that is not there does not count at all.
 func (f *Fidelity) Coverage() float64 {
 	if f.FileSize == 0 {
 		return 0
 	}
-	lost := min(f.Bytes.Missing+f.Bytes.Unknown, f.FileSize)
-	return float64(f.FileSize-lost) / float64(f.FileSize)
+	size := f.FileSize - min(f.Bytes.Overlay, f.FileSize)
+	lost := min(f.Bytes.Missing+f.Bytes.Unknown, size)
+	return float64(size-lost) / float64(max(size, 1))
 }
 
 // Complete says whether a scan of the rebuilt file saw every byte that the image

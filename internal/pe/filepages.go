@@ -33,6 +33,40 @@ func (r *Rebuilder) mergeFilePages() {
 	}
 }
 
+// fillOverlay puts the cached pages beyond the last section into the file. It
+// comes before all that looks at the checksum.
+func (r *Rebuilder) fillOverlay() {
+	size := uint64(len(r.data))
+	r.overlayIn = r.overlayAt == size
+	if r.overlayIn {
+		return
+	}
+	for i := range r.opt.FilePages {
+		p := &r.opt.FilePages[i]
+		from, to := max(p.Offset, r.overlayAt), min(p.Offset+uint64(len(p.Data)), size)
+		if from < to && p.Offset <= from {
+			copy(r.data[from:to], p.Data[from-p.Offset:])
+			r.known(from, to)
+		}
+	}
+	slices.SortFunc(r.recovered, func(a, b Range) int { return compareU64(a.Start, b.Start) })
+	r.overlayIn = r.recoveredAll(r.overlayAt, size)
+	r.sumKnown = false
+}
+
+// cachedBase reads the preferred base from the cached header of the file.
+func (r *Rebuilder) cachedBase() (uint64, bool) {
+	at, size := r.hdr.imageBaseField()
+	from, to := uint64(at), uint64(at)+uint64(size)
+	for i := range r.opt.FilePages {
+		p := &r.opt.FilePages[i]
+		if p.Offset <= from && to <= p.Offset+uint64(len(p.Data)) {
+			return getUint(p.Data[from-p.Offset : to-p.Offset]), true
+		}
+	}
+	return 0, false
+}
+
 // compareFilePage merges the part of p before end, piecewise by section.
 func (r *Rebuilder) compareFilePage(p *FilePage, end uint64) {
 	for off := p.Offset; off < end; {
@@ -51,7 +85,6 @@ func (r *Rebuilder) compareFilePage(p *FilePage, end uint64) {
 				copy(dst, src)
 			}
 			r.known(off, next)
-			r.confirmed += next - off
 		default:
 			r.compareCode(s, off, dst, src)
 		}
@@ -85,7 +118,6 @@ func (r *Rebuilder) spanAtOffset(off, end uint64) (*span, uint64) {
 func (r *Rebuilder) compareCode(s *span, off uint64, mem, file []byte) {
 	if bytes.Equal(mem, file) {
 		r.known(off, off+uint64(len(mem)))
-		r.confirmed += uint64(len(mem))
 		return
 	}
 	for i := 0; i < len(mem); i++ {

@@ -55,23 +55,25 @@ func (r *Rebuilder) settleGaps() {
 	}
 	f := r.fid
 	b := &f.Bytes
-	var missing, assumed uint64
+	var missing, assumed, overlay uint64
 	for _, g := range out {
 		switch g.Cause {
 		case CauseMissing:
 			missing += g.Len()
 		case CauseUnmapped:
 			assumed += g.Len()
+		case CauseOverlay:
+			overlay += g.Len()
 		default:
 			b.Unknown += g.Len()
 		}
 	}
-	b.FileCache += b.Missing - missing + b.Assumed - assumed
+	b.FileCache += b.Missing - missing + b.Assumed - assumed + b.Overlay - overlay
 	if len(r.opt.FilePages) == 0 {
 		// Without the cache the bytes came from other parts of the image.
 		b.Reconstructed += b.FileCache
 	}
-	b.Missing, b.Assumed = missing, assumed
+	b.Missing, b.Assumed, b.Overlay = missing, assumed, overlay
 	f.Gaps = out
 }
 
@@ -80,7 +82,7 @@ func (r *Rebuilder) settleGaps() {
 func (r *Rebuilder) checkSum() {
 	c := &r.fid.CheckSum
 	c.Header = r.hdr.CheckSum
-	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 {
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || r.fid.Bytes.Overlay != 0 {
 		return
 	}
 	c.Checked = true
@@ -96,6 +98,10 @@ func (r *Rebuilder) checkSum() {
 func (r *Rebuilder) neverMapped() {
 	n := &r.fid.NeverMapped
 	h, size := &r.hdr, uint64(len(r.data))
+	if r.opt.FileSize != 0 && r.opt.FileSize == size {
+		n.OverlayKnown = true
+		n.OverlayAtLeast = r.fid.Bytes.Overlay
+	}
 	if d := h.Dirs[dirSecurity]; h.NumDirs > dirSecurity && d.Size != 0 && d.RVA != 0 {
 		n.Certificate = Range{uint64(d.RVA), uint64(d.RVA) + uint64(d.Size)}
 		if n.Certificate.End > size {
@@ -111,10 +117,10 @@ func (r *Rebuilder) neverMapped() {
 	}
 	// The checksum is a 16-bit sum plus the length: what it exceeds the length by
 	// beyond 16 bits is overlay too.
-	if c := uint64(h.CheckSum); c > size+0xffff {
+	if c := uint64(h.CheckSum); c > size+0xffff && r.opt.FileSize == 0 {
 		n.OverlayAtLeast = max(n.OverlayAtLeast, c-0xffff-size)
 	}
-	n.OverlayKnown = n.OverlayAtLeast > 0
+	n.OverlayKnown = n.OverlayKnown || n.OverlayAtLeast > 0
 }
 
 // judgeSections classes the sections by the gaps that lie in them.
@@ -150,20 +156,22 @@ func (r *Rebuilder) judgeSections() {
 	}
 }
 
-// gapClass sorts causes into missing, assumed and unknown.
+// gapClass sorts causes into missing, assumed, unknown and overlay.
 func gapClass(c Cause) int {
 	switch c {
 	case CauseMissing:
 		return 0
 	case CauseUnmapped:
 		return 1
+	case CauseOverlay:
+		return 3
 	}
 	return 2
 }
 
 // gapSums[i] are the bytes of gaps before gap i, by class: any number of sections
 // may claim the same bytes, and each is to cost two searches.
-type gapSums [][3]uint64
+type gapSums [][4]uint64
 
 func sumGaps(gaps []Gap) gapSums {
 	s := make(gapSums, len(gaps)+1)
@@ -175,7 +183,7 @@ func sumGaps(gaps []Gap) gapSums {
 }
 
 // at returns the bytes in gaps before the file offset off.
-func (s gapSums) at(gaps []Gap, off uint64) [3]uint64 {
+func (s gapSums) at(gaps []Gap, off uint64) [4]uint64 {
 	i, _ := slices.BinarySearchFunc(gaps, off, func(g Gap, at uint64) int {
 		if g.End <= at {
 			return -1
@@ -190,8 +198,12 @@ func (s gapSums) at(gaps []Gap, off uint64) [3]uint64 {
 }
 
 // mayBeWritten says whether any page of a writable section can have been written
-// since it was loaded: pages of the section object itself cannot.
+// since it was loaded: pages of the section object itself cannot, and bytes that
+// the cached file gave were not taken from the mapping.
 func (r *Rebuilder) mayBeWritten(s *Section) bool {
+	if len(r.opt.FilePages) > 0 && r.recoveredAll(uint64(s.RawOffset), uint64(s.RawOffset)+uint64(s.RawSize)) {
+		return false
+	}
 	from := uint64(s.VirtualAddress) / PageSize
 	to := (uint64(s.VirtualAddress) + uint64(s.virtualSize()) + PageSize - 1) / PageSize
 	for p := from; p < to && p < uint64(len(r.img.Pages)); p++ {
@@ -202,4 +214,18 @@ func (r *Rebuilder) mayBeWritten(s *Section) bool {
 		}
 	}
 	return false
+}
+
+// recoveredAll says whether every byte of [from, to) came from elsewhere.
+func (r *Rebuilder) recoveredAll(from, to uint64) bool {
+	i, _ := slices.BinarySearchFunc(r.recovered, from, func(k Range, at uint64) int {
+		if k.End <= at {
+			return -1
+		}
+		return 1
+	})
+	for ; from < to && i < len(r.recovered) && r.recovered[i].Start <= from; i++ {
+		from = max(from, r.recovered[i].End)
+	}
+	return from >= to
 }

@@ -29,6 +29,10 @@ type Options struct {
 	// FilePages are pages of the file in its on-disk form, from the guest's cache.
 	// They fill what is missing and are compared with what is there. Optional.
 	FilePages []FilePage
+	// FileSize is the size of the file on disk, in bytes, where the guest's cache
+	// knows it; 0 if not known. The rebuilt file then has that size, and what lies
+	// beyond its last section is filled from FilePages.
+	FileSize uint64
 	// MaxFileSize bounds the rebuilt file, in bytes; 0 means twice the mapped size
 	// and 16 MiB.
 	MaxFileSize uint64
@@ -45,12 +49,15 @@ type File struct {
 // Rebuilder rebuilds images one after the other, reusing its buffers. It is not
 // safe for concurrent use. The zero value is ready.
 type Rebuilder struct {
-	img  *Image
-	opt  Options
-	hdr  Headers
-	lay  layout
-	data []byte
-	fid  *Fidelity
+	img       *Image
+	opt       Options
+	hdr       Headers
+	lay       layout
+	data      []byte
+	maxFile   uint64 // limit of the file's size
+	overlayAt uint64 // end of the last section in the file
+	overlayIn bool   // every byte beyond it came from the cache
+	fid       *Fidelity
 
 	sum      uint64 // of the file's words, modulo 65535, as long as relocations are not undone
 	sumKnown bool
@@ -60,8 +67,7 @@ type Rebuilder struct {
 	gaps          []Gap   // in the order found; sorted and merged at the end
 	recovered     []Range // file bytes of missing pages that became known from elsewhere
 	thunks        []delayThunk
-	searched      int    // bytes searched for import names
-	confirmed     uint64 // bytes that the cached file confirms
+	searched      int // bytes searched for import names
 	needle        []byte
 	headerCopy    []byte  // repaired or made-up header bytes; empty when memory's serve
 	unknownHeader []Range // file bytes of headerCopy that are not from memory
@@ -85,20 +91,19 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	r.fid = &Fidelity{Name: img.Name, MappedSize: uint64(len(img.Mem))}
 	r.gaps, r.recovered, r.headerCopy = r.gaps[:0], r.recovered[:0], r.headerCopy[:0]
 	r.searched = 0
-	r.confirmed = 0
 	if err := r.headers(); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
-	limit := opt.MaxFileSize
-	if limit == 0 {
-		limit = 2*uint64(len(img.Mem)) + 16<<20
+	if r.maxFile = opt.MaxFileSize; r.maxFile == 0 {
+		r.maxFile = 2*uint64(len(img.Mem)) + 16<<20
 	}
-	if err := r.lay.plan(&r.hdr, img.Mem, limit); err != nil {
+	if err := r.lay.plan(&r.hdr, img.Mem, r.maxFile); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
 	r.fid.Notes = append(r.fid.Notes, r.lay.notes...)
 	r.copyBytes()
 	r.writeHeaders()
+	r.fillOverlay()
 	r.restoreImports()
 	r.restoreDelayImports()
 	r.restoreLoadConfig()
@@ -133,7 +138,9 @@ func (r *Rebuilder) headerBytes() []byte {
 
 // copyBytes fills the file from the image and accounts for every byte.
 func (r *Rebuilder) copyBytes() {
-	size := r.lay.fileSize
+	r.overlayAt = r.lay.fileSize
+	size := max(r.lay.fileSize, min(r.opt.FileSize, r.maxFile))
+	r.lay.fileSize = size
 	if uint64(cap(r.data)) < size {
 		r.data = make([]byte, size)
 	}
@@ -154,7 +161,12 @@ func (r *Rebuilder) copyBytes() {
 		r.account(s, done)
 		done = max(done, s.off+s.n)
 	}
-	r.assume(done, size)
+	r.assume(done, r.overlayAt)
+	if r.overlayAt < size {
+		clear(r.data[r.overlayAt:])
+		r.fid.Bytes.Overlay += size - r.overlayAt
+		r.gap(r.overlayAt, size, CauseOverlay)
+	}
 	r.fid.MissingRVAs = missingRuns(r.img.Pages)
 }
 

@@ -1,6 +1,9 @@
 package pe
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // SignatureKind is a kind of ClamAV signature, by what it needs of a file.
 type SignatureKind string
@@ -73,6 +76,8 @@ func (f *Fidelity) signatures(h *Headers) []SignatureSupport {
 	overlay := "the file may have bytes beyond its last section, which are never mapped"
 	lost := ""
 	switch {
+	case f.NeverMapped.OverlayKnown && f.NeverMapped.OverlayAtLeast == 0:
+		overlay = "" // the size is known, and every byte of it
 	case f.NeverMapped.OverlayKnown:
 		overlay = fmt.Sprintf("at least %d bytes beyond the last section were never mapped", f.NeverMapped.OverlayAtLeast)
 	case f.CheckSum.Matches:
@@ -90,12 +95,14 @@ func (f *Fidelity) signatures(h *Headers) []SignatureSupport {
 	switch {
 	case lost != "":
 		add(SigFileHash, SupportNo, lost)
-	case f.NeverMapped.OverlayKnown:
+	case f.NeverMapped.OverlayAtLeast > 0:
 		add(SigFileHash, SupportNo, overlay)
 	case f.CheckSum.Matches:
 		add(SigFileHash, SupportYes, "")
 	case f.writable > 0:
-		add(SigFileHash, SupportMaybe, fmt.Sprintf("%d bytes are writable; %s", f.writable, overlay))
+		add(SigFileHash, SupportMaybe, strings.TrimSuffix(fmt.Sprintf("%d bytes are writable; %s", f.writable, overlay), "; "))
+	case overlay == "" && f.Bytes.Assumed == 0:
+		add(SigFileHash, SupportYes, "")
 	default:
 		add(SigFileHash, SupportMaybe, overlay)
 	}
@@ -133,7 +140,7 @@ func (f *Fidelity) signatures(h *Headers) []SignatureSupport {
 		body, why = SupportPartly, lost
 	} else if f.writable > 0 {
 		body, why = SupportPartly, fmt.Sprintf("%d bytes are writable and as they are now", f.writable)
-	} else if overlay != "" && f.NeverMapped.OverlayKnown {
+	} else if f.NeverMapped.OverlayAtLeast > 0 {
 		body, why = SupportPartly, overlay
 	}
 	add(SigBody, body, why)
@@ -151,15 +158,15 @@ func (f *Fidelity) signatures(h *Headers) []SignatureSupport {
 	switch {
 	case overlay == "":
 		add(SigEndOfFile, located, lwhy)
-	case f.NeverMapped.OverlayKnown:
+	case f.NeverMapped.OverlayAtLeast > 0:
 		add(SigEndOfFile, SupportNo, overlay)
 	default:
 		add(SigEndOfFile, SupportMaybe, overlay)
 	}
 	switch {
-	case f.CheckSum.Matches:
+	case f.CheckSum.Matches || overlay == "" && lost == "" && f.writable == 0:
 		add(SigAllowList, SupportYes, "")
-	case f.NeverMapped.OverlayKnown:
+	case f.NeverMapped.OverlayAtLeast > 0:
 		add(SigAllowList, SupportNo, "the certificate or overlay is not mapped")
 	default:
 		add(SigAllowList, SupportMaybe, overlay)

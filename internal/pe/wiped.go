@@ -116,6 +116,8 @@ func (r *Rebuilder) repairHeaders() bool {
 		le.PutUint32(c[0x3c:], uint32(nt))
 		le.PutUint32(c[nt:], 0x4550)
 		if r.hdr.parse(c) == nil && r.checkHeaders() == nil {
+			end := max(uint64(r.hdr.SizeOfHeaders), uint64(r.hdr.sectTable)+uint64(len(r.hdr.Sections))*sectionHeaderSize)
+			r.headerCopy = c[:min(end, uint64(len(c)))]
 			r.fid.Bytes.Reconstructed += 10
 			r.unknownHeader = append(r.unknownHeader[:0], Range{0, 2}, Range{0x3c, 0x40}, Range{uint64(nt), uint64(nt) + 4})
 			return true

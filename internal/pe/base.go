@@ -54,7 +54,7 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	b.Tried = len(candidates)
 	if r.solved {
 		for _, c := range candidates {
-			if r.solver.matches(r.img.Base - c) {
+			if r.solver.matches(r.img.Base, c) {
 				return c, BaseChecksum
 			}
 		}
@@ -302,18 +302,17 @@ func oddWeight(off uint32) uint64 {
 	return 1
 }
 
-// after returns the sum when delta is subtracted everywhere. delta is a signed
-// number in two's complement: relocated words do not wrap.
-func (s *sumSolver) after(delta uint64) uint64 {
-	d := delta % 65535
-	if int64(delta) < 0 {
-		d = (65535 - uint64(-int64(delta))%65535) % 65535
-	}
+// after returns the sum when every relocated word, which is an address and does
+// not wrap, goes from being relative to actual to being relative to preferred.
+func (s *sumSolver) after(actual, preferred uint64) uint64 {
+	d := (actual%65535 + 65535 - preferred%65535) % 65535
 	return (s.sum + 65535 - s.weight*d%65535) % 65535
 }
 
-// matches says whether subtracting delta everywhere gives the wanted sum.
-func (s *sumSolver) matches(delta uint64) bool { return s.after(delta) == s.want }
+// matches says whether a preferred base gives the wanted sum.
+func (s *sumSolver) matches(actual, preferred uint64) bool {
+	return s.after(actual, preferred) == s.want
+}
 
 // hasOverlay says whether the headers themselves place something beyond end, the
 // end of the last section in the file.

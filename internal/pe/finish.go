@@ -87,7 +87,7 @@ func (r *Rebuilder) checkSum() {
 	}
 	c.Checked = true
 	if r.solved && len(r.opt.FilePages) == 0 {
-		c.Computed = sumToCheckSum(r.solver.after(r.fid.Base.Actual-r.fid.Base.Preferred), len(r.data))
+		c.Computed = sumToCheckSum(r.solver.after(r.fid.Base.Actual, r.fid.Base.Preferred), len(r.data))
 	} else {
 		c.Computed = CheckSum(r.data, int(r.hdr.checkSumField()))
 	}

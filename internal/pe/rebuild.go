@@ -106,6 +106,7 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	r.fillOverlay()
 	r.restoreImports()
 	r.restoreDelayImports()
+	r.restorePseudoRelocs()
 	r.restoreLoadConfig()
 	r.restoreBase()
 	r.mergeFilePages()

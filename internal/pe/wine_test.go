@@ -27,9 +27,14 @@ var wineModules = []string{
 func startWine(t *testing.T) int {
 	t.Helper()
 	dir := t.TempDir()
-	host := filepath.Join(dir, "host.exe")
-	if out, err := exec.Command("x86_64-w64-mingw32-gcc", "-O1", "-o", host, "petest/winehost/host.c").CombinedOutput(); err != nil {
-		t.Fatalf("build host: %v: %s (Debian package gcc-mingw-w64-x86-64-win32)", err, out)
+	host, probe := filepath.Join(dir, "host.exe"), filepath.Join(dir, "probe.dll")
+	for _, args := range [][]string{
+		{"-O1", "-shared", "-o", probe, "petest/winehost/probe.c"},
+		{"-O1", "-o", host, "petest/winehost/host.c", probe},
+	} {
+		if out, err := exec.Command("x86_64-w64-mingw32-gcc", args...).CombinedOutput(); err != nil {
+			t.Fatalf("build host: %v: %s (Debian package gcc-mingw-w64-x86-64-win32)", err, out)
+		}
 	}
 	const loader, server = "/usr/lib/wine/wine64", "/usr/lib/wine/wineserver64"
 	if _, err := os.Stat(loader); err != nil {
@@ -132,7 +137,7 @@ func TestWine(t *testing.T) {
 		t.Fatalf("only %d images: %v", len(names), names)
 	}
 	var rb pe.Rebuilder
-	exact, wrongBase := 0, 0
+	exact, wrongBase, runtime := 0, 0, 0
 	var code, codeOff, data, dataOff int
 	for _, path := range names {
 		file, err := os.ReadFile(path)
@@ -177,6 +182,12 @@ func TestWine(t *testing.T) {
 		if all == 0 {
 			exact++
 		}
+		if filepath.Base(path) == "host.exe" {
+			runtime = f.Fidelity.Imports.Runtime
+		}
+	}
+	if runtime == 0 {
+		t.Error("the host's relocations at run time were not found")
 	}
 	if wrongBase*20 > len(names) {
 		t.Errorf("base of %d of %d images not found without the loader's record", wrongBase, len(names))

@@ -4,6 +4,9 @@
 #include <windows.h>
 #include <stdio.h>
 
+extern int probe_array[];
+static int *const inside = &probe_array[7];
+
 int main(int argc, char **argv)
 {
 	int i;
@@ -11,6 +14,8 @@ int main(int argc, char **argv)
 	for (i = 1; i < argc; i++)
 		if (!LoadLibraryA(argv[i]))
 			printf("missing %s\n", argv[i]);
+	if (*inside != 0 || probe_array[2] != 3)
+		printf("probe %d\n", probe_array[2]);
 	printf("ready\n");
 	fflush(stdout);
 	Sleep(INFINITE);

@@ -44,7 +44,7 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 		return r.img.Base, BaseUndecided
 	}
 	r.solver, r.solved = r.newSumSolver()
-	if v, ok := r.cachedBase(); ok && len(r.headerCopy) == 0 {
+	if v, ok := r.cachedBase(); ok && r.fid.Headers == HeadersMemory {
 		return v, BaseCache
 	}
 	if !r.movable() {

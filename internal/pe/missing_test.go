@@ -137,3 +137,43 @@ func TestMissingPages(t *testing.T) {
 	}
 	t.Logf("%d files: %d bytes present, %d of them unknown", files, present, unknown)
 }
+
+// TestDiscarded takes away what a kernel frees after a driver has started: the
+// relocation table and other discardable sections. Words that point into the
+// image are undone by that, and the record calls each of them unknown.
+func TestDiscarded(t *testing.T) {
+	for _, path := range []string{wineDir + "winhttp.dll", wineDir + "mountmgr.sys", wineDir + "ole32.dll", hostileBase} {
+		img, file := mapFile(t, path)
+		h, err := pe.ParseHeaders(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const discardable = 0x02000000
+		for _, s := range h.Sections {
+			if s.Characteristics&discardable == 0 {
+				continue
+			}
+			for p := s.VirtualAddress / pe.PageSize; p < (s.VirtualAddress+s.VirtualSize+pe.PageSize-1)/pe.PageSize; p++ {
+				img.Pages[p] = pe.Absent
+				clear(img.Mem[p*pe.PageSize : (p+1)*pe.PageSize])
+			}
+		}
+		f, err := pe.Rebuild(img, pe.Options{PreferredBase: h.ImageBase})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := checkRecord(img, f, file); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		wrong := 0
+		for o := range f.Data {
+			if rva, ok := mappedAt(h, uint64(o)); ok && int(rva/pe.PageSize) < len(img.Pages) && img.Pages[rva/pe.PageSize] != pe.Absent && f.Data[o] != file[o] {
+				wrong++
+			}
+		}
+		if r := f.Fidelity.Relocations; r.Guessed == 0 || wrong > 4*r.Guessed/10 {
+			t.Errorf("%s: %d relocations guessed, %d bytes wrong", path, r.Guessed, wrong)
+		}
+		t.Logf("%s: %d relocations guessed, %d bytes wrong, %d in doubt", path, f.Fidelity.Relocations.Guessed, wrong, f.Fidelity.Bytes.Unknown)
+	}
+}

@@ -90,6 +90,7 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	defer func() { r.img, r.opt, r.fid = nil, Options{}, nil }()
 	r.fid = &Fidelity{Name: img.Name, MappedSize: uint64(len(img.Mem))}
 	r.gaps, r.recovered, r.headerCopy = r.gaps[:0], r.recovered[:0], r.headerCopy[:0]
+	r.unknownHeader = r.unknownHeader[:0]
 	r.searched = 0
 	if err := r.headers(); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
@@ -121,6 +122,9 @@ func (r *Rebuilder) headers() error {
 		err = fmt.Errorf("header page not present: %w", ErrHeaders)
 	} else if err = r.hdr.parse(r.headerBytes()); err == nil {
 		err = r.checkHeaders()
+	}
+	if err == nil && r.rewrittenDotNet() {
+		err = r.undoDotNet()
 	}
 	if err == nil {
 		return nil

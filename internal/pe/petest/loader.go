@@ -24,6 +24,8 @@ type Loader struct {
 	// ResolveDelay says that delay-load slots are resolved, as if the program had
 	// called them.
 	ResolveDelay bool
+	// Widen says that .NET programs are loaded into a 64-bit process.
+	Widen bool
 
 	byName map[Export]uint64
 	byAddr map[uint64]Export
@@ -158,7 +160,32 @@ func (l *Loader) Map(file []byte, base uint64) (m *Mapped, err error) {
 	l.bind(m)
 	l.bindDelayed(m)
 	l.configure(m)
+	if clr, _ := m.dir(14); l.Widen && clr != 0 && !m.Is64 {
+		m.widen()
+	}
 	return m, nil
+}
+
+// widen turns the headers of a .NET program into PE32+, as 64-bit loaders do.
+func (m *Mapped) widen() {
+	le := binary.LittleEndian
+	count, opt := m.u16(m.nt+6), m.nt+24
+	old := append([]byte(nil), m.Mem[opt:opt+0xe0+40*count]...)
+	n := m.Mem[opt : opt+0xf0+40*count]
+	le.PutUint16(m.Mem[m.nt+20:], 0xf0)
+	le.PutUint16(n, 0x20b)
+	le.PutUint64(n[24:], uint64(le.Uint32(old[28:])))
+	for i := 0; i < 4; i++ {
+		le.PutUint64(n[72+8*i:], uint64(le.Uint32(old[72+4*i:])))
+	}
+	le.PutUint32(n[104:], le.Uint32(old[88:]))
+	le.PutUint32(n[108:], 16)
+	clear(n[112:0xf0])
+	for _, i := range []int{2, 4, 5, 6, 14} {
+		copy(n[112+8*i:], old[96+8*i:96+8*i+8])
+	}
+	copy(n[0xf0:], old[0xe0:])
+	m.Is64 = true
 }
 
 // layOut makes the image: headers, sections, zeros for the rest.

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/urfave/cli/v2"
+)
+
+// env is what every command works with beside its own flags.
+type env struct {
+	stdout, stderr io.Writer
+}
+
+// newApp assembles the command line. Each command lives in a file of its own.
+func newApp(stdout, stderr io.Writer) *cli.App {
+	e := &env{stdout: stdout, stderr: stderr}
+	return &cli.App{
+		Name:                   "vmav",
+		Usage:                  "agentless antivirus for Windows guests on KVM",
+		UsageText:              "vmav [-c URI] COMMAND [options] [DOMAIN]",
+		Version:                version,
+		Description:            "Options are accepted before or after the domain. A domain is chosen as virsh does:\nby id, name or UUID. With -a FILE a memory image stands in for it.\n\n" + exitStatusHelp,
+		HideHelpCommand:        true,
+		EnableBashCompletion:   true,
+		UseShortOptionHandling: false,
+		Writer:                 stdout,
+		ErrWriter:              stderr,
+		Flags:                  []cli.Flag{connectFlag()},
+		Commands: []*cli.Command{
+			listCommand(e),
+			psCommand(e),
+			modulesCommand(e),
+			driversCommand(e),
+			scanCommand(e),
+			dumpCommand(e),
+			profileCommand(e),
+			checkCommand(e),
+			completionCommand(e),
+		},
+		// Exit statuses are decided in one place, exitStatus.
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError:   usageError,
+		CommandNotFound: func(c *cli.Context, name string) {
+			fmt.Fprintf(stderr, "vmav: no command %q; vmav --help lists them\n", name)
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("no command %q; vmav --help lists them", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+}
+
+// command gives a command what all of them have: help with its exit statuses,
+// errors in one form.
+func command(c *cli.Command) *cli.Command {
+	if c.Description != "" {
+		c.Description += "\n\n"
+	}
+	c.Description += exitStatusHelp
+	c.OnUsageError = usageError
+	return c
+}
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	name := "vmav"
+	if c.Command != nil && c.Command.Name != "" && c.Command.Name != name {
+		name += " " + c.Command.Name
+	}
+	return fmt.Errorf("%w; %s --help shows the usage", err, name)
+}
+
+func connectFlag() cli.Flag {
+	return &cli.StringFlag{
+		Name:    "connect",
+		Aliases: []string{"c"},
+		Usage:   "libvirt `URI`; without it $LIBVIRT_DEFAULT_URI, then libvirt's own choice",
+	}
+}
+
+func imageFlag() cli.Flag {
+	return &cli.PathFlag{
+		Name:    "image",
+		Aliases: []string{"a"},
+		Usage:   "memory image `FILE` in place of a domain: raw, ELF core of virsh dump --memory-only, LiME",
+	}
+}
+
+// text returns the value of a string flag wherever on the command line it was
+// given: behind vmav or behind the command.
+func text(c *cli.Context, name string) string {
+	for _, level := range c.Lineage() {
+		if level.IsSet(name) {
+			return level.String(name)
+		}
+	}
+	return c.String(name)
+}
+
+// isTerminal tells whether w is a terminal, where progress may be shown.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeCharDevice != 0
+}

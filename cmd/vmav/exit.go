@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"vmav.dev/vmav/internal/report"
+)
+
+// Exit statuses, the same for every command; scripts depend on them.
+const (
+	exitClean       = 0   // all was read, nothing was found
+	exitFound       = 1   // something was found
+	exitError       = 2   // an error, or something could not be read
+	exitInterrupted = 130 // SIGINT or SIGTERM
+)
+
+const exitStatusHelp = `EXIT STATUS
+   0    all was read and nothing was found
+   1    something was found
+   2    an error, or something could not be read: never taken for clean
+   130  interrupted`
+
+// errFound ends a command that did its work and found something.
+var errFound = errors.New("found")
+
+// errIncomplete ends a command whose output already names what could not be read.
+var errIncomplete = errors.New("incomplete")
+
+// exitStatus is the one place that turns an error into an exit status.
+func exitStatus(ctx context.Context, err error) int {
+	switch {
+	case ctx.Err() != nil:
+		return exitInterrupted
+	case err == nil:
+		return exitClean
+	case errors.Is(err, errFound):
+		return exitFound
+	default:
+		return exitError
+	}
+}
+
+// message is the line that is printed for err, or "" where the command has said
+// all there is to say.
+func message(err error) string {
+	switch {
+	case err == nil, errors.Is(err, errFound), errors.Is(err, errIncomplete):
+		return ""
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	}
+	return report.Escape(err.Error())
+}

@@ -1,0 +1,36 @@
+// Command vmav is agentless antivirus for Windows guests on KVM: it reads the
+// memory of running libvirt domains from the host, rebuilds the programs mapped
+// in them and has ClamAV scan what they were loaded from.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	code := run(ctx, os.Args, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns its exit status. A second interrupt
+// ends the process at once: run gives the signals back as soon as the first came.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	app := newApp(stdout, stderr)
+	err := app.RunContext(ctx, permute(app, args))
+	code := exitStatus(ctx, err)
+	if text := message(err); text != "" {
+		fmt.Fprintln(stderr, "vmav: "+text)
+	}
+	return code
+}

@@ -44,7 +44,8 @@ func fuzzImage(mem []byte, base uint64, mask uint64) *pe.Image {
 
 func addMapped(f *testing.F, add func(mem []byte, base uint64)) {
 	l := &petest.Loader{Rand: rand.New(rand.NewSource(5))}
-	for _, s := range fuzzSeeds(f) {
+	kernel, _, _ := kernelFile()
+	for _, s := range append(fuzzSeeds(f), kernel, dotNetFile()) {
 		if m, err := l.Map(s, 0x5000000); err == nil {
 			add(m.Mem, m.Base)
 		}

@@ -109,6 +109,7 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	r.restoreDelayImports()
 	r.restorePseudoRelocs()
 	r.restoreLoadConfig()
+	r.undoDynamicRelocations()
 	r.restoreBase()
 	r.mergeFilePages()
 	return r.finish(), nil

@@ -68,6 +68,7 @@ func TestCorpus(t *testing.T) {
 			causes := map[string]int{}
 			var unlike []string
 			methods := map[pe.BaseMethod]int{}
+			features := map[string]int{}
 			total, same := 0, 0
 			for _, path := range corpusFiles(t) {
 				file, err := os.ReadFile(path)
@@ -85,6 +86,7 @@ func TestCorpus(t *testing.T) {
 					opt.PreferredBase = originalBase(file)
 				}
 				total++
+				countFeatures(features, m, file)
 				f, err := rb.Rebuild(imageOf(path, m), opt)
 				if err != nil {
 					unlike = append(unlike, fmt.Sprintf("%s: %v", path, err))
@@ -106,6 +108,7 @@ func TestCorpus(t *testing.T) {
 				t.Errorf("corpus has %d loadable files, want at least 500", total)
 			}
 			t.Logf("%d of %d files byte-identical up to the overlay; bases by %v; left out %v", same, total, methods, causes)
+			t.Logf("of them have %v", features)
 			sort.Strings(unlike)
 			for _, u := range unlike {
 				t.Log(u)
@@ -114,5 +117,27 @@ func TestCorpus(t *testing.T) {
 				t.Errorf("%.2f %% byte-identical, want %.2f %%", 100*got, 100*mode.share)
 			}
 		})
+	}
+}
+
+// countFeatures counts what a file asked of the loader.
+func countFeatures(n map[string]int, m *petest.Mapped, file []byte) {
+	h, err := pe.ParseHeaders(file)
+	if err != nil {
+		return
+	}
+	end := uint32(0)
+	for _, s := range h.Sections {
+		end = max(end, s.RawOffset+s.RawSize)
+	}
+	for name, has := range map[string]bool{
+		"x86": h.Machine == 0x14c, "x64": h.Machine == 0x8664, "relocations": m.Relocated > 0, "imports": m.Imports > 0,
+		"imports by ordinal": m.Ordinals > 0, "delay imports": m.Delay > 0, "guard pointers": m.Guards > 0, "cookie": m.Cookie,
+		"TLS": h.Dirs[9].RVA != 0, "certificate": h.Dirs[4].Size != 0, "overlay": int(end) < len(file), "checksum": h.CheckSum != 0,
+		"empty first section (packed)": len(h.Sections) > 1 && h.Sections[0].RawSize == 0,
+	} {
+		if has {
+			n[name]++
+		}
 	}
 }

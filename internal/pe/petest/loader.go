@@ -285,15 +285,20 @@ func (l *Loader) bindDelayed(m *Mapped) {
 		return
 	}
 	for ; m.u32(at+4) != 0; at += 32 {
-		if m.u32(at)&1 == 0 {
-			return
+		rva := func(o int) int { return m.u32(at + o) }
+		if m.u32(at)&1 == 0 { // of the first version: addresses
+			rva = func(o int) int { return int(uint32(m.u32(at+o)) - uint32(m.Base)) }
 		}
-		module := m.str(m.u32(at + 4))
-		m.setPtr(m.u32(at+8), l.Address(Export{Module: module}, m.Is64))
-		addrs, names := m.u32(at+12), m.u32(at+16)
+		module := m.str(rva(4))
+		m.setPtr(rva(8), l.Address(Export{Module: module}, m.Is64))
+		addrs, names := rva(12), rva(16)
 		for i := 0; m.ptr(names) != 0; i, names, addrs = i+1, names+m.ptrSize(), addrs+m.ptrSize() {
 			if i%2 == 0 {
-				m.setPtr(addrs, l.Address(m.thunk(module, m.ptr(names)), m.Is64))
+				v := m.ptr(names)
+				if m.u32(at)&1 == 0 && v>>(8*m.ptrSize()-1) == 0 {
+					v -= m.Base
+				}
+				m.setPtr(addrs, l.Address(m.thunk(module, v), m.Is64))
 				m.Delay++
 			}
 		}

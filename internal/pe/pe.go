@@ -1,11 +1,3 @@
-// Package pe turns a PE image as it lies in memory back into the file it was
-// loaded from, and says exactly how far that succeeded.
-//
-// The package is pure: it reads no files, no guest and no clock, and imports no
-// other package of the project. Its input is a copy of hostile memory: every
-// size, offset and count in it is a claim to be checked against the bytes that
-// are there. Malformed input yields an error or a fidelity record that says what
-// could not be done, never a panic and never unbounded work.
 package pe
 
 // PageSize is the granule of presence in an Image, in bytes.
@@ -21,7 +13,31 @@ const (
 	Transition               // through a transition entry: trimmed from the working set, still in RAM
 	Prototype                // through the section object's prototype page table entry
 	DemandZero               // never touched: the guest would see zeros
+	Private                  // a copy-on-write page of this process: it was written and may differ from the file
+	FileCache                // from the file's own bytes in the guest's cache, see Options.FilePages
+	numOrigins
 )
+
+// String names the origin as the fidelity record spells it.
+func (o Origin) String() string {
+	switch o {
+	case Absent:
+		return "absent"
+	case Resident:
+		return "resident"
+	case Transition:
+		return "transition"
+	case Prototype:
+		return "prototype"
+	case DemandZero:
+		return "demand-zero"
+	case Private:
+		return "private"
+	case FileCache:
+		return "file-cache"
+	}
+	return "unknown"
+}
 
 // Image is one mapped PE image, copied out of the guest.
 type Image struct {
@@ -29,4 +45,20 @@ type Image struct {
 	Base  uint64   // virtual address the image is mapped at
 	Mem   []byte   // the mapped form, a multiple of PageSize long; Mem[0] is at Base
 	Pages []Origin // one per page of Mem
+}
+
+// present says whether n bytes at rva lie in Mem on pages that are not absent.
+func (m *Image) present(rva, n uint64) bool {
+	if rva >= uint64(len(m.Mem)) || n > uint64(len(m.Mem))-rva {
+		return false
+	}
+	if n == 0 {
+		return true
+	}
+	for p := rva / PageSize; p <= (rva+n-1)/PageSize; p++ {
+		if m.Pages[p] == Absent {
+			return false
+		}
+	}
+	return true
 }

@@ -1,0 +1,252 @@
+package pe
+
+import "slices"
+
+// Range is a half-open run of bytes [Start, End): file offsets or RVAs, as the field says.
+type Range struct {
+	Start uint64 `json:"start"`
+	End   uint64 `json:"end"`
+}
+
+// Len is the length of the range in bytes.
+func (r Range) Len() uint64 { return r.End - r.Start }
+
+// Cause says why bytes of a rebuilt file are not known to be the file's.
+type Cause string
+
+// Causes of a Gap.
+const (
+	CauseMissing    Cause = "page not present"                             // zeros stand in for them
+	CauseUnmapped   Cause = "never mapped, zeros assumed"                  // raw tails beyond the virtual size, room between headers and sections
+	CauseImport     Cause = "bound import without its name"                // an address of this run of the guest
+	CauseBound      Cause = "bound at build time"                          // a file bound by its vendor: the bound addresses are overwritten
+	CauseDelay      Cause = "delay import without its thunk"               //
+	CauseRelocation Cause = "relocation not known"                         // the table's page is missing
+	CauseGuard      Cause = "pointer set by the loader"                    // load config
+	CauseRuntime    Cause = "relocated at run time by the program's start" // pseudo-relocations
+	CauseOverlay    Cause = "overlay not in the guest's cache"             // never mapped, beyond the last section
+	CauseHeader     Cause = "header field reconstructed"                   //
+	CauseDynamic    Cause = "dynamic relocation not undone"                // DVRT
+)
+
+// Gap is a run of bytes of the rebuilt file that are not known to be the file's own.
+type Gap struct {
+	Range
+	Cause Cause `json:"cause"`
+}
+
+// ByteCounts splits the bytes of a rebuilt file by where they came from. The
+// first group adds up to the size of the file. Restored and Reconstructed are
+// contained in it: they count bytes written over those of the page.
+type ByteCounts struct {
+	Resident   uint64 `json:"resident"`
+	Transition uint64 `json:"transition"`
+	Prototype  uint64 `json:"prototype"`
+	Private    uint64 `json:"private"`
+	DemandZero uint64 `json:"demand_zero"`
+	FileCache  uint64 `json:"file_cache"`
+	Assumed    uint64 `json:"assumed_zero"` // never mapped
+	Missing    uint64 `json:"missing"`      // not present
+	Overlay    uint64 `json:"overlay"`      // beyond the last section, as Options.FileSize says, and not cached; zeros stand in
+
+	Restored      uint64 `json:"restored"`      // the loader's change undone, exactly
+	Reconstructed uint64 `json:"reconstructed"` // put there by analysis
+	Unknown       uint64 `json:"unknown"`       // present, but changed by the loader in a way that could not be undone
+}
+
+// SectionState is what can be said about one section of a rebuilt file.
+type SectionState string
+
+// States of a section, from best to worst.
+const (
+	SectionExact   SectionState = "exact"   // every byte is the file's
+	SectionAssumed SectionState = "assumed" // exact but for a tail that was never mapped and is taken to be zeros
+	SectionMemory  SectionState = "memory"  // complete, but writable: as it is now, not as it was loaded
+	SectionPartial SectionState = "partial" // some bytes missing or unknown
+	SectionAbsent  SectionState = "absent"  // nothing of it is there
+	SectionNoData  SectionState = "no-data" // has no bytes in the file
+)
+
+// SectionFidelity is the record of one section. Offsets and sizes are in bytes.
+type SectionFidelity struct {
+	Name      string       `json:"name"`
+	RVA       uint32       `json:"rva"`
+	RawOffset uint32       `json:"raw_offset"`
+	RawSize   uint32       `json:"raw_size"`
+	State     SectionState `json:"state"`
+	Missing   uint64       `json:"missing"`
+	Unknown   uint64       `json:"unknown"`
+	Assumed   uint64       `json:"assumed_zero"`
+}
+
+// BaseMethod says how the preferred base was found.
+type BaseMethod string
+
+// Ways to find the preferred base, from the strongest down.
+const (
+	BaseCache     BaseMethod = "file-cache" // read from the file's own header in the guest's cache
+	BaseChecksum  BaseMethod = "checksum"   // the header's CheckSum matches the rebuilt file
+	BaseLoader    BaseMethod = "loader"     // the guest's loader recorded it
+	BaseFixed     BaseMethod = "fixed"      // the image cannot be relocated
+	BaseHeader    BaseMethod = "header"     // the header in memory still says it
+	BasePointers  BaseMethod = "pointers"   // addresses in the image that the loader does not relocate agree on it
+	BaseName      BaseMethod = "name-hash"  // the linker derived it from the name of the file
+	BaseDefault   BaseMethod = "default"    // what the linker that made the file uses when not told otherwise
+	BaseUndecided BaseMethod = "unknown"    // nothing speaks for any: the actual base is left in place
+	BaseNoEffect  BaseMethod = "irrelevant" // flat copy without headers
+)
+
+// BaseFidelity records the preferred base.
+type BaseFidelity struct {
+	Actual    uint64     `json:"actual"`
+	Preferred uint64     `json:"preferred"`
+	Method    BaseMethod `json:"method"`
+	Proven    bool       `json:"proven"`     // not merely likely
+	Evidence  int        `json:"evidence"`   // independent facts that agree on it: pointers, for BasePointers
+	Tried     int        `json:"candidates"` // how many were considered
+}
+
+// RelocationFidelity counts relocations by what became of them.
+type RelocationFidelity struct {
+	Blocks      int  `json:"blocks"`
+	Undone      int  `json:"undone"`
+	Absent      int  `json:"absent"`      // of words that are not present or not part of the file
+	Partial     int  `json:"partial"`     // of words that are present in part
+	Guessed     int  `json:"guessed"`     // undone without the table, which is not present
+	Invalid     int  `json:"invalid"`     // outside the image
+	Unsupported int  `json:"unsupported"` // of types for other processors
+	Truncated   bool `json:"truncated"`   // the table ends in a block that makes no sense
+	Dynamic     int  `json:"dynamic"`     // dynamic value relocations undone
+}
+
+// ImportFidelity counts import address table slots by what became of them.
+type ImportFidelity struct {
+	Modules    int  `json:"modules"`
+	Restored   int  `json:"restored"`      // from the import name table
+	Resolved   int  `json:"resolved"`      // from the exports of loaded modules
+	Bound      int  `json:"bound"`         // slots of modules bound at build time
+	Delay      int  `json:"delay"`         // delay-load slots set back to their thunks
+	Unresolved int  `json:"unresolved"`    // left as they are
+	LostNames  int  `json:"lost_names"`    // names, or tables of them, on pages that are not present
+	Runtime    int  `json:"pseudo_relocs"` // words relocated by the program's own start code, undone
+	Invalid    bool `json:"invalid"`       // the tables contradict themselves
+}
+
+// LoadConfigFidelity records what the loader wrote through the load configuration.
+type LoadConfigFidelity struct {
+	Cookie        bool `json:"cookie"`         // security cookie set back to its default
+	GuardPointers int  `json:"guard_pointers"` // set back to the image's own functions
+	GuardUnknown  int  `json:"guard_unknown"`  // left as they are
+}
+
+// CheckSumFidelity compares the header's CheckSum with the rebuilt file.
+type CheckSumFidelity struct {
+	Header   uint32 `json:"header"`
+	Computed uint32 `json:"computed"`
+	Checked  bool   `json:"checked"` // false when the header has none or bytes are missing
+	Matches  bool   `json:"matches"`
+}
+
+// NeverMapped names parts of the file that no mapping of it as an image holds.
+type NeverMapped struct {
+	Certificate    Range  `json:"certificate"`  // file offsets; empty if there is none
+	SymbolTable    uint32 `json:"symbol_table"` // file offset; 0 if there is none
+	OverlayKnown   bool   `json:"overlay_known"`
+	OverlayAtLeast uint64 `json:"overlay_at_least"` // bytes beyond the last section that headers prove; 0 proves nothing
+}
+
+// HeaderSource says where the section layout came from.
+type HeaderSource string
+
+// Sources of the layout.
+const (
+	HeadersMemory   HeaderSource = "memory"         // the headers of the mapped image
+	HeadersLayout   HeaderSource = "section object" // the subsections of the section object, because the headers are wiped or forged
+	HeadersAnalysis HeaderSource = "analysis"       // nothing but the bytes themselves
+)
+
+// Conflict is a place where two sources of the same file disagree: a hook, a patch or a lie.
+type Conflict struct {
+	Range          // file offsets
+	RVA     uint64 `json:"rva"`
+	Section string `json:"section"`
+	Code    bool   `json:"code"` // in an executable section
+	Source  string `json:"source"`
+}
+
+// Fidelity is the record that travels with a rebuilt file: what it is made of
+// and how far it can be trusted to be the file that was loaded.
+type Fidelity struct {
+	Name        string             `json:"name"`
+	Headers     HeaderSource       `json:"headers"`
+	MappedSize  uint64             `json:"mapped_size"` // bytes
+	FileSize    uint64             `json:"file_size"`   // bytes, without what was never mapped beyond the last section
+	Bytes       ByteCounts         `json:"bytes"`
+	Sections    []SectionFidelity  `json:"sections"`
+	Base        BaseFidelity       `json:"base"`
+	Relocations RelocationFidelity `json:"relocations"`
+	Imports     ImportFidelity     `json:"imports"`
+	LoadConfig  LoadConfigFidelity `json:"load_config"`
+	CheckSum    CheckSumFidelity   `json:"checksum"`
+	NeverMapped NeverMapped        `json:"never_mapped"`
+	DotNet      bool               `json:"dotnet"`
+	Gaps        []Gap              `json:"gaps"`         // ascending by offset, not overlapping
+	MissingRVAs []Range            `json:"missing_rvas"` // runs of pages that are not present
+	Conflicts   []Conflict         `json:"conflicts,omitempty"`
+	Signatures  []SignatureSupport `json:"signatures"`
+	Notes       []string           `json:"notes,omitempty"`
+
+	writable uint64 // bytes of writable sections that may have been written
+}
+
+// Coverage is the share of the rebuilt file whose bytes are known, between 0 and
+// 1. Bytes that were never mapped and are taken to be zeros count as known; an
+// overlay that is not there does not count at all.
+func (f *Fidelity) Coverage() float64 {
+	if f.FileSize == 0 {
+		return 0
+	}
+	size := f.FileSize - min(f.Bytes.Overlay, f.FileSize)
+	lost := min(f.Bytes.Missing+f.Bytes.Unknown, size)
+	return float64(size-lost) / float64(max(size, 1))
+}
+
+// Complete says whether a scan of the rebuilt file saw every byte that the image
+// holds: only then may it be called clean. It does not say that the file is
+// identical to the one on disk; see Exact.
+func (f *Fidelity) Complete() bool { return f.Bytes.Missing == 0 && f.Headers != HeadersAnalysis }
+
+// Exact says whether the rebuilt file is, as far as can be known from memory,
+// the file up to its overlay: nothing missing, nothing unknown, the base settled
+// and no writable byte in doubt.
+func (f *Fidelity) Exact() bool {
+	if f.CheckSum.Matches {
+		return true
+	}
+	return f.Complete() && f.Bytes.Unknown == 0 && f.writable == 0 && f.baseSettled()
+}
+
+func (f *Fidelity) baseSettled() bool {
+	return f.Base.Proven || f.Relocations.Undone == 0
+}
+
+// Known says whether n bytes of the rebuilt file from offset off on are the
+// file's own as far as memory can show: none of them missing or unknown. Bytes
+// that were never mapped and are taken to be zeros count as known.
+func (f *Fidelity) Known(off, n uint64) bool {
+	if n > f.FileSize || off > f.FileSize-n {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(f.Gaps, off, func(g Gap, at uint64) int {
+		if g.End <= at {
+			return -1
+		}
+		return 1
+	})
+	for ; i < len(f.Gaps) && f.Gaps[i].Start < off+n; i++ {
+		if f.Gaps[i].Cause != CauseUnmapped {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,176 @@
+package pe
+
+import (
+	"bytes"
+	"slices"
+)
+
+// FilePage is a run of the file's own bytes, in on-disk form, that the guest
+// still holds in its cache (data section object, shared cache map).
+type FilePage struct {
+	Offset uint64 // file offset, in bytes
+	Data   []byte // as long as is known to be valid
+}
+
+// maxConflicts bounds the conflicts listed in a fidelity record.
+const maxConflicts = 256
+
+// mergeFilePages fills what the mapping does not hold from the file's cached
+// pages. The order of trust is: a byte of a read-only section that the mapping
+// holds, then the cached file, then zeros. Where both are there they are
+// compared: writable sections may differ and then the file's bytes are taken,
+// for the rebuilt file is to be the file; a difference in a section that is not
+// writable is a conflict, and the mapping's bytes stay, for they are what runs.
+func (r *Rebuilder) mergeFilePages() {
+	slices.SortStableFunc(r.gaps, func(a, b Gap) int { return compareU64(a.Start, b.Start) })
+	for i := range r.opt.FilePages {
+		p := &r.opt.FilePages[i]
+		end := p.Offset + uint64(len(p.Data))
+		if end < p.Offset {
+			continue
+		}
+		r.compareFilePage(p, min(end, uint64(len(r.data))))
+	}
+}
+
+// fillOverlay puts the cached pages beyond the last section into the file. It
+// comes before all that looks at the checksum.
+func (r *Rebuilder) fillOverlay() {
+	size := uint64(len(r.data))
+	r.overlayIn = r.overlayAt == size
+	if r.overlayIn {
+		return
+	}
+	for i := range r.opt.FilePages {
+		p := &r.opt.FilePages[i]
+		from, to := max(p.Offset, r.overlayAt), min(p.Offset+uint64(len(p.Data)), size)
+		if from < to && p.Offset <= from {
+			copy(r.data[from:to], p.Data[from-p.Offset:])
+			r.known(from, to)
+		}
+	}
+	slices.SortFunc(r.recovered, func(a, b Range) int { return compareU64(a.Start, b.Start) })
+	r.overlayIn = r.recoveredAll(r.overlayAt, size)
+	r.sumKnown = false
+}
+
+// cachedBase reads the preferred base from the cached header of the file.
+func (r *Rebuilder) cachedBase() (uint64, bool) {
+	at, size := r.hdr.imageBaseField()
+	from, to := uint64(at), uint64(at)+uint64(size)
+	for i := range r.opt.FilePages {
+		p := &r.opt.FilePages[i]
+		if p.Offset <= from && to <= p.Offset+uint64(len(p.Data)) {
+			return getUint(p.Data[from-p.Offset : to-p.Offset]), true
+		}
+	}
+	return 0, false
+}
+
+// compareFilePage merges the part of p before end, piecewise by section.
+func (r *Rebuilder) compareFilePage(p *FilePage, end uint64) {
+	for off := p.Offset; off < end; {
+		s, next := r.spanAtOffset(off, end)
+		src := p.Data[off-p.Offset : next-p.Offset]
+		dst := r.data[off:next]
+		switch {
+		case s == nil: // never mapped
+			copy(dst, src)
+			r.known(off, next)
+		case r.img.Pages[(s.rva+off-s.off)/PageSize] == Absent:
+			copy(dst, src)
+			r.known(off, next)
+		case s.sect >= 0 && r.hdr.Sections[s.sect].Writable():
+			if !bytes.Equal(dst, src) {
+				copy(dst, src)
+			}
+			r.known(off, next)
+		default:
+			r.compareCode(s, off, dst, src)
+		}
+		off = next
+	}
+}
+
+// spanAtOffset returns the span that holds the file byte at off and the end of
+// the piece that has one state: at most one page of one span.
+func (r *Rebuilder) spanAtOffset(off, end uint64) (*span, uint64) {
+	spans := r.lay.byOffset
+	i, _ := slices.BinarySearchFunc(spans, off, func(s span, at uint64) int {
+		if s.off <= at {
+			return -1
+		}
+		return 1
+	})
+	if i < len(spans) {
+		end = min(end, spans[i].off)
+	}
+	for j := i - 1; j >= 0 && j >= i-4; j-- {
+		if s := &spans[j]; off < s.off+s.n {
+			rva := s.rva + off - s.off
+			return s, min(end, s.off+s.n, off+PageSize-rva%PageSize)
+		}
+	}
+	return nil, end
+}
+
+// compareCode compares a piece of a read-only section with the file's bytes.
+func (r *Rebuilder) compareCode(s *span, off uint64, mem, file []byte) {
+	if bytes.Equal(mem, file) {
+		r.known(off, off+uint64(len(mem)))
+		return
+	}
+	for i := 0; i < len(mem); i++ {
+		if mem[i] == file[i] {
+			continue
+		}
+		j := i + 1
+		for same := 0; j < len(mem) && same < 8; j++ {
+			if same++; mem[j] != file[j] {
+				same = 0
+			}
+		}
+		for j > i && mem[j-1] == file[j-1] {
+			j--
+		}
+		from, to := off+uint64(i), off+uint64(j)
+		if r.isGap(from, to) {
+			// Nothing is known of these bytes but what the file says.
+			copy(mem[i:j], file[i:j])
+			r.known(from, to)
+		} else if len(r.fid.Conflicts) < maxConflicts {
+			c := Conflict{Range: Range{from, to}, RVA: s.rva + from - s.off, Source: FileCache.String()}
+			if s.sect >= 0 {
+				c.Section = r.hdr.Sections[s.sect].Name
+				c.Code = r.hdr.Sections[s.sect].Executable()
+			}
+			r.fid.Conflicts = append(r.fid.Conflicts, c)
+		}
+		i = j - 1
+	}
+}
+
+// isGap says whether the run lies in a gap.
+func (r *Rebuilder) isGap(from, to uint64) bool {
+	i, _ := slices.BinarySearchFunc(r.gaps, from, func(g Gap, at uint64) int {
+		if g.Start <= at {
+			return -1
+		}
+		return 1
+	})
+	for j := i - 1; j >= 0 && j >= i-4; j-- {
+		if to <= r.gaps[j].End {
+			return true
+		}
+	}
+	return false
+}
+
+// known records that file bytes are the file's own, whatever gap they lie in.
+func (r *Rebuilder) known(from, to uint64) {
+	if n := len(r.recovered); n > 0 && r.recovered[n-1].End == from {
+		r.recovered[n-1].End = to
+		return
+	}
+	r.recovered = append(r.recovered, Range{from, to})
+}

@@ -1,0 +1,231 @@
+package pe
+
+import "slices"
+
+// finish settles the gaps, judges sections, checksum and signatures, and
+// returns the result.
+func (r *Rebuilder) finish() *File {
+	f := r.fid
+	r.settleGaps()
+	r.checkSum()
+	r.neverMapped()
+	r.judgeSections()
+	h := r.hdr
+	h.Sections = slices.Clone(r.hdr.Sections)
+	h.ImageBase = f.Base.Preferred
+	f.DotNet = h.NumDirs > dirCLR && h.Dirs[dirCLR].RVA != 0
+	f.Signatures = f.signatures(&h)
+	return &File{Data: r.data, Headers: &h, Fidelity: f}
+}
+
+// settleGaps sorts the gaps, takes out what became known, resolves overlaps in
+// favour of the stronger cause and recounts the bytes in doubt.
+func (r *Rebuilder) settleGaps() {
+	size := uint64(len(r.data))
+	slices.SortStableFunc(r.gaps, func(a, b Gap) int { return compareU64(a.Start, b.Start) })
+	slices.SortFunc(r.recovered, func(a, b Range) int { return compareU64(a.Start, b.Start) })
+	out := r.gaps[:0:0]
+	var done uint64
+	for _, g := range r.gaps {
+		g.Start, g.End = max(g.Start, done), min(g.End, size)
+		i, _ := slices.BinarySearchFunc(r.recovered, g.Start, func(k Range, at uint64) int {
+			if k.End <= at {
+				return -1
+			}
+			return 1
+		})
+		for ; g.Start < g.End; i++ {
+			stop := g.End
+			if i < len(r.recovered) {
+				stop = min(stop, r.recovered[i].Start)
+			}
+			if g.Start < stop {
+				if n := len(out); n > 0 && out[n-1].End == g.Start && out[n-1].Cause == g.Cause {
+					out[n-1].End = stop
+				} else {
+					out = append(out, Gap{Range{g.Start, stop}, g.Cause})
+				}
+			}
+			if i >= len(r.recovered) || stop == g.End && r.recovered[i].Start >= g.End {
+				break
+			}
+			g.Start = max(g.Start, r.recovered[i].End)
+		}
+		done = max(done, g.End)
+	}
+	f := r.fid
+	b := &f.Bytes
+	var missing, assumed, overlay uint64
+	for _, g := range out {
+		switch g.Cause {
+		case CauseMissing:
+			missing += g.Len()
+		case CauseUnmapped:
+			assumed += g.Len()
+		case CauseOverlay:
+			overlay += g.Len()
+		default:
+			b.Unknown += g.Len()
+		}
+	}
+	b.FileCache += b.Missing - missing + b.Assumed - assumed + b.Overlay - overlay
+	if len(r.opt.FilePages) == 0 {
+		// Without the cache the bytes came from other parts of the image.
+		b.Reconstructed += b.FileCache
+	}
+	b.Missing, b.Assumed, b.Overlay = missing, assumed, overlay
+	f.Gaps = out
+}
+
+// checkSum compares the header's checksum with the file, unless the search for
+// the base has done so already.
+func (r *Rebuilder) checkSum() {
+	c := &r.fid.CheckSum
+	c.Header = r.hdr.CheckSum
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || r.fid.Bytes.Overlay != 0 {
+		return
+	}
+	c.Checked = true
+	if r.solved && len(r.opt.FilePages) == 0 {
+		c.Computed = sumToCheckSum(r.solver.after(r.fid.Base.Actual, r.fid.Base.Preferred), len(r.data))
+	} else {
+		c.Computed = CheckSum(r.data, int(r.hdr.checkSumField()))
+	}
+	c.Matches = c.Computed == c.Header
+}
+
+// neverMapped collects what the headers say about bytes beyond the last section.
+func (r *Rebuilder) neverMapped() {
+	n := &r.fid.NeverMapped
+	h, size := &r.hdr, uint64(len(r.data))
+	if r.opt.FileSize != 0 && r.opt.FileSize == size {
+		n.OverlayKnown = true
+		n.OverlayAtLeast = r.fid.Bytes.Overlay
+	}
+	if d := h.Dirs[dirSecurity]; h.NumDirs > dirSecurity && d.Size != 0 && d.RVA != 0 {
+		n.Certificate = Range{uint64(d.RVA), uint64(d.RVA) + uint64(d.Size)}
+		if n.Certificate.End > size {
+			n.OverlayAtLeast = n.Certificate.End - size
+		}
+	}
+	if h.Symbols != 0 && h.SymbolTable != 0 {
+		n.SymbolTable = h.SymbolTable
+		// The string table that follows the symbols has a length word of its own.
+		if end := uint64(h.SymbolTable) + 18*uint64(h.Symbols) + 4; end > size && end-size < 1<<32 {
+			n.OverlayAtLeast = max(n.OverlayAtLeast, end-size)
+		}
+	}
+	// The checksum is a 16-bit sum plus the length: what it exceeds the length by
+	// beyond 16 bits is overlay too.
+	if c := uint64(h.CheckSum); c > size+0xffff && r.opt.FileSize == 0 {
+		n.OverlayAtLeast = max(n.OverlayAtLeast, c-0xffff-size)
+	}
+	n.OverlayKnown = n.OverlayKnown || n.OverlayAtLeast > 0
+}
+
+// judgeSections classes the sections by the gaps that lie in them.
+func (r *Rebuilder) judgeSections() {
+	f := r.fid
+	sums := sumGaps(f.Gaps)
+	f.Sections = make([]SectionFidelity, len(r.hdr.Sections))
+	for i := range r.hdr.Sections {
+		s := &r.hdr.Sections[i]
+		sf := &f.Sections[i]
+		*sf = SectionFidelity{Name: s.Name, RVA: s.VirtualAddress, RawOffset: s.RawOffset, RawSize: s.RawSize}
+		from := min(uint64(s.RawOffset), uint64(len(r.data)))
+		to := min(from+uint64(s.RawSize), uint64(len(r.data)))
+		if s.RawSize == 0 || s.RawOffset == 0 || from >= to {
+			sf.State = SectionNoData
+			continue
+		}
+		before, upTo := sums.at(f.Gaps, from), sums.at(f.Gaps, to)
+		sf.Missing, sf.Assumed, sf.Unknown = upTo[0]-before[0], upTo[1]-before[1], upTo[2]-before[2]
+		switch {
+		case sf.Missing+sf.Assumed >= to-from && sf.Missing > 0:
+			sf.State = SectionAbsent
+		case sf.Missing+sf.Unknown > 0:
+			sf.State = SectionPartial
+		case s.Writable() && !f.CheckSum.Matches && r.mayBeWritten(s):
+			sf.State = SectionMemory
+			f.writable += to - from
+		case sf.Assumed > 0:
+			sf.State = SectionAssumed
+		default:
+			sf.State = SectionExact
+		}
+	}
+}
+
+// gapClass sorts causes into missing, assumed, unknown and overlay.
+func gapClass(c Cause) int {
+	switch c {
+	case CauseMissing:
+		return 0
+	case CauseUnmapped:
+		return 1
+	case CauseOverlay:
+		return 3
+	}
+	return 2
+}
+
+// gapSums[i] are the bytes of gaps before gap i, by class: any number of sections
+// may claim the same bytes, and each is to cost two searches.
+type gapSums [][4]uint64
+
+func sumGaps(gaps []Gap) gapSums {
+	s := make(gapSums, len(gaps)+1)
+	for i, g := range gaps {
+		s[i+1] = s[i]
+		s[i+1][gapClass(g.Cause)] += g.Len()
+	}
+	return s
+}
+
+// at returns the bytes in gaps before the file offset off.
+func (s gapSums) at(gaps []Gap, off uint64) [4]uint64 {
+	i, _ := slices.BinarySearchFunc(gaps, off, func(g Gap, at uint64) int {
+		if g.End <= at {
+			return -1
+		}
+		return 1
+	})
+	n := s[i]
+	if i < len(gaps) && gaps[i].Start < off {
+		n[gapClass(gaps[i].Cause)] += off - gaps[i].Start
+	}
+	return n
+}
+
+// mayBeWritten says whether any page of a writable section can have been written
+// since it was loaded: pages of the section object itself cannot, and bytes that
+// the cached file gave were not taken from the mapping.
+func (r *Rebuilder) mayBeWritten(s *Section) bool {
+	if len(r.opt.FilePages) > 0 && r.recoveredAll(uint64(s.RawOffset), uint64(s.RawOffset)+uint64(s.RawSize)) {
+		return false
+	}
+	from := uint64(s.VirtualAddress) / PageSize
+	to := (uint64(s.VirtualAddress) + uint64(s.virtualSize()) + PageSize - 1) / PageSize
+	for p := from; p < to && p < uint64(len(r.img.Pages)); p++ {
+		switch r.img.Pages[p] {
+		case Prototype, FileCache, Absent:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// recoveredAll says whether every byte of [from, to) came from elsewhere.
+func (r *Rebuilder) recoveredAll(from, to uint64) bool {
+	i, _ := slices.BinarySearchFunc(r.recovered, from, func(k Range, at uint64) int {
+		if k.End <= at {
+			return -1
+		}
+		return 1
+	})
+	for ; from < to && i < len(r.recovered) && r.recovered[i].Start <= from; i++ {
+		from = max(from, r.recovered[i].End)
+	}
+	return from >= to
+}

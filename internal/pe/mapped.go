@@ -1,0 +1,166 @@
+package pe
+
+import "fmt"
+
+// ImageFromMapped makes an image of a mapped form that another tool saved.
+// mapped begins at base and is padded to whole pages; holes are the byte ranges of
+// it that the tool could not read, which make every page they touch absent. The
+// bytes are copied only if they must be padded or cleared.
+func ImageFromMapped(name string, mapped []byte, base uint64, holes []Range) (*Image, error) {
+	if len(mapped) == 0 {
+		return nil, fmt.Errorf("take mapped image %q: no bytes: %w", name, ErrHeaders)
+	}
+	if base%PageSize != 0 {
+		return nil, fmt.Errorf("take mapped image %q: base %#x is not on a page: %w", name, base, ErrHeaders)
+	}
+	n := int(alignUp(uint64(len(mapped)), PageSize))
+	img := &Image{Name: name, Base: base, Mem: mapped, Pages: make([]Origin, n/PageSize)}
+	if n != len(mapped) || len(holes) > 0 {
+		img.Mem = make([]byte, n)
+		copy(img.Mem, mapped)
+	}
+	for i := range img.Pages {
+		img.Pages[i] = Resident
+	}
+	for _, h := range holes {
+		if h.End < h.Start || h.End > uint64(n) {
+			return nil, fmt.Errorf("take mapped image %q: hole %#x-%#x outside its %d bytes: %w", name, h.Start, h.End, n, ErrHeaders)
+		}
+		if h.Start == h.End {
+			continue
+		}
+		for p := h.Start / PageSize; p <= (h.End-1)/PageSize; p++ {
+			img.Pages[p] = Absent
+			clear(img.Mem[p*PageSize : (p+1)*PageSize])
+		}
+	}
+	return img, nil
+}
+
+// Merge fills the absent pages of img from another mapping of the same file at
+// the same base, in the order the mappings are given, and returns how many pages
+// it filled. Pages that were written privately in the other process are not
+// taken: they are that process's, not the file's.
+func Merge(img *Image, others ...*Image) int {
+	filled := 0
+	for _, o := range others {
+		if o.Base != img.Base || len(o.Pages) != len(o.Mem)/PageSize {
+			continue
+		}
+		for p := 0; p < min(len(img.Pages), len(o.Pages)); p++ {
+			if img.Pages[p] != Absent || o.Pages[p] == Absent || o.Pages[p] == Private {
+				continue
+			}
+			copy(img.Mem[p*PageSize:(p+1)*PageSize], o.Mem[p*PageSize:(p+1)*PageSize])
+			img.Pages[p] = o.Pages[p]
+			filled++
+		}
+	}
+	return filled
+}
+
+// MemoryView is the memory form of a region that no file stands behind, or whose
+// bytes differ from its file: what runs, as it runs.
+type MemoryView struct {
+	Data    []byte    // present pages, one after the other
+	Runs    []ViewRun // where they were
+	Absent  uint64    // bytes of the region that are not present
+	Zero    uint64    // bytes of pages of zeros, left out
+	Dropped uint64    // bytes left out because of the budget
+	PE      bool      // begins with PE headers: worth a Rebuild as well
+}
+
+// ViewRun is a run of pages in a view.
+type ViewRun struct {
+	Offset uint64 `json:"offset"` // in Data
+	VA     uint64 `json:"va"`
+	Size   uint64 `json:"size"` // bytes
+}
+
+// Complete says whether the view holds all that the region had.
+func (v *MemoryView) Complete() bool { return v.Absent == 0 && v.Dropped == 0 }
+
+// NewMemoryView collects what is present of a region into at most budget bytes.
+// Pages of zeros are left out between runs, which breaks a run, so that sparse
+// regions cost what they hold. When the budget does not suffice, the beginning of
+// each run is kept before its rest: code is entered there and headers are there.
+func NewMemoryView(region *Image, budget int) (*MemoryView, error) {
+	if len(region.Mem)%PageSize != 0 || len(region.Pages) != len(region.Mem)/PageSize {
+		return nil, fmt.Errorf("view region %q: %d bytes with %d pages: %w", region.Name, len(region.Mem), len(region.Pages), ErrHeaders)
+	}
+	v := &MemoryView{}
+	var runs []Range
+	for p := 0; p < len(region.Pages); p++ {
+		page := region.Mem[p*PageSize : (p+1)*PageSize]
+		switch {
+		case region.Pages[p] == Absent:
+			v.Absent += PageSize
+		case isZero(page):
+			v.Zero += PageSize
+		default:
+			from := uint64(p) * PageSize
+			if n := len(runs); n > 0 && runs[n-1].End == from {
+				runs[n-1].End += PageSize
+			} else {
+				runs = append(runs, Range{from, from + PageSize})
+			}
+		}
+	}
+	for _, r := range fitRuns(runs, uint64(max(budget, 0))) {
+		v.Runs = append(v.Runs, ViewRun{uint64(len(v.Data)), region.Base + r.Start, r.Len()})
+		v.Data = append(v.Data, region.Mem[r.Start:r.End]...)
+	}
+	for _, r := range runs {
+		v.Dropped += r.Len()
+	}
+	v.Dropped -= uint64(len(v.Data))
+	if len(region.Pages) > 0 && region.Pages[0] != Absent {
+		_, err := ParseHeaders(region.Mem[:min(len(region.Mem), 16*PageSize)])
+		v.PE = err == nil
+	}
+	return v, nil
+}
+
+// fitRuns shortens runs until they fit the budget, all to the same length at most.
+func fitRuns(runs []Range, budget uint64) []Range {
+	var total uint64
+	longest := uint64(0)
+	for _, r := range runs {
+		total += r.Len()
+		longest = max(longest, r.Len())
+	}
+	if total <= budget {
+		return runs
+	}
+	// The largest limit of a run, in pages, under which they all fit.
+	lo, hi := uint64(0), longest/PageSize
+	for lo < hi {
+		mid := (lo + hi + 1) / 2
+		var sum uint64
+		for _, r := range runs {
+			sum += min(r.Len(), mid*PageSize)
+		}
+		if sum <= budget {
+			lo = mid
+		} else {
+			hi = mid - 1
+		}
+	}
+	if lo == 0 { // more runs than pages in the budget
+		runs, lo = runs[:budget/PageSize], 1
+	}
+	out := make([]Range, 0, len(runs))
+	for _, r := range runs {
+		out = append(out, Range{r.Start, min(r.End, r.Start+lo*PageSize)})
+	}
+	return out
+}
+
+func isZero(b []byte) bool {
+	for ; len(b) >= 8; b = b[8:] {
+		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
+			return false
+		}
+	}
+	return true
+}

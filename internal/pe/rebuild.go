@@ -1,0 +1,303 @@
+package pe
+
+import (
+	"fmt"
+)
+
+// Symbol is what an address in another module of the guest is known as.
+type Symbol struct {
+	Module    string // file name of the exporting module, as in "kernel32.dll"
+	Name      string // empty if exported by ordinal only
+	Ordinal   uint16
+	Preferred uint64 // the address it would have at its module's preferred base; 0 if not known
+}
+
+// Options steers a rebuild. The zero value is usable.
+type Options struct {
+	// PreferredBase is the preferred base as the guest's loader recorded it
+	// (LDR_DATA_TABLE_ENTRY.OriginalBase); 0 if not known.
+	PreferredBase uint64
+	// BaseCandidates are further bases worth trying, such as that of another
+	// mapping of the file.
+	BaseCandidates []uint64
+	// ResolveExport names what lives at an address of another module of the same
+	// address space. All names of one address may be returned. Optional.
+	ResolveExport func(va uint64) []Symbol
+	// Layout is the raw layout as the guest's section object knows it, for images
+	// whose headers are wiped or forged. Optional.
+	Layout *Layout
+	// FilePages are pages of the file in its on-disk form, from the guest's cache.
+	// They fill what is missing and are compared with what is there. Optional.
+	FilePages []FilePage
+	// FileSize is the size of the file on disk, in bytes, where the guest's cache
+	// knows it; 0 if not known. The rebuilt file then has that size, and what lies
+	// beyond its last section is filled from FilePages.
+	FileSize uint64
+	// MaxFileSize bounds the rebuilt file, in bytes; 0 means twice the mapped size
+	// and 16 MiB.
+	MaxFileSize uint64
+}
+
+// File is a rebuilt file. Data belongs to the Rebuilder that made it and is
+// overwritten by its next rebuild; the rest does not change.
+type File struct {
+	Data     []byte // the on-disk form, up to the end of the last section
+	Headers  *Headers
+	Fidelity *Fidelity
+}
+
+// Rebuilder rebuilds images one after the other, reusing its buffers. It is not
+// safe for concurrent use. The zero value is ready.
+type Rebuilder struct {
+	img       *Image
+	opt       Options
+	hdr       Headers
+	lay       layout
+	data      []byte
+	maxFile   uint64 // limit of the file's size
+	overlayAt uint64 // end of the last section in the file
+	overlayIn bool   // every byte beyond it came from the cache
+	fid       *Fidelity
+
+	sum      uint64 // of the file's words, modulo 65535, as long as relocations are not undone
+	sumKnown bool
+	solver   sumSolver
+	solved   bool // solver holds this image's equation
+
+	gaps          []Gap   // in the order found; sorted and merged at the end
+	recovered     []Range // file bytes of missing pages that became known from elsewhere
+	thunks        []delayThunk
+	searched      int // bytes searched for import names
+	needle        []byte
+	headerCopy    []byte  // repaired or made-up header bytes; empty when memory's serve
+	unknownHeader []Range // file bytes of headerCopy that are not from memory
+}
+
+// Rebuild turns img into the file it was loaded from. The error wraps ErrHeaders
+// or ErrTooLarge, and then there is no result; everything short of that is said
+// in the fidelity record. img is not changed.
+func Rebuild(img *Image, opt Options) (*File, error) {
+	return new(Rebuilder).Rebuild(img, opt)
+}
+
+// Rebuild is like the function of the same name; the result's Data is valid
+// until the next call.
+func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
+	if len(img.Mem) == 0 || len(img.Mem)%PageSize != 0 || len(img.Pages) != len(img.Mem)/PageSize {
+		return nil, fmt.Errorf("rebuild %q: %d bytes with %d pages: %w", img.Name, len(img.Mem), len(img.Pages), ErrHeaders)
+	}
+	r.img, r.opt = img, opt
+	defer func() { r.img, r.opt, r.fid = nil, Options{}, nil }()
+	r.fid = &Fidelity{Name: img.Name, MappedSize: uint64(len(img.Mem))}
+	r.gaps, r.recovered, r.headerCopy = r.gaps[:0], r.recovered[:0], r.headerCopy[:0]
+	r.unknownHeader = r.unknownHeader[:0]
+	r.searched = 0
+	if err := r.headers(); err != nil {
+		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
+	}
+	if r.maxFile = opt.MaxFileSize; r.maxFile == 0 {
+		r.maxFile = 2*uint64(len(img.Mem)) + 16<<20
+	}
+	if err := r.lay.plan(&r.hdr, img.Mem, r.maxFile); err != nil {
+		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
+	}
+	r.fid.Notes = append(r.fid.Notes, r.lay.notes...)
+	r.copyBytes()
+	r.writeHeaders()
+	r.fillOverlay()
+	r.restoreImports()
+	r.restoreDelayImports()
+	r.restorePseudoRelocs()
+	r.restoreLoadConfig()
+	r.undoDynamicRelocations()
+	r.restoreBase()
+	r.mergeFilePages()
+	return r.finish(), nil
+}
+
+// headers parses the headers of the mapped image, or makes do without them.
+func (r *Rebuilder) headers() error {
+	r.fid.Headers = HeadersMemory
+	var err error
+	if !r.img.present(0, PageSize) {
+		err = fmt.Errorf("header page not present: %w", ErrHeaders)
+	} else if err = r.hdr.parse(r.headerBytes()); err == nil {
+		err = r.checkHeaders()
+	}
+	if err == nil && r.rewrittenDotNet() {
+		err = r.undoDotNet()
+	}
+	if err == nil {
+		return nil
+	}
+	return r.substituteHeaders(err)
+}
+
+// headerBytes is the run of present pages at the start of the image.
+func (r *Rebuilder) headerBytes() []byte {
+	n := 0
+	for n < len(r.img.Pages) && n < 64 && r.img.Pages[n] != Absent {
+		n++
+	}
+	return r.img.Mem[:n*PageSize]
+}
+
+// copyBytes fills the file from the image and accounts for every byte.
+func (r *Rebuilder) copyBytes() {
+	r.overlayAt = r.lay.fileSize
+	size := max(r.lay.fileSize, min(r.opt.FileSize, r.maxFile))
+	r.lay.fileSize = size
+	if uint64(cap(r.data)) < size {
+		r.data = make([]byte, size)
+	}
+	r.data = r.data[:size]
+	r.fid.FileSize = size
+	r.sum, r.sumKnown = 0, r.checkSumUsable()
+	done := uint64(0) // file bytes before it are accounted for
+	for _, s := range r.lay.byOffset {
+		if s.off > done {
+			r.assume(done, s.off)
+		}
+		r.sumKnown = r.sumKnown && s.off >= done && s.off%2 == 0
+		if s.off < done {
+			r.copyOverlap(s)
+		} else {
+			r.copySpan(s)
+		}
+		r.account(s, done)
+		done = max(done, s.off+s.n)
+	}
+	r.assume(done, r.overlayAt)
+	if r.overlayAt < size {
+		clear(r.data[r.overlayAt:])
+		r.fid.Bytes.Overlay += size - r.overlayAt
+		r.gap(r.overlayAt, size, CauseOverlay)
+	}
+	r.fid.MissingRVAs = missingRuns(r.img.Pages)
+}
+
+// copySpan copies the bytes of one span and sums them up on the way, while they
+// are in the processor's cache.
+func (r *Rebuilder) copySpan(s span) {
+	const chunk = 128 << 10
+	dst, src := r.data[s.off:s.off+s.n], r.img.Mem[s.rva:s.rva+s.n]
+	if !r.sumKnown {
+		copy(dst, src)
+		return
+	}
+	for len(src) > 0 {
+		n := copy(dst[:min(chunk, len(dst))], src)
+		r.sum += onesSum(dst[:n])
+		dst, src = dst[n:], src[n:]
+	}
+}
+
+// copyOverlap copies a span whose file bytes are mapped elsewhere too, as those of
+// packed files whose headers claim to reach into the first section: only pages
+// that are there replace what the other mapping has.
+func (r *Rebuilder) copyOverlap(s span) {
+	for rva := s.rva; rva < s.rva+s.n; {
+		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
+		if r.img.Pages[rva/PageSize] != Absent {
+			copy(r.data[s.off+rva-s.rva:], r.img.Mem[rva:end])
+		}
+		rva = end
+	}
+}
+
+// account counts the bytes of one span by origin. File bytes before done belong
+// to an earlier span.
+func (r *Rebuilder) account(s span, done uint64) {
+	var n [numOrigins]uint64
+	for rva := s.rva; rva < s.rva+s.n; {
+		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
+		o := r.img.Pages[rva/PageSize]
+		from, to := s.off+rva-s.rva, s.off+end-s.rva
+		if from = max(from, done); from < to {
+			if o == Absent {
+				clear(r.data[from:to])
+			}
+			if o >= numOrigins {
+				o = Resident
+			}
+			n[o] += to - from
+			if o == Absent {
+				r.gap(from, to, CauseMissing)
+			}
+		}
+		rva = end
+	}
+	b := &r.fid.Bytes
+	b.Missing += n[Absent]
+	b.Resident += n[Resident]
+	b.Transition += n[Transition]
+	b.Prototype += n[Prototype]
+	b.DemandZero += n[DemandZero]
+	b.Private += n[Private]
+	b.FileCache += n[FileCache]
+}
+
+// assume zero-fills file bytes that are never mapped.
+func (r *Rebuilder) assume(from, to uint64) {
+	if from >= to {
+		return
+	}
+	clear(r.data[from:to])
+	r.fid.Bytes.Assumed += to - from
+	r.gap(from, to, CauseUnmapped)
+}
+
+// gap records file bytes that are not known, extending the last gap if it continues it.
+func (r *Rebuilder) gap(from, to uint64, c Cause) {
+	if n := len(r.gaps); n > 0 && r.gaps[n-1].End == from && r.gaps[n-1].Cause == c {
+		r.gaps[n-1].End = to
+		return
+	}
+	r.gaps = append(r.gaps, Gap{Range{from, to}, c})
+}
+
+// unknown records file bytes that are present but could not be restored.
+func (r *Rebuilder) unknown(from, to uint64, c Cause) { r.gap(from, to, c) }
+
+// put writes restored bytes at rva into the file, if all of them belong to it.
+// Bytes of a page that is not present become known by that. It says whether it did.
+func (r *Rebuilder) put(rva uint64, b []byte) bool {
+	off, ok := r.lay.offset(rva, uint64(len(b)))
+	if !ok {
+		return false
+	}
+	if r.sumKnown {
+		r.sum += 65535 - residue(r.data[off:off+uint64(len(b))], off) + residue(b, off)
+	}
+	copy(r.data[off:], b)
+	r.fid.Bytes.Restored += uint64(len(b))
+	if !r.img.present(rva, uint64(len(b))) {
+		r.recovered = append(r.recovered, Range{off, off + uint64(len(b))})
+	}
+	return true
+}
+
+func missingRuns(pages []Origin) []Range {
+	var runs []Range
+	for i := 0; i < len(pages); i++ {
+		if pages[i] != Absent {
+			continue
+		}
+		j := i
+		for j < len(pages) && pages[j] == Absent {
+			j++
+		}
+		runs = append(runs, Range{uint64(i) * PageSize, uint64(j) * PageSize})
+		i = j
+	}
+	return runs
+}
+
+func compareU64(a, b uint64) int {
+	if a < b {
+		return -1
+	} else if a > b {
+		return 1
+	}
+	return 0
+}

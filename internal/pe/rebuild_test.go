@@ -1,0 +1,143 @@
+package pe_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand"
+	"os"
+	"sort"
+	"testing"
+
+	"vmav.dev/vmav/internal/pe"
+	"vmav.dev/vmav/internal/pe/petest"
+)
+
+// imageOf makes an Image with all pages resident.
+func imageOf(name string, m *petest.Mapped) *pe.Image {
+	pages := make([]pe.Origin, len(m.Mem)/pe.PageSize)
+	for i := range pages {
+		pages[i] = pe.Resident
+	}
+	return &pe.Image{Name: name, Base: m.Base, Mem: m.Mem, Pages: pages}
+}
+
+func resolver(l *petest.Loader) func(uint64) []pe.Symbol {
+	return func(va uint64) []pe.Symbol {
+		e, ok := l.Lookup(va)
+		if !ok {
+			return nil
+		}
+		return []pe.Symbol{{Module: e.Module, Name: e.Name, Ordinal: e.Ordinal}}
+	}
+}
+
+// originalBase reads the preferred base of a file, as a loader records it.
+func originalBase(file []byte) uint64 {
+	h, err := pe.ParseHeaders(file)
+	if err != nil {
+		return 0
+	}
+	return h.ImageBase
+}
+
+// firstDifference compares a rebuilt file with its original up to the overlay.
+func firstDifference(got, want []byte) (off int, n int) {
+	off = -1
+	for i := range got {
+		if i >= len(want) || got[i] != want[i] {
+			if off < 0 {
+				off = i
+			}
+			n++
+		}
+	}
+	return off, n
+}
+
+// TestCorpus maps every file of the corpus at a random base, with imports bound,
+// rebuilds it and compares it with the file, byte for byte up to the overlay.
+func TestCorpus(t *testing.T) {
+	for _, mode := range []struct {
+		name   string
+		loader bool // the loader's record of the preferred base is at hand
+		share  float64
+	}{{"loader's record", true, 0.995}, {"image alone", false, 0.90}} {
+		t.Run(mode.name, func(t *testing.T) {
+			l := &petest.Loader{Rand: rand.New(rand.NewSource(1)), ResolveDelay: true}
+			var rb pe.Rebuilder
+			causes := map[string]int{}
+			var unlike []string
+			methods := map[pe.BaseMethod]int{}
+			features := map[string]int{}
+			total, same := 0, 0
+			for _, path := range corpusFiles(t) {
+				file, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				is64 := bytes.Contains(file[:min(len(file), 1024)], []byte("PE\x00\x00\x64\x86"))
+				m, err := l.Map(file, l.Base(is64))
+				if err != nil {
+					causes["not loadable: "+err.Error()]++
+					continue
+				}
+				opt := pe.Options{ResolveExport: resolver(l)}
+				if mode.loader {
+					opt.PreferredBase = originalBase(file)
+				}
+				total++
+				countFeatures(features, m, file)
+				f, err := rb.Rebuild(imageOf(path, m), opt)
+				if err != nil {
+					unlike = append(unlike, fmt.Sprintf("%s: %v", path, err))
+					continue
+				}
+				methods[f.Fidelity.Base.Method]++
+				off, n := firstDifference(f.Data, file)
+				if n == 0 {
+					same++
+					continue
+				}
+				unlike = append(unlike, fmt.Sprintf("%s: %d bytes differ, the first at %#x (base %#x by %s, is %#x)",
+					path, n, off, f.Fidelity.Base.Preferred, f.Fidelity.Base.Method, originalBase(file)))
+				if exact := f.Fidelity.Exact(); exact {
+					t.Errorf("%s: differs at %#x but its record says exact", path, off)
+				}
+			}
+			if total < 500 {
+				t.Errorf("corpus has %d loadable files, want at least 500", total)
+			}
+			t.Logf("%d of %d files byte-identical up to the overlay; bases by %v; left out %v", same, total, methods, causes)
+			t.Logf("of them have %v", features)
+			sort.Strings(unlike)
+			for _, u := range unlike {
+				t.Log(u)
+			}
+			if got := float64(same) / float64(total); got < mode.share {
+				t.Errorf("%.2f %% byte-identical, want %.2f %%", 100*got, 100*mode.share)
+			}
+		})
+	}
+}
+
+// countFeatures counts what a file asked of the loader.
+func countFeatures(n map[string]int, m *petest.Mapped, file []byte) {
+	h, err := pe.ParseHeaders(file)
+	if err != nil {
+		return
+	}
+	end := uint32(0)
+	for _, s := range h.Sections {
+		end = max(end, s.RawOffset+s.RawSize)
+	}
+	for name, has := range map[string]bool{
+		"x86": h.Machine == 0x14c, "x64": h.Machine == 0x8664, "relocations": m.Relocated > 0, "imports": m.Imports > 0,
+		"imports by ordinal": m.Ordinals > 0, "delay imports": m.Delay > 0, "guard pointers": m.Guards > 0, "cookie": m.Cookie,
+		"TLS": h.Dirs[9].RVA != 0, "certificate": h.Dirs[4].Size != 0, "overlay": int(end) < len(file), "checksum": h.CheckSum != 0,
+		"empty first section (packed)": len(h.Sections) > 1 && h.Sections[0].RawSize == 0,
+	} {
+		if has {
+			n[name]++
+		}
+	}
+}

@@ -231,6 +231,8 @@ func TestLive(t *testing.T) {
 			g.heartbeats(2)
 			checkAgainstLayout(t, g)
 			checkProgress(t, g)
+			pid := g.start("syscheck.exe")
+			g.expect(fmt.Sprintf(`^EXIT %d syscheck.exe 0x0$`, pid))
 			if !c.shadow { // the same code with and without
 				checkChurn(t, g)
 				checkFreeze(t, g)

@@ -127,6 +127,7 @@ func (w *bootWriter) write() uint64 {
 		bt.Flags |= BootKVAShadow
 		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
 		bt.Syscall32 = b.sym("KiSystemCall32Shadow")
+		bt.ShadowPML4 = b.shadow.pml4 << pageShift
 	}
 	bt.Off = w.offsets()
 	w.cpus()

@@ -68,6 +68,7 @@ type builder struct {
 
 	mem       *memory
 	kernel    *space // the System process's
+	shadow    *space // kernel half of user page tables, with KVA shadow
 	selfIndex uint64
 
 	nonPaged, paged, system, runtime arena

@@ -97,12 +97,14 @@ func (b *builder) buildKernel(rt []byte) error {
 	debugRVA, exportRVA := free(1), free(exportPages)
 	rtRVA := top
 	if len(rt) > 0 {
-		if err := binary.Read(strings.NewReader(string(rt)), binary.LittleEndian, &im.rt); err != nil {
-			return fmt.Errorf("read the header of rt.bin: %w", err)
+		runtime, err := LoadRuntime(rt)
+		if err != nil {
+			return err
 		}
-		if im.rt.Magic != runtimeMagic || im.rt.MemorySize < im.rt.ImageSize || int(im.rt.ImageSize) > len(rt) {
-			return fmt.Errorf("rt.bin is not the guest's runtime")
+		if err := b.patchRuntime(runtime); err != nil {
+			return err
 		}
+		im.rt, rt = runtime.RuntimeHeader, runtime.Image
 		top += uint64(im.rt.MemorySize+pageSize-1) &^ (pageSize - 1)
 		im.runtime = im.base + rtRVA
 	}

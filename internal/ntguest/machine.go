@@ -56,6 +56,7 @@ func Lay(opts Options) (m *Machine, err error) {
 	b.buildTypes()
 	b.buildCPUs()
 	b.buildEntries()
+	b.buildShadow()
 	b.listInit(b.kernel, b.sym("PsActiveProcessHead"))
 	b.live.lastID = 0x40
 	b.now = b.boot
@@ -88,6 +89,7 @@ func Lay(opts Options) (m *Machine, err error) {
 // self map of its own, now that all its top-level entries exist.
 func (b *builder) finishSpaces() {
 	for _, p := range b.procs {
+		b.finishShadow(p)
 		if p.space == b.kernel {
 			continue
 		}

@@ -443,8 +443,8 @@ u64 trim(struct proc *p)
 			n++;
 		}
 	}
-	if (read_cr3() == p->id.dtb)
-		write_cr3(p->id.dtb);
+	if ((read_cr3() & ~PAGE_MASK) == p->id.dtb)
+		write_cr3(read_cr3());
 	flush_remote(p);
 	return n;
 }

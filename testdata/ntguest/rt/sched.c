@@ -3,6 +3,9 @@
  */
 #include "rt.h"
 
+/* With KVA shadow NT tags CR3 so; without CR4.PCIDE the tags have no effect. */
+#define KERNEL_PCID 2
+#define USER_PCID 1
 #define KUSER_INTERRUPT_TIME 0x08
 #define KUSER_SYSTEM_TIME 0x14
 #define KUSER_TICK_COUNT 0x320
@@ -130,10 +133,10 @@ static void switch_to(struct cpu *c, struct thread *next)
 	if (next->wow64)
 		set_teb32(c, (u32)next->teb32);
 	if (boot->flags & NT_BOOT_KVA_SHADOW)
-		set64(kpcr, boot->off.pcr_kernel_dtb, cr3);
+		set64(kpcr, boot->off.pcr_kernel_dtb, cr3 | KERNEL_PCID);
 	if (c->cr3 != cr3) {
 		c->cr3 = cr3;
-		write_cr3(cr3);
+		write_cr3(boot->flags & NT_BOOT_KVA_SHADOW ? cr3 | KERNEL_PCID : cr3);
 	}
 	stat_switches++;
 }
@@ -165,7 +168,7 @@ struct frame *leave(struct cpu *c)
 	proc_finish();
 	t = c->current;
 	f = t->frame;
-	f->vector = f->cs & 3 ? t->proc->id.user_dtb : 0;
+	f->vector = f->cs & 3 && t->proc->id.user_dtb ? t->proc->id.user_dtb | USER_PCID : 0;
 	return f;
 }
 

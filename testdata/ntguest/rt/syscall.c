@@ -217,6 +217,33 @@ static u32 release(struct proc *self, struct frame *f)
 	return 0;
 }
 
+/* ProcessBasicInformation only. */
+static u32 query_information(struct proc *self, struct frame *f)
+{
+	struct proc *target;
+	u64 info[6];
+	u32 length = sizeof info, status = process_of(self, f->r10, &target);
+
+	if (status)
+		return status;
+	if (f->rdx != 0)
+		return STATUS_INVALID_INFO_CLASS;
+	if (f->r9 != sizeof info)
+		return STATUS_INFO_LENGTH_MISMATCH;
+	info[0] = target->id.exit_status;
+	info[1] = target->id.peb;
+	info[2] = (1 << boot->ncpu) - 1;
+	info[3] = 8;
+	info[4] = target->id.pid;
+	info[5] = target->id.ppid;
+	if (user_write(self, f->r8, info, sizeof info))
+		return STATUS_ACCESS_VIOLATION;
+	u64 at = stack_arg(self, f, 5);
+	if (at && user_write(self, at, &length, 4))
+		return STATUS_ACCESS_VIOLATION;
+	return 0;
+}
+
 /* Only what SetProcessWorkingSetSize(-1, -1) asks: empty the working set. */
 static u32 set_information(struct proc *self, struct frame *f)
 {
@@ -333,6 +360,7 @@ void syscall(struct cpu *c, struct frame *f)
 	case SYS_NtProtectVirtualMemory: status = protect(p, f); break;
 	case SYS_NtAllocateVirtualMemory: status = allocate(p, f); break;
 	case SYS_NtFreeVirtualMemory: status = release(p, f); break;
+	case SYS_NtQueryInformationProcess: status = query_information(p, f); break;
 	case SYS_NtSetInformationProcess: status = set_information(p, f); break;
 	case SYS_NtQuerySystemTime:
 		status = user_write(p, f->r10, &system_time, 8) ? STATUS_ACCESS_VIOLATION : 0;

@@ -89,6 +89,21 @@ EXPORT u32 WINAPI GetCurrentProcessId(void)
 	return (u32)pid;
 }
 
+EXPORT u32 WINAPI GetProcessId(handle h)
+{
+	struct basic_information b;
+	return NtQueryInformationProcess(h, 0, &b, sizeof b, (void *)0) ? 0 : (u32)b.pid;
+}
+
+EXPORT int WINAPI GetExitCodeProcess(handle h, u32 *status)
+{
+	struct basic_information b;
+	if (NtQueryInformationProcess(h, 0, &b, sizeof b, (void *)0))
+		return 0;
+	*status = (u32)b.exit_status;
+	return 1;
+}
+
 EXPORT handle WINAPI StartProgram(const u16 *name)
 {
 	struct process_parameters p;

@@ -39,6 +39,11 @@ struct process_parameters {
 	struct unicode_string command_line;
 };
 
+/* PROCESS_BASIC_INFORMATION, class 0 of NtQueryInformationProcess. */
+struct basic_information {
+	usize exit_status, peb, affinity, priority, pid, parent;
+};
+
 u32 WINAPI NtTerminateProcess(handle, u32);
 u32 WINAPI NtTerminateThread(handle, u32);
 u32 WINAPI NtOpenProcess(handle *, u32, void *, struct client_id *);
@@ -49,6 +54,7 @@ u32 WINAPI NtWaitForSingleObject(handle, u32, const long long *);
 u32 WINAPI NtAllocateVirtualMemory(handle, void **, usize, usize *, u32, u32);
 u32 WINAPI NtFreeVirtualMemory(handle, void **, usize *, u32);
 u32 WINAPI NtProtectVirtualMemory(handle, void **, usize *, u32, u32 *);
+u32 WINAPI NtQueryInformationProcess(handle, u32, void *, u32, u32 *);
 u32 WINAPI NtSetInformationProcess(handle, u32, void *, u32);
 u32 WINAPI NtQuerySystemTime(long long *);
 u32 WINAPI NtCreateUserProcess(handle *, handle *, u32, u32, void *, void *, u32, u32,
@@ -68,6 +74,8 @@ handle WINAPI OpenProcess(u32, int, u32);
 int WINAPI TerminateProcess(handle, u32);
 int WINAPI CloseHandle(handle);
 u32 WINAPI GetCurrentProcessId(void);
+u32 WINAPI GetProcessId(handle);
+int WINAPI GetExitCodeProcess(handle, u32 *);
 /* Not in Windows: CreateProcessW without the nine arguments nobody needs here. */
 handle WINAPI StartProgram(const u16 *name);
 void WINAPI OutputDebugStringW(const u16 *);

@@ -40,6 +40,7 @@ STUB(NtWaitForSingleObject, 12);
 STUB(NtAllocateVirtualMemory, 24);
 STUB(NtFreeVirtualMemory, 16);
 STUB(NtProtectVirtualMemory, 20);
+STUB(NtQueryInformationProcess, 20);
 STUB(NtSetInformationProcess, 16);
 STUB(NtQuerySystemTime, 4);
 STUB(NtCreateUserProcess, 44);

@@ -8,6 +8,7 @@
 #define SYS_NtWaitForSingleObject    0x04
 #define SYS_NtClose                  0x0f
 #define SYS_NtAllocateVirtualMemory  0x18
+#define SYS_NtQueryInformationProcess 0x19
 #define SYS_NtSetInformationProcess  0x1c
 #define SYS_NtFreeVirtualMemory      0x1e
 #define SYS_NtOpenProcess            0x26

@@ -58,6 +58,20 @@ static u32 set_information(const u32 *a)
 	return NtSetInformationProcess(wide_handle(a[0]), 1, quota, sizeof quota);
 }
 
+static u32 query_information(const u32 *a)
+{
+	struct basic_information b;
+	u32 *out = wide(a[2]), status;
+
+	if (a[1] != 0 || a[3] != 24)
+		return 0xc0000003; /* STATUS_INVALID_INFO_CLASS */
+	status = NtQueryInformationProcess(wide_handle(a[0]), 0, &b, sizeof b, (void *)0);
+	if (!status)
+		for (u32 i = 0; i < 6; i++)
+			out[i] = (u32)((usize *)&b)[i];
+	return status;
+}
+
 static u32 display(const u32 *a)
 {
 	const u32 *us32 = wide(a[0]);
@@ -78,6 +92,7 @@ EXPORT u32 Wow64SystemServiceEx(u32 number, const u32 *a)
 	case SYS_NtAllocateVirtualMemory:
 	case SYS_NtFreeVirtualMemory:
 	case SYS_NtProtectVirtualMemory: return memory_call(number, a);
+	case SYS_NtQueryInformationProcess: return query_information(a);
 	case SYS_NtSetInformationProcess: return set_information(a);
 	case SYS_NtQuerySystemTime: return NtQuerySystemTime(wide(a[0]));
 	case SYS_NtDisplayString: return display(a);

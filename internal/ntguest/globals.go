@@ -20,6 +20,9 @@ func (b *builder) writeGlobals() {
 	put("KeNumberProcessors", uint64(len(b.cpus)), 4)
 	put("MmHighestUserAddress", b.highestUser(), 8)
 	put("MmUserProbeAddress", b.highestUser()+1, 8)
+	if b.opts.KVAShadow {
+		put("KiKvaShadow", 1, 1)
+	}
 	put("MmSystemRangeStart", 0xffff800000000000, 8)
 	put("PspCidTable", b.cid.va, 8)
 	put("PsInitialSystemProcess", b.procs[0].eprocess, 8)

@@ -16,17 +16,17 @@ type Cause string
 
 // Causes of a Gap.
 const (
-	CauseMissing    Cause = "page not present"                             // zeros stand in for them
-	CauseUnmapped   Cause = "never mapped, zeros assumed"                  // raw tails beyond the virtual size, room between headers and sections
-	CauseImport     Cause = "bound import without its name"                // an address of this run of the guest
-	CauseBound      Cause = "bound at build time"                          // a file bound by its vendor: the bound addresses are overwritten
-	CauseDelay      Cause = "delay import without its thunk"               //
-	CauseRelocation Cause = "relocation not known"                         // the table's page is missing
-	CauseGuard      Cause = "pointer set by the loader"                    // load config
-	CauseRuntime    Cause = "relocated at run time by the program's start" // pseudo-relocations
-	CauseOverlay    Cause = "overlay not in the guest's cache"             // never mapped, beyond the last section
-	CauseHeader     Cause = "header field reconstructed"                   //
-	CauseDynamic    Cause = "dynamic relocation not undone"                // DVRT
+	CauseMissing    Cause = "page not present"                 // zeros stand in for them
+	CauseUnmapped   Cause = "never mapped, zeros assumed"      // raw tails beyond the virtual size, room between headers and sections
+	CauseImport     Cause = "bound import without its name"    // an address of this run of the guest
+	CauseBound      Cause = "bound at build time"              // a file bound by its vendor: the bound addresses are overwritten
+	CauseDelay      Cause = "delay import without its thunk"   //
+	CauseRelocation Cause = "relocation not known"             // the table's page is missing
+	CauseGuard      Cause = "pointer set by the loader"        // load config
+	CauseTLS        Cause = "TLS index set by the loader"      // in the middle of packed code
+	CauseOverlay    Cause = "overlay not in the guest's cache" // never mapped, beyond the last section
+	CauseHeader     Cause = "header field reconstructed"       //
+	CauseDynamic    Cause = "dynamic relocation not undone"    // DVRT
 )
 
 // Gap is a run of bytes of the rebuilt file that are not known to be the file's own.

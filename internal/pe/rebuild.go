@@ -67,7 +67,8 @@ type Rebuilder struct {
 	gaps          []Gap   // in the order found; sorted and merged at the end
 	recovered     []Range // file bytes of missing pages that became known from elsewhere
 	thunks        []delayThunk
-	searched      int // bytes searched for import names
+	searched      int  // bytes searched for import names
+	foreignDone   bool // relocated words that point elsewhere are recorded
 	needle        []byte
 	headerCopy    []byte  // repaired or made-up header bytes; empty when memory's serve
 	unknownHeader []Range // file bytes of headerCopy that are not from memory

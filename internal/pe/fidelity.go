@@ -1,6 +1,9 @@
 package pe
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // Range is a half-open run of bytes [Start, End): file offsets or RVAs, as the field says.
 type Range struct {
@@ -45,6 +48,7 @@ type ByteCounts struct {
 	Private    uint64 `json:"private"`
 	DemandZero uint64 `json:"demand_zero"`
 	FileCache  uint64 `json:"file_cache"`
+	Derived    uint64 `json:"derived"`      // not present, but known from another part of the image, such as its import names
 	Assumed    uint64 `json:"assumed_zero"` // never mapped
 	Missing    uint64 `json:"missing"`      // not present
 	Overlay    uint64 `json:"overlay"`      // beyond the last section, as Options.FileSize says, and not cached; zeros stand in
@@ -249,4 +253,17 @@ func (f *Fidelity) Known(off, n uint64) bool {
 		}
 	}
 	return true
+}
+
+// Compact returns a copy of the record with at most n gaps, runs of missing pages
+// and conflicts each, for output; the counts are those of the whole.
+func (f *Fidelity) Compact(n int) *Fidelity {
+	c := *f
+	c.Gaps = f.Gaps[:min(n, len(f.Gaps))]
+	c.MissingRVAs = f.MissingRVAs[:min(n, len(f.MissingRVAs))]
+	c.Conflicts = f.Conflicts[:min(n, len(f.Conflicts))]
+	if left := len(f.Gaps) - len(c.Gaps); left > 0 {
+		c.Notes = append(slices.Clip(slices.Clone(f.Notes)), fmt.Sprintf("%d more gaps are not listed", left))
+	}
+	return &c
 }

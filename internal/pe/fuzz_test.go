@@ -29,7 +29,7 @@ func fuzzSeeds(f *testing.F) [][]byte {
 // of edits to one of them, six bytes each: that keeps inputs small, and most of
 // them close enough to an image to get past the headers.
 func fuzzImages(f *testing.F) [][]byte {
-	l := &petest.Loader{Rand: rand.New(rand.NewSource(5))}
+	l := &petest.Loader{Rand: rand.New(rand.NewSource(5)), Widen: true}
 	kernel, _, _ := kernelFile()
 	var images [][]byte
 	for _, s := range append(fuzzSeeds(f), kernel, dotNetFile()) {

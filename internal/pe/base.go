@@ -29,7 +29,7 @@ func (r *Rebuilder) restoreBase() {
 		}
 	}
 	switch b.Method {
-	case BaseCache, BaseChecksum, BaseLoader, BaseFixed, BaseHeader:
+	case BaseCache, BaseChecksum, BaseLoader, BaseFixed:
 		b.Proven = true
 	case BasePointers:
 		b.Proven = b.Evidence >= 16
@@ -49,6 +49,10 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	}
 	if !r.movable() {
 		return r.img.Base, BaseFixed
+	}
+	if v := r.opt.PreferredBase; v != 0 && r.solved && r.solver.matches(r.img.Base, v) {
+		b.Tried = 1
+		return v, BaseChecksum
 	}
 	candidates := r.candidates()
 	b.Tried = len(candidates)

@@ -105,7 +105,7 @@ type BaseFidelity struct {
 	Actual    uint64     `json:"actual"`
 	Preferred uint64     `json:"preferred"`
 	Method    BaseMethod `json:"method"`
-	Proven    bool       `json:"proven"`     // not merely likely
+	Proven    bool       `json:"proven"`     // not merely likely; a loader's record is taken at its word, though a program can forge it
 	Evidence  int        `json:"evidence"`   // independent facts that agree on it: pointers, for BasePointers
 	Tried     int        `json:"candidates"` // how many were considered
 }

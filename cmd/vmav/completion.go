@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/domain"
 )
 
 // The shells ask vmav itself what can stand at the cursor, so the scripts need no
@@ -49,4 +51,23 @@ func completionCommand(e *env) *cli.Command {
 			return err
 		},
 	})
+}
+
+// completeDomains completes the names of running domains, and a command's options.
+func completeDomains(e *env) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		cli.DefaultCompleteWithFlags(c.Command)(c)
+		h, err := domain.Connect(text(c, "connect"))
+		if err != nil {
+			return // completion has no place for errors
+		}
+		defer h.Close()
+		doms, err := h.List(false)
+		if err != nil {
+			return
+		}
+		for _, d := range doms {
+			fmt.Fprintln(e.stdout, d.Name)
+		}
+	}
 }

@@ -28,6 +28,7 @@ type Process struct {
 	Session     int32 // -1 for none
 	Created     time.Time
 	Exited      time.Time // zero while it runs
+	ExitStatus  uint32    // NTSTATUS; meaningful once Exited is set
 	Threads     uint32
 	Wow64       bool
 	DTB         uint64 // EPROCESS.Pcb.DirectoryTableBase without flag bits
@@ -35,8 +36,9 @@ type Process struct {
 	EPROCESS    uint64
 	PEB         uint64
 	PEB32       uint64   // of a wow64 process
+	SectionBase uint64   // where its program is mapped
 	Sources     []string // where it was found: "list", "cid"
-	Flags       []string // "exited", "hidden", "critical", "protected", "partial"
+	Flags       []string // FlagExited and so on
 }
 
 // Module is one image mapped into a process, or one kernel driver.
@@ -47,4 +49,11 @@ type Module struct {
 	Size  uint64 // bytes
 	Wow64 bool   // on the 32-bit loader list
 	Flags []string
+
+	OriginalBase uint64 // the base the file prefers, as the loader noted it; 0 where unknown
+	vad          *VAD
 }
+
+// VAD is the descriptor of the range the image is mapped in; nil for drivers and
+// where there is none.
+func (m *Module) VAD() *VAD { return m.vad }

@@ -1,6 +1,10 @@
 package winstruct
 
-import "fmt"
+import (
+	"fmt"
+	"sort"
+	"strings"
+)
 
 // Profile is the layout of one kernel build. It is immutable once loaded and
 // safe for concurrent use.
@@ -15,7 +19,7 @@ type Profile struct {
 	symbols map[string]uint64
 }
 
-// Struct is one structure or union.
+// Struct is one structure or union. Its fields stand in the order of their place.
 type Struct struct {
 	Name   string
 	Size   uint32 // bytes
@@ -26,18 +30,60 @@ type Struct struct {
 type Field struct {
 	Name      string
 	Offset    uint32 // bytes
-	Type      string // C-like: "_LIST_ENTRY", "unsigned long", "pointer"
+	Type      string // C-like: "_LIST_ENTRY", "unsigned long"; "pointer", "array"
 	Target    string // for pointers and arrays: what they hold
 	Count     uint32 // elements, for arrays
-	Size      uint32 // bytes, all elements
+	Size      uint32 // bytes, all elements; for bit fields of the word they lie in
 	BitOffset uint8  // for bit fields: first bit
 	BitCount  uint8  // for bit fields: width; 0 for others
 }
 
-// Struct returns the named structure.
+// Bits takes the bit field's value out of the word it lies in. For a field that is
+// no bit field it returns the word.
+func (f Field) Bits(word uint64) uint64 {
+	if f.BitCount == 0 || f.BitCount >= 64 {
+		return word
+	}
+	return word >> f.BitOffset & (1<<f.BitCount - 1)
+}
+
+// spell is the type as the user reads it.
+func (f Field) spell() string {
+	switch {
+	case f.BitCount != 0:
+		return fmt.Sprintf("%s bits %d..%d", f.Type, f.BitOffset, f.BitOffset+f.BitCount-1)
+	case f.Type == "pointer":
+		return f.Target + "*"
+	case f.Type == "array":
+		return fmt.Sprintf("%s[%d]", f.Target, f.Count)
+	}
+	return f.Type
+}
+
+// String is the field as `vmav profile show` prints it: offset, name, type.
+func (f Field) String() string {
+	return fmt.Sprintf("0x%03x  %-32s  %s", f.Offset, f.Name, f.spell())
+}
+
+// Struct returns the named structure. The caller must not change it.
 func (p *Profile) Struct(name string) (*Struct, bool) {
 	s, ok := p.structs[name]
 	return s, ok
+}
+
+// Structs returns the names of all structures, sorted.
+func (p *Profile) Structs() []string { return sortedKeys(p.structs) }
+
+// Symbols returns the names of all symbols, sorted.
+func (p *Profile) Symbols() []string { return sortedKeys(p.symbols) }
+
+func sortedKeys[V any](m map[string]V) []string {
+	names := make([]string, 0, len(m))
+	for name := range m {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
 }
 
 // Symbol returns the RVA of a global symbol of the kernel image.
@@ -46,27 +92,93 @@ func (p *Profile) Symbol(name string) (rva uint64, ok bool) {
 	return rva, ok
 }
 
-// Enum returns the named enumeration, by constant name.
+// Enum returns the named enumeration, by constant name. The caller must not
+// change it.
 func (p *Profile) Enum(name string) (map[string]int64, bool) {
 	e, ok := p.enums[name]
 	return e, ok
 }
 
-// Field resolves a dotted path of members, "Pcb.DirectoryTableBase" in
-// "_EPROCESS", and returns the last member with its offset counted from the
-// start of structName.
-func (p *Profile) Field(structName, path string) (Field, error) {
-	return Field{}, fmt.Errorf("not built yet")
+// PointerSize is the width of a pointer in bytes.
+func (p *Profile) PointerSize() uint32 {
+	if p.Arch == "x86" {
+		return 4
+	}
+	return 8
 }
 
-// Compile fills the uint32, uint8 and Field members of the structure that dst
-// points to from their `win:"_STRUCT.Member.Path"` tags (offset), or
-// `win:"sizeof(_STRUCT)"`, `win:"sym(PsActiveProcessHead)"` for uint64 RVAs.
-// Alternatives are separated by '|'; a tag that ends in ",optional" leaves
-// Missing where no alternative exists. Every other missing name is reported, all
-// of them in one error.
-func Compile(p *Profile, dst any) error { return fmt.Errorf("not built yet") }
+// Field resolves a dotted path of members, "Pcb.DirectoryTableBase" in
+// "_EPROCESS", and returns the last member with its offset counted from the
+// start of structName. A member that leads on must be an embedded structure: a
+// path does not follow pointers.
+func (p *Profile) Field(structName, path string) (Field, error) {
+	s, ok := p.structs[structName]
+	if !ok {
+		return Field{}, fmt.Errorf("no structure %s", structName)
+	}
+	var base uint32
+	for {
+		name, rest, more := strings.Cut(path, ".")
+		f, ok := s.field(name)
+		if !ok {
+			return Field{}, fmt.Errorf("no field %s in %s", name, s.Name)
+		}
+		if !more {
+			f.Offset += base
+			return f, nil
+		}
+		base += f.Offset
+		next, ok := p.structs[f.Type]
+		if !ok {
+			return Field{}, fmt.Errorf("field %s of %s is %s, not a structure", name, s.Name, f.spell())
+		}
+		s, path = next, rest
+	}
+}
 
-// Missing is the offset that Compile leaves for an optional member that the
-// build lacks.
-const Missing = ^uint32(0)
+func (s *Struct) field(name string) (Field, bool) {
+	for i := range s.Fields {
+		if s.Fields[i].Name == name {
+			return s.Fields[i], true
+		}
+	}
+	return Field{}, false
+}
+
+// Trim returns a profile that holds only the named structures, enumerations and
+// symbols, as far as p has them, and the nameless structures embedded in those.
+func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
+	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Origin: p.Origin,
+		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
+	for len(structs) > 0 {
+		name := structs[0]
+		structs = structs[1:]
+		s, ok := p.structs[name]
+		if !ok || t.structs[name] != nil {
+			continue
+		}
+		t.structs[name] = s
+		for _, f := range s.Fields {
+			if nameless(f.Type) {
+				structs = append(structs, f.Type)
+			}
+		}
+	}
+	for _, name := range enums {
+		if e, ok := p.enums[name]; ok {
+			t.enums[name] = e
+		}
+	}
+	for _, name := range symbols {
+		if rva, ok := p.symbols[name]; ok {
+			t.symbols[name] = rva
+		}
+	}
+	return t
+}
+
+// nameless tells whether a structure has no name in the source: symbol files
+// number such ones.
+func nameless(name string) bool {
+	return strings.Contains(name, "anonymous") || strings.Contains(name, "unnamed")
+}

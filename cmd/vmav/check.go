@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// checkRow is one answer of vmav check.
+type checkRow struct {
+	What   string `json:"what"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+	Fix    string `json:"fix,omitempty"`
+}
+
+var checkColumns = []report.Column[checkRow]{
+	{Title: "CHECK", Text: func(r checkRow) string { return r.What }},
+	{Title: "STATE", Text: func(r checkRow) string {
+		if r.OK {
+			return "ok"
+		}
+		return "MISSING"
+	}},
+	{Title: "DETAIL", Text: func(r checkRow) string {
+		if r.Fix != "" {
+			return r.Detail + "; " + r.Fix
+		}
+		return r.Detail
+	}},
+}
+
+func checkCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:   "check",
+		Usage:  "say whether this host is ready, and what is missing",
+		Flags:  []cli.Flag{connectFlag(), formatFlag()},
+		Action: func(c *cli.Context) error { return runCheck(c, e) },
+	})
+}
+
+func runCheck(c *cli.Context, e *env) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	rows := []checkRow{checkLibvirt(c.Context, text(c, "connect"))}
+	rows = append(rows, checkEngine(c.Context)...)
+	rows = append(rows, checkProfiles())
+	if err := report.Rows(e.stdout, f, rows, checkColumns); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if !r.OK {
+			return errIncomplete
+		}
+	}
+	return nil
+}
+
+// checkLibvirt looks for domains, and whether their QEMU processes can be read.
+func checkLibvirt(ctx context.Context, uri string) checkRow {
+	r := checkRow{What: "libvirt"}
+	h, err := domain.Connect(uri)
+	if err != nil {
+		r.Detail, r.Fix = err.Error(), "start libvirtd, or name another URI with -c"
+		return r
+	}
+	defer h.Close()
+	doms, err := h.List(false)
+	if err != nil {
+		r.Detail = err.Error()
+		return r
+	}
+	var refused []string
+	for _, d := range doms {
+		src, err := h.Open(ctx, d)
+		if err != nil {
+			refused = append(refused, err.Error())
+			continue
+		}
+		src.Close()
+	}
+	r.OK = len(refused) == 0
+	r.Detail = fmt.Sprintf("%s, %d running domains", h.URI(), len(doms))
+	if !r.OK {
+		r.Detail += ", not readable: " + strings.Join(refused, "; ")
+		r.Fix = "run vmav as root or as the user of the QEMU processes"
+	}
+	return r
+}
+
+// oldDatabase is the age from which signatures are called old.
+const oldDatabase = 7 * 24 * time.Hour
+
+// checkEngine looks for a clamd that answers, else for what a private one needs, and
+// for the age of the signatures.
+func checkEngine(ctx context.Context) []checkRow {
+	engine := checkRow{What: "clamd"}
+	e, err := clam.Open(ctx, clam.Options{})
+	if err != nil {
+		engine.Detail, engine.Fix = err.Error(), "install clamav-daemon, and signatures with clamav-freshclam or --database"
+		if _, lerr := exec.LookPath("/usr/sbin/clamd"); lerr == nil {
+			engine.Fix = "get signatures with freshclam, or give scan some with --database"
+		}
+		return []checkRow{engine}
+	}
+	defer e.Close()
+	info := e.Info()
+	engine.OK, engine.Detail = true, info.Version+" at "+info.Socket
+	if info.Private {
+		engine.Detail = info.Version + ", a private one for each run: no clamd answers at " + clam.DefaultSocket
+	}
+	age := checkRow{What: "signatures"}
+	if d, known := info.Age(time.Now()); known {
+		age.OK = d < oldDatabase
+		age.Detail = fmt.Sprintf("database %s, %d days old", info.Database, int(d.Hours()/24))
+		if !age.OK {
+			age.Fix = "run freshclam"
+		}
+	} else {
+		age.OK, age.Detail = true, "of unknown age: no official database"
+	}
+	return []checkRow{engine, age}
+}
+
+func checkProfiles() checkRow {
+	r := checkRow{What: "profiles", OK: true}
+	n := 0
+	for _, p := range winstruct.OpenStore().List() {
+		if p.Err != nil {
+			r.OK, r.Detail, r.Fix = false, p.Err.Error(), "remove or import it anew"
+			return r
+		}
+		n++
+	}
+	r.Detail = fmt.Sprintf("%d Windows builds", n)
+	return r
+}

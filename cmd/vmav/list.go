@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// listRow is a domain in vmav list.
+type listRow struct {
+	ID      int    `json:"id"` // -1 while it does not run
+	Name    string `json:"name"`
+	UUID    string `json:"uuid"`
+	State   string `json:"state"`
+	Build   string `json:"build"`   // "" where it is not a Windows that was recognised
+	Source  string `json:"source"`  // "" where it does not run
+	Profile string `json:"profile"` // "ok", "missing PDB GUID+AGE", ""
+	Note    string `json:"note"`    // why it cannot be scanned
+}
+
+var listColumns = []report.Column[listRow]{
+	{Title: "ID", Text: func(r listRow) string {
+		if r.ID < 0 {
+			return "-"
+		}
+		return strconv.Itoa(r.ID)
+	}, Right: true},
+	{Title: "NAME", Text: func(r listRow) string { return r.Name }},
+	{Title: "STATE", Text: func(r listRow) string { return r.State }},
+	{Title: "WINDOWS", Text: func(r listRow) string { return dash(r.Build) }},
+	{Title: "SOURCE", Text: func(r listRow) string { return dash(r.Source) }},
+	{Title: "PROFILE", Text: func(r listRow) string { return dash(r.Profile) }},
+	{Title: "NOTE", Text: func(r listRow) string { return dash(r.Note) }},
+}
+
+func listCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:  "list",
+		Usage: "list domains, the Windows in them and whether it can be read",
+		Flags: []cli.Flag{connectFlag(), formatFlag(),
+			&cli.BoolFlag{Name: "all", Usage: "domains that do not run, too"}},
+		Action: func(c *cli.Context) error { return runList(c, e) },
+	})
+}
+
+func runList(c *cli.Context, e *env) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	h, err := domain.Connect(text(c, "connect"))
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	doms, err := h.List(c.Bool("all"))
+	if err != nil {
+		return err
+	}
+	var rows []listRow
+	for _, d := range doms {
+		row, err := inspect(c.Context, h, d)
+		if err != nil {
+			return err
+		}
+		rows = append(rows, row)
+	}
+	return report.Rows(e.stdout, f, rows, listColumns)
+}
+
+// inspect looks into one domain far enough to say what it runs. What goes wrong is a
+// note; only an interruption is an error.
+func inspect(ctx context.Context, h *domain.Host, d domain.Domain) (listRow, error) {
+	row := listRow{ID: d.ID, Name: d.Name, UUID: d.UUID, State: d.State}
+	if !d.Running {
+		return row, nil
+	}
+	t, err := openDomain(ctx, h, d)
+	if err != nil {
+		row.Note = err.Error()
+		return row, ctx.Err()
+	}
+	defer t.source.Close()
+	row.Source = t.source.Info().Kind
+	g, err := introspect.Open(ctx, t.source, winstruct.OpenStore())
+	var missing *winstruct.MissingError
+	switch {
+	case errors.As(err, &missing):
+		row.Build, row.Profile, row.Note = "Windows", "missing "+missing.Identity.String(), "vmav profile import gets it"
+	case err != nil:
+		row.Note = err.Error()
+	default:
+		row.Build, row.Profile = g.Kernel().Version, "ok"
+	}
+	return row, ctx.Err()
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+)
+
+// moduleRow is an image in vmav modules and vmav drivers.
+type moduleRow struct {
+	Domain  string         `json:"domain"`
+	PID     *uint64        `json:"pid,omitempty"` // of the process; absent for a driver
+	Process string         `json:"process,omitempty"`
+	Name    string         `json:"name"`
+	Path    string         `json:"path"`
+	Base    report.Address `json:"base"`
+	Size    uint64         `json:"size"` // bytes
+	Wow64   bool           `json:"wow64"`
+	Flags   []string       `json:"flags"`
+}
+
+func imageColumns(process bool) []report.Column[moduleRow] {
+	var cols []report.Column[moduleRow]
+	if process {
+		cols = append(cols,
+			report.Column[moduleRow]{Title: "PID", Text: func(r moduleRow) string { return strconv.FormatUint(*r.PID, 10) }, Right: true},
+			report.Column[moduleRow]{Title: "PROCESS", Text: func(r moduleRow) string { return r.Process }})
+	}
+	return append(cols,
+		report.Column[moduleRow]{Title: "BASE", Text: func(r moduleRow) string { return fmt.Sprintf("0x%016x", uint64(r.Base)) }},
+		report.Column[moduleRow]{Title: "SIZE", Text: func(r moduleRow) string { return strconv.FormatUint(r.Size, 10) }, Right: true},
+		report.Column[moduleRow]{Title: "NAME", Text: func(r moduleRow) string { return r.Name }},
+		report.Column[moduleRow]{Title: "FLAGS", Text: func(r moduleRow) string {
+			flags := r.Flags
+			if r.Wow64 {
+				flags = append([]string{"wow64"}, flags...)
+			}
+			return dash(strings.Join(flags, ","))
+		}},
+		report.Column[moduleRow]{Title: "PATH", Text: func(r moduleRow) string { return dash(r.Path) }})
+}
+
+func modulesCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:         "modules",
+		Usage:        "list the images mapped in the processes of a guest",
+		ArgsUsage:    "DOMAIN [PID]",
+		Flags:        targetFlags(),
+		Action:       func(c *cli.Context) error { return runModules(c, e) },
+		BashComplete: completeDomains(e),
+	})
+}
+
+func runModules(c *cli.Context, e *env) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	t, rest, done, err := openTarget(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	g, err := t.guest(c.Context)
+	if err != nil {
+		return err
+	}
+	procs, problems, err := g.Processes(c.Context)
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		p, err := findProcess(procs, rest[0])
+		if err != nil {
+			return fmt.Errorf("%s: %w", t.describe(), err)
+		}
+		procs, problems = []introspect.Process{*p}, nil
+	}
+	rows := []moduleRow{}
+	for i := range procs {
+		p := &procs[i]
+		mods, more, err := g.Modules(c.Context, p)
+		if err != nil {
+			return err
+		}
+		problems = append(problems, more...)
+		for _, m := range mods {
+			rows = append(rows, moduleRow{Domain: t.domain.Name, PID: &p.PID, Process: p.Name, Name: m.Name, Path: m.Path,
+				Base: report.Address(m.Base), Size: m.Size, Wow64: m.Wow64, Flags: m.Flags})
+		}
+	}
+	if err := report.Rows(e.stdout, f, rows, imageColumns(true)); err != nil {
+		return err
+	}
+	return e.warnings(problems)
+}
+
+// findProcess picks the running process of a pid; of a pid that was used twice, the
+// one that has not exited.
+func findProcess(procs []introspect.Process, text string) (*introspect.Process, error) {
+	pid, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("pid %q is not a number", text)
+	}
+	var found *introspect.Process
+	for i := range procs {
+		if procs[i].PID == pid && (found == nil || procs[i].Exited.IsZero()) {
+			found = &procs[i]
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("no process %d in the guest", pid)
+	}
+	return found, nil
+}
+
+func driversCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:         "drivers",
+		Usage:        "list the kernel and the drivers of a guest",
+		ArgsUsage:    "DOMAIN",
+		Flags:        targetFlags(),
+		Action:       func(c *cli.Context) error { return runDrivers(c, e) },
+		BashComplete: completeDomains(e),
+	})
+}
+
+func runDrivers(c *cli.Context, e *env) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	t, _, done, err := openTarget(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	g, err := t.guest(c.Context)
+	if err != nil {
+		return err
+	}
+	drivers, problems, err := g.Drivers(c.Context)
+	if err != nil {
+		return err
+	}
+	rows := []moduleRow{}
+	for _, m := range drivers {
+		rows = append(rows, moduleRow{Domain: t.domain.Name, Name: m.Name, Path: m.Path, Base: report.Address(m.Base), Size: m.Size, Flags: m.Flags})
+	}
+	if err := report.Rows(e.stdout, f, rows, imageColumns(false)); err != nil {
+		return err
+	}
+	return e.warnings(problems)
+}

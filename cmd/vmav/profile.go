@@ -1,0 +1,147 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+func profileCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:  "profile",
+		Usage: "the layouts of Windows builds that vmav knows",
+		Description: "A profile says where the structures of one Windows kernel build lie. vmav looks in the user's\n" +
+			"directory, in " + winstruct.SystemDir + " and in itself, in this order.",
+		Subcommands: []*cli.Command{
+			command(&cli.Command{Name: "list", Usage: "list the profiles of every place", Flags: []cli.Flag{formatFlag()},
+				Action: func(c *cli.Context) error { return runProfileList(c, e) }}),
+			command(&cli.Command{Name: "show", Usage: "print a profile's structures, or one of them", ArgsUsage: "FILE|ID [STRUCT]",
+				Description: "ID is the GUID with the age behind it, as vmav profile list prints it, or a version.",
+				Action:      func(c *cli.Context) error { return runProfileShow(c, e) }}),
+			command(&cli.Command{Name: "import", Usage: "store the profile of a symbol file", ArgsUsage: "FILE…",
+				Description: "FILE is a Volatility 3 symbol file (.json, .json.xz) or a profile of vmav's own.",
+				Flags:       []cli.Flag{&cli.BoolFlag{Name: "system", Usage: "for all users, in " + winstruct.SystemDir}},
+				Action:      func(c *cli.Context) error { return runProfileImport(c, e) }}),
+		},
+	})
+}
+
+// profileRow is a profile in vmav profile list.
+type profileRow struct {
+	Version string `json:"version"`
+	PDB     string `json:"pdb"`
+	ID      string `json:"id"`
+	Layer   string `json:"layer"`
+	Path    string `json:"path,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+var profileColumns = []report.Column[profileRow]{
+	{Title: "VERSION", Text: func(r profileRow) string { return dash(r.Version) }},
+	{Title: "PDB", Text: func(r profileRow) string { return r.PDB }},
+	{Title: "ID", Text: func(r profileRow) string { return r.ID }},
+	{Title: "FROM", Text: func(r profileRow) string {
+		if r.Error != "" {
+			return r.Layer + ": " + r.Error
+		}
+		return r.Layer
+	}},
+}
+
+func runProfileList(c *cli.Context, e *env) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	var rows []profileRow
+	bad := false
+	for _, p := range winstruct.OpenStore().List() {
+		r := profileRow{Version: p.Version, PDB: p.Identity.PDB, Layer: p.Layer, Path: p.Path}
+		if p.Err != nil {
+			r.Error, bad = p.Err.Error(), true
+		} else {
+			r.ID = p.Identity.Key()
+		}
+		rows = append(rows, r)
+	}
+	if err := report.Rows(e.stdout, f, rows, profileColumns); err != nil {
+		return err
+	}
+	if bad {
+		return errIncomplete
+	}
+	return nil
+}
+
+func runProfileShow(c *cli.Context, e *env) error {
+	if c.NArg() < 1 || c.NArg() > 2 {
+		return errors.New("show needs a profile, and may name a structure of it")
+	}
+	p, err := findProfile(c.Args().First())
+	if err != nil {
+		return err
+	}
+	if c.NArg() == 1 {
+		fmt.Fprintf(e.stdout, "%s %s %s, %d structures, %d symbols\n", dash(p.Version), p.Arch, p.Identity, len(p.Structs()), len(p.Symbols()))
+		for _, name := range p.Structs() {
+			s, _ := p.Struct(name)
+			fmt.Fprintf(e.stdout, "%-40s 0x%x bytes\n", report.Escape(name), s.Size)
+		}
+		return nil
+	}
+	name := c.Args().Get(1)
+	s, ok := p.Struct(name)
+	if !ok {
+		return fmt.Errorf("profile %s has no structure %q", p.Identity, name)
+	}
+	fmt.Fprintf(e.stdout, "%s, 0x%x bytes\n", report.Escape(name), s.Size)
+	for _, f := range s.Fields {
+		fmt.Fprintln(e.stdout, report.Escape(f.String()))
+	}
+	return nil
+}
+
+// findProfile takes a file, an id or a version.
+func findProfile(arg string) (*winstruct.Profile, error) {
+	if _, err := os.Stat(arg); err == nil {
+		return winstruct.Open(arg)
+	}
+	store := winstruct.OpenStore()
+	for _, entry := range store.List() {
+		if entry.Err == nil && (strings.EqualFold(entry.Identity.Key(), arg) || entry.Version == arg || strings.HasPrefix(entry.Version, arg+".")) {
+			return store.Find(entry.Identity)
+		}
+	}
+	return nil, fmt.Errorf("no profile %q: it is no file, and vmav profile list has no such id or version", arg)
+}
+
+func runProfileImport(c *cli.Context, e *env) error {
+	if c.NArg() == 0 {
+		return errors.New("import needs a symbol file")
+	}
+	dir := winstruct.SystemDir
+	if !c.Bool("system") {
+		var err error
+		if dir, err = winstruct.UserDir(); err != nil {
+			return err
+		}
+	}
+	for _, file := range c.Args().Slice() {
+		p, err := winstruct.Open(file)
+		if err != nil {
+			return err
+		}
+		path, err := winstruct.Put(dir, p)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(e.stdout, "%s: %s, stored as %s\n", report.Escape(file), p.Identity, path)
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/verdict"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+func scanCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:      "scan",
+		Usage:     "rebuild the programs running in guests and scan them with ClamAV",
+		ArgsUsage: "DOMAIN… | --all",
+		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
+			"scanned. Nothing is changed in the guest. clamd is the host's or, where none answers or\n" +
+			"--database is given, a private one for as long as the scan runs.",
+		Flags: []cli.Flag{connectFlag(), imageFlag(), formatFlag(),
+			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
+			&cli.StringFlag{Name: "action", Value: "report", Usage: "what to do about a finding: `report`"},
+			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
+			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
+			&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images in work at once: `N`"},
+			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
+			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
+			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
+		},
+		Action:       func(c *cli.Context) error { return runScan(c, e) },
+		BashComplete: completeDomains(e),
+	})
+}
+
+// scanOptions are the options of one scan, checked.
+type scanOptions struct {
+	format  report.Format
+	compact bool
+	engine  clam.Options
+	sweep   sweep.Options
+}
+
+func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error) {
+	if o.format, err = report.ParseFormat(c.String("format")); err != nil {
+		return o, err
+	}
+	action, err := verdict.ParseAction(c.String("action"))
+	if err != nil {
+		return o, err
+	}
+	if action == verdict.Kill {
+		return o, errors.New("action kill needs the kvm-memhook module, which this vmav does not drive yet; findings can be reported only")
+	}
+	if n := c.Int("parallel"); n < 1 || n > 64 {
+		return o, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
+	}
+	if share := c.Float64("min-coverage"); share < 0 || share > 1 {
+		return o, fmt.Errorf("a coverage of %v: it is a share between 0 and 1", share)
+	}
+	switch all, image, n := c.Bool("all"), c.Path("image") != "", c.NArg(); {
+	case all && (image || n > 0):
+		return o, errors.New("--all scans every domain: it goes with no domain and no image")
+	case image && n > 0:
+		return o, errors.New("-a puts an image in the place of domains: it goes with no domain")
+	case !all && !image && n == 0:
+		return o, errors.New("scan needs domains, --all or a memory image with -a; vmav scan --help shows the usage")
+	}
+	o.compact = c.Bool("infected")
+	o.engine = clam.Options{Socket: c.String("clamd"), Databases: c.StringSlice("database"), Progress: func(s string) { bar.note(s) }}
+	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
+		Policy: verdict.Policy{Action: action}, Progress: bar.show}
+	return o, nil
+}
+
+func runScan(c *cli.Context, e *env) error {
+	ctx := c.Context
+	begin := time.Now()
+	bar := newProgress(e.stderr)
+	defer bar.clear()
+	o, err := parseScan(c, e, bar)
+	if err != nil {
+		return err
+	}
+	targets, done, err := scanTargets(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	engine, err := clam.Open(ctx, o.engine)
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	out := &report.Scan{Engine: engineOf(engine.Info()), Domains: []report.DomainScan{}}
+	cache := sweep.NewCache()
+	var ended error
+	for _, t := range targets {
+		d, err := scanOne(ctx, t, engine, cache, o.sweep)
+		out.Domains = append(out.Domains, d)
+		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
+			ended = err // nothing more can be scanned; what was found is reported
+			break
+		}
+	}
+	bar.clear()
+	out.Summarise(time.Since(begin))
+	if err := writeScan(e, o, out); err != nil {
+		return err
+	}
+	return scanStatus(out, ended)
+}
+
+// scanTarget is a domain or image to scan, opened only when its turn comes.
+type scanTarget struct {
+	domain domain.Domain
+	open   func(context.Context) (*target, error)
+}
+
+// scanTargets resolves what is to be scanned. A domain that is named must exist;
+// with --all one that went away meanwhile is a failure of its own.
+func scanTargets(c *cli.Context) ([]scanTarget, func(), error) {
+	if c.Path("image") != "" {
+		t, _, done, err := openTarget(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		return []scanTarget{{t.domain, func(context.Context) (*target, error) { return t, nil }}}, done, nil
+	}
+	h, err := domain.Connect(text(c, "connect"))
+	if err != nil {
+		return nil, nil, err
+	}
+	var doms []domain.Domain
+	if c.Bool("all") {
+		doms, err = h.List(false)
+	} else {
+		for _, name := range c.Args().Slice() {
+			var d domain.Domain
+			if d, err = h.Find(name); err != nil {
+				break
+			}
+			doms = append(doms, d)
+		}
+	}
+	if err != nil {
+		h.Close()
+		return nil, nil, err
+	}
+	var out []scanTarget
+	for _, d := range doms {
+		out = append(out, scanTarget{d, func(ctx context.Context) (*target, error) { return openDomain(ctx, h, d) }})
+	}
+	return out, func() { h.Close() }, nil
+}
+
+func scanOne(ctx context.Context, st scanTarget, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options) (report.DomainScan, error) {
+	t, err := st.open(ctx)
+	if err != nil {
+		d := sweep.Empty(sweep.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})
+		d.Reason = err.Error()
+		return d, err
+	}
+	defer t.source.Close()
+	d, err := sweep.Domain(ctx, t.sweep(), winstruct.OpenStore(), engine, cache, opt)
+	return d, err
+}
+
+func engineOf(i clam.Info) report.Engine {
+	return report.Engine{Version: i.Version, Database: i.Database, Built: stamp(i.BuildTime), Private: i.Private}
+}
+
+func writeScan(e *env, o scanOptions, s *report.Scan) error {
+	var findings []report.Finding
+	for _, d := range s.Domains {
+		findings = append(findings, d.Findings...)
+	}
+	switch o.format {
+	case report.JSON:
+		return report.Document(e.stdout, s)
+	case report.JSONL, report.CSV:
+		// The findings alone; what could not be read goes to stderr.
+		for _, d := range s.Domains {
+			if d.Status == report.StatusFailed || d.Status == report.StatusSkipped {
+				e.warn("%s: %s: %s", d.Name, d.Status, d.Reason)
+			}
+			for _, x := range d.Errors {
+				e.warn("%s: %s: %s", d.Name, x.What, x.Error)
+			}
+		}
+		return report.Rows(e.stdout, o.format, findings, report.FindingColumns)
+	}
+	return report.WriteScan(e.stdout, s, o.compact)
+}
+
+// scanStatus is the exit status of a scan: an interruption and an incomplete scan
+// come before what was found.
+func scanStatus(s *report.Scan, ended error) error {
+	switch {
+	case ended != nil:
+		return ended
+	case s.Summary.Failed > 0 || s.Summary.Incomplete > 0:
+		return errIncomplete
+	case s.Summary.Findings > 0:
+		return errFound
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/image"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// cachePages bounds the page cache of single reads: 16 MiB.
+const cachePages = 4096
+
+// target is what a command works on: one domain or one memory image.
+type target struct {
+	domain domain.Domain
+	source *source.Cache
+}
+
+// openTarget opens the domain that the first operand names, or the image of -a. Its
+// rest are the operands behind it. The caller calls close.
+func openTarget(c *cli.Context) (t *target, rest []string, closeAll func(), err error) {
+	args := c.Args().Slice()
+	if file := c.Path("image"); file != "" {
+		im, err := image.Open(file)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		t = &target{domain: domain.Domain{ID: -1, Name: im.Info().Name, State: "image"}, source: source.NewCache(im, cachePages)}
+		return t, args, func() { t.source.Close() }, nil
+	}
+	if len(args) == 0 {
+		return nil, nil, nil, fmt.Errorf("%s needs a domain, or a memory image with -a; vmav %s --help shows the usage", c.Command.Name, c.Command.Name)
+	}
+	h, err := domain.Connect(text(c, "connect"))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	d, err := h.Find(args[0])
+	if err != nil {
+		h.Close()
+		return nil, nil, nil, err
+	}
+	t, err = openDomain(c.Context, h, d)
+	if err != nil {
+		h.Close()
+		return nil, nil, nil, err
+	}
+	return t, args[1:], func() { t.source.Close(); h.Close() }, nil
+}
+
+func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, error) {
+	src, err := h.Open(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return &target{domain: d, source: source.NewCache(src, cachePages)}, nil
+}
+
+// guest finds the Windows in the target.
+func (t *target) guest(ctx context.Context) (*introspect.Guest, error) {
+	g, err := introspect.Open(ctx, t.source, winstruct.OpenStore())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", t.describe(), advise(err))
+	}
+	return g, nil
+}
+
+// describe names the target with its state, where that explains what is seen.
+func (t *target) describe() string {
+	if t.domain.State == "image" {
+		return "memory image " + t.domain.Name
+	}
+	if t.domain.Paused {
+		return fmt.Sprintf("domain %s (paused)", t.domain.Name)
+	}
+	return "domain " + t.domain.Name
+}
+
+// sweep is the target as a sweep takes it.
+func (t *target) sweep() sweep.Target {
+	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source}
+}
+
+// advise adds the command that gets a missing profile.
+func advise(err error) error {
+	var missing *winstruct.MissingError
+	if errors.As(err, &missing) {
+		return fmt.Errorf("%w; import its symbol file: vmav profile import %s.json.xz", err, missing.Identity.Key())
+	}
+	return err
+}
+
+// warnings writes what could not be read and returns errIncomplete if there was
+// anything.
+func (e *env) warnings(problems []introspect.Problem) error {
+	for _, p := range problems {
+		e.warn("%v", p)
+	}
+	if len(problems) > 0 {
+		return errIncomplete
+	}
+	return nil
+}

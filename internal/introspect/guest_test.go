@@ -1,0 +1,295 @@
+package introspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmav.dev/vmav/internal/ntguest"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// machine is the test guest's memory as a Source.
+type machine struct {
+	m    *ntguest.Machine
+	regs []source.Registers
+}
+
+func (s *machine) ReadPhys(p []byte, addr uint64) error {
+	if err := s.m.ReadPhys(p, addr); err != nil {
+		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
+	}
+	return nil
+}
+func (s *machine) Ranges() []source.Range { return []source.Range{{Start: 0, Size: s.m.Memory}} }
+func (s *machine) Registers(context.Context) ([]source.Registers, error) {
+	if s.regs == nil {
+		return nil, source.ErrNoRegisters
+	}
+	return s.regs, nil
+}
+func (s *machine) Info() source.Info { return source.Info{Kind: "image", Name: "ntguest"} }
+func (s *machine) Close() error      { return nil }
+
+func lay(t testing.TB, opts ntguest.Options) *machine {
+	t.Helper()
+	m, err := ntguest.Lay(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &machine{m: m}
+}
+
+func open(t testing.TB, s *machine) *Guest {
+	t.Helper()
+	g, err := Open(context.Background(), s, winstruct.BuiltIn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// forEachGuest runs a test on every form of the test guest.
+func forEachGuest(t *testing.T, f func(t *testing.T, s *machine)) {
+	builds, err := ntguest.Builds()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range builds {
+		for _, shadow := range []bool{false, true} {
+			if shadow && b.Major < 10 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/shadow=%v", b.Name, shadow), func(t *testing.T) {
+				f(t, lay(t, ntguest.Options{Build: b.Name, Seed: uint64(i) + 7, KVAShadow: shadow, Hide: "malware.exe"}))
+			})
+		}
+	}
+}
+
+func noProblems(t *testing.T, problems []Problem) {
+	t.Helper()
+	for _, p := range problems {
+		t.Errorf("problem: %v", p)
+	}
+}
+
+func TestKernelIsWhatTheTruthSays(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		want := s.m.Truth.Kernel
+		k := open(t, s).Kernel()
+		if k.Base != want.Base || k.DTB != want.DTB || uint64(k.Size) != want.Size || k.Identity.GUID != want.GUID || k.Identity.Age != want.Age {
+			t.Errorf("got %+v, want %+v", k, want)
+		}
+		if k.Version != s.m.Build.Name {
+			t.Errorf("version %q, want %q", k.Version, s.m.Build.Name)
+		}
+	})
+}
+
+func TestProcessesAreWhatTheTruthSays(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		got, problems, err := open(t, s).Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		noProblems(t, problems)
+		want := s.m.Truth.Processes
+		if len(got) != len(want) {
+			t.Errorf("%d processes, want %d", len(got), len(want))
+		}
+		byPID := make(map[uint64]Process)
+		for _, p := range got {
+			byPID[p.PID] = p
+		}
+		for _, w := range want {
+			p, ok := byPID[w.PID]
+			if !ok {
+				t.Errorf("pid %d (%s) is missing", w.PID, w.Name)
+				continue
+			}
+			if p.Name != w.Name || p.PPID != w.PPID || p.Path != w.Path || p.CommandLine != w.Command || int(p.Session) != w.Session ||
+				p.EPROCESS != w.EPROCESS || p.DTB != w.DTB || p.UserDTB != w.UserDTB || p.PEB != w.PEB || p.PEB32 != w.PEB32 ||
+				int(p.Threads) != w.Threads || p.Wow64 != w.Wow64 || !p.Created.Equal(w.Created) {
+				t.Errorf("pid %d:\n got %+v\nwant %+v", w.PID, p, w)
+			}
+			if (w.Exited != nil) != slices.Contains(p.Flags, FlagExited) || w.Exited != nil && !p.Exited.Equal(*w.Exited) {
+				t.Errorf("pid %d: exited %v flags %v, want %v", w.PID, p.Exited, p.Flags, w.Exited)
+			}
+			if w.Critical != slices.Contains(p.Flags, FlagCritical) {
+				t.Errorf("pid %d: flags %v, critical should be %v", w.PID, p.Flags, w.Critical)
+			}
+			hidden := slices.Contains(s.m.Truth.Hidden, w.PID)
+			if hidden != slices.Contains(p.Flags, FlagHidden) || hidden == slices.Contains(p.Sources, SourceList) || !slices.Contains(p.Sources, SourceCID) {
+				t.Errorf("pid %d: flags %v sources %v, hidden should be %v", w.PID, p.Flags, p.Sources, hidden)
+			}
+		}
+	})
+}
+
+func TestModulesAndDriversAreWhatTheTruthSays(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		g := open(t, s)
+		procs, _, err := g.Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := func(name, path string, base, size uint64, wow64 bool) string {
+			return fmt.Sprintf("%#x %#x %s %s %v", base, size, name, path, wow64)
+		}
+		for i := range procs {
+			got, problems, err := g.Modules(context.Background(), &procs[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			noProblems(t, problems)
+			var a, b []string
+			for _, m := range got {
+				a = append(a, line(m.Name, m.Path, m.Base, m.Size, m.Wow64))
+				if len(m.Flags) != 0 {
+					t.Errorf("pid %d: %s has flags %v", procs[i].PID, m.Name, m.Flags)
+				}
+			}
+			for _, w := range s.m.Truth.Processes {
+				if w.PID == procs[i].PID {
+					for _, m := range w.Modules {
+						b = append(b, line(m.Name, m.Path, m.Base, m.Size, m.Wow64))
+					}
+				}
+			}
+			slices.Sort(a)
+			slices.Sort(b)
+			if !slices.Equal(a, b) {
+				t.Errorf("pid %d (%s):\n got %s\nwant %s", procs[i].PID, procs[i].Name, strings.Join(a, "\n     "), strings.Join(b, "\n     "))
+			}
+		}
+		drivers, problems, err := g.Drivers(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		noProblems(t, problems)
+		var a, b []string
+		for _, m := range drivers {
+			a = append(a, line(m.Name, m.Path, m.Base, m.Size, false))
+		}
+		for _, m := range s.m.Truth.Drivers {
+			b = append(b, line(m.Name, m.Path, m.Base, m.Size, false))
+		}
+		if !slices.Equal(a, b) {
+			t.Errorf("drivers:\n got %s\nwant %s", strings.Join(a, "\n     "), strings.Join(b, "\n     "))
+		}
+	})
+}
+
+func TestAddressRangesAreWhatTheTruthSays(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		g := open(t, s)
+		procs, _, err := g.Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range procs {
+			got, problems, err := g.VADs(context.Background(), &procs[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			noProblems(t, problems)
+			var a, b []string
+			for _, v := range got {
+				a = append(a, fmt.Sprintf("%#x-%#x %v %s", v.Start, v.End, v.Private, v.Path))
+			}
+			for _, w := range s.m.Truth.Processes {
+				if w.PID == procs[i].PID {
+					for _, v := range w.VADs {
+						b = append(b, fmt.Sprintf("%#x-%#x %v %s", v.Start, v.End, v.Private, v.Path))
+					}
+				}
+			}
+			if !slices.Equal(a, b) {
+				t.Errorf("pid %d:\n got %q\nwant %q", procs[i].PID, a, b)
+			}
+		}
+	})
+}
+
+func TestKernelIsFoundFromAnyAddressSpace(t *testing.T) {
+	for _, shadow := range []bool{false, true} {
+		s := lay(t, ntguest.Options{Build: "10.0.19041", Seed: 3, KVAShadow: shadow})
+		p := s.m.Truth.Processes[len(s.m.Truth.Processes)-1]
+		cr3 := p.DTB
+		if shadow {
+			cr3 = p.UserDTB | 1
+		}
+		s.regs = []source.Registers{{CR0: 0x80050033, CR3: cr3, CR4: 0x20, RIP: 0x7ff600001000, CPL: 3}}
+		if k := open(t, s).Kernel(); k.Base != s.m.Truth.Kernel.Base || k.DTB != s.m.Truth.Kernel.DTB {
+			t.Errorf("shadow %v: kernel %+v", shadow, k)
+		}
+	}
+}
+
+type noProfiles struct{}
+
+func (noProfiles) Find(id winstruct.Identity) (*winstruct.Profile, error) {
+	return nil, &winstruct.MissingError{Identity: id}
+}
+
+func TestUnknownBuildIsNamed(t *testing.T) {
+	s := lay(t, ntguest.Options{Build: "10.0.22000", Seed: 3})
+	_, err := Open(context.Background(), s, noProfiles{})
+	var missing *winstruct.MissingError
+	if !errors.As(err, &missing) || missing.Identity != s.m.Build.Identity {
+		t.Errorf("Open = %v, want the missing identity %v", err, s.m.Build.Identity)
+	}
+}
+
+// memory is plain bytes as a Source.
+type memory struct {
+	data []byte
+	regs []source.Registers
+}
+
+func (s *memory) ReadPhys(p []byte, addr uint64) error {
+	if addr > uint64(len(s.data)) || uint64(len(p)) > uint64(len(s.data))-addr {
+		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
+	}
+	copy(p, s.data[addr:])
+	return nil
+}
+func (s *memory) Ranges() []source.Range {
+	return []source.Range{{Size: uint64(len(s.data)) &^ (pageSize - 1)}}
+}
+func (s *memory) Registers(context.Context) ([]source.Registers, error) {
+	if s.regs == nil {
+		return nil, source.ErrNoRegisters
+	}
+	return s.regs, nil
+}
+func (s *memory) Info() source.Info { return source.Info{} }
+func (s *memory) Close() error      { return nil }
+
+func TestOtherGuestsAreToldApart(t *testing.T) {
+	linux := make([]byte, 4<<20)
+	copy(linux[3<<20:], "Linux version 6.1.0-18-amd64")
+	other := make([]byte, 4<<20)
+	copy(other[3<<20:], "FreeDOS")
+	for _, tt := range []struct {
+		name string
+		s    *memory
+		want error
+		text string
+	}{
+		{"Linux", &memory{data: linux}, ErrNotWindows, "looks like Linux"},
+		{"other", &memory{data: other}, ErrNotWindows, "no page tables"},
+		{"empty", &memory{data: make([]byte, 4<<20)}, ErrBooting, "empty"},
+		{"firmware", &memory{data: other, regs: []source.Registers{{CR0: 0x10}}}, ErrBooting, "firmware"},
+	} {
+		_, err := Open(context.Background(), tt.s, winstruct.BuiltIn())
+		if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%s: Open = %v, want %v with %q", tt.name, err, tt.want, tt.text)
+		}
+	}
+}

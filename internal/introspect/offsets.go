@@ -1,0 +1,120 @@
+package introspect
+
+import "vmav.dev/vmav/internal/winstruct"
+
+// Offsets is all that introspection needs of a build, resolved once from its
+// profile. What is not optional a profile must have; winstruct.Compile names what
+// is missing.
+type Offsets struct {
+	Sym struct {
+		ActiveProcessHead uint64 `win:"sym(PsActiveProcessHead)"`
+		LoadedModuleList  uint64 `win:"sym(PsLoadedModuleList)"`
+		CidTable          uint64 `win:"sym(PspCidTable)"`
+		BuildNumber       uint64 `win:"sym(NtBuildNumber),optional"`
+		MiState           uint64 `win:"sym(MiState),optional"`
+	}
+	Process struct {
+		Size           uint32          `win:"sizeof(_EPROCESS)"`
+		DTB            uint32          `win:"_EPROCESS.Pcb.DirectoryTableBase"`
+		UserDTB        uint32          `win:"_EPROCESS.Pcb.UserDirectoryTableBase,optional"`
+		PID            uint32          `win:"_EPROCESS.UniqueProcessId"`
+		PPID           uint32          `win:"_EPROCESS.InheritedFromUniqueProcessId"`
+		Links          uint32          `win:"_EPROCESS.ActiveProcessLinks"`
+		Name           winstruct.Field `win:"_EPROCESS.ImageFileName"`
+		CreateTime     uint32          `win:"_EPROCESS.CreateTime"`
+		ExitTime       uint32          `win:"_EPROCESS.ExitTime"`
+		ExitStatus     uint32          `win:"_EPROCESS.ExitStatus"`
+		Session        uint32          `win:"_EPROCESS.Session,optional"`
+		PEB            uint32          `win:"_EPROCESS.Peb"`
+		Wow64          uint32          `win:"_EPROCESS.WoW64Process|_EPROCESS.Wow64Process,optional"`
+		ActiveThreads  uint32          `win:"_EPROCESS.ActiveThreads"`
+		ObjectTable    uint32          `win:"_EPROCESS.ObjectTable"`
+		SectionObject  uint32          `win:"_EPROCESS.SectionObject"`
+		SectionBase    uint32          `win:"_EPROCESS.SectionBaseAddress"`
+		ImageFile      uint32          `win:"_EPROCESS.ImageFilePointer,optional"`
+		AuditName      uint32          `win:"_EPROCESS.SeAuditProcessCreationInfo.ImageFileName"`
+		VadRoot        uint32          `win:"_EPROCESS.VadRoot"`
+		Critical       winstruct.Field `win:"_EPROCESS.BreakOnTermination"`
+		Protection     uint32          `win:"_EPROCESS.Protection.Level|_EPROCESS.Protection,optional"`
+		Wow64HasObject uint32          `win:"_EPROCESS.WoW64Process,optional"`
+	}
+	Ewow64PEB uint32 `win:"_EWOW64PROCESS.Peb,optional"`
+	SessionID uint32 `win:"_MM_SESSION_SPACE.SessionId,optional"`
+	AuditName uint32 `win:"_OBJECT_NAME_INFORMATION.Name"`
+
+	HandleTableCode uint32          `win:"_HANDLE_TABLE.TableCode"`
+	HandleEntrySize uint32          `win:"sizeof(_HANDLE_TABLE_ENTRY)"`
+	HandleBits      winstruct.Field `win:"_HANDLE_TABLE_ENTRY.ObjectPointerBits,optional"`
+
+	PEB struct {
+		ImageBase  uint32 `win:"_PEB.ImageBaseAddress"`
+		Ldr        uint32 `win:"_PEB.Ldr"`
+		Parameters uint32 `win:"_PEB.ProcessParameters"`
+		SessionID  uint32 `win:"_PEB.SessionId"`
+		Size       uint32 `win:"sizeof(_PEB)"`
+	}
+	PEB32 struct {
+		Ldr uint32 `win:"_PEB32.Ldr,optional"`
+	}
+	Params struct {
+		CommandLine uint32 `win:"_RTL_USER_PROCESS_PARAMETERS.CommandLine"`
+		ImagePath   uint32 `win:"_RTL_USER_PROCESS_PARAMETERS.ImagePathName"`
+	}
+	Ldr struct {
+		Load   uint32 `win:"_PEB_LDR_DATA.InLoadOrderModuleList"`
+		Memory uint32 `win:"_PEB_LDR_DATA.InMemoryOrderModuleList"`
+		Init   uint32 `win:"_PEB_LDR_DATA.InInitializationOrderModuleList"`
+	}
+	Entry struct {
+		Size     uint32 `win:"sizeof(_LDR_DATA_TABLE_ENTRY)"`
+		Load     uint32 `win:"_LDR_DATA_TABLE_ENTRY.InLoadOrderLinks"`
+		Memory   uint32 `win:"_LDR_DATA_TABLE_ENTRY.InMemoryOrderLinks"`
+		Init     uint32 `win:"_LDR_DATA_TABLE_ENTRY.InInitializationOrderLinks"`
+		Base     uint32 `win:"_LDR_DATA_TABLE_ENTRY.DllBase"`
+		Image    uint32 `win:"_LDR_DATA_TABLE_ENTRY.SizeOfImage"`
+		FullName uint32 `win:"_LDR_DATA_TABLE_ENTRY.FullDllName"`
+		BaseName uint32 `win:"_LDR_DATA_TABLE_ENTRY.BaseDllName"`
+		Original uint32 `win:"_LDR_DATA_TABLE_ENTRY.OriginalBase,optional"`
+	}
+	Driver struct {
+		Size     uint32 `win:"sizeof(_KLDR_DATA_TABLE_ENTRY)|sizeof(_LDR_DATA_TABLE_ENTRY)"`
+		Links    uint32 `win:"_KLDR_DATA_TABLE_ENTRY.InLoadOrderLinks|_LDR_DATA_TABLE_ENTRY.InLoadOrderLinks"`
+		Base     uint32 `win:"_KLDR_DATA_TABLE_ENTRY.DllBase|_LDR_DATA_TABLE_ENTRY.DllBase"`
+		Image    uint32 `win:"_KLDR_DATA_TABLE_ENTRY.SizeOfImage|_LDR_DATA_TABLE_ENTRY.SizeOfImage"`
+		FullName uint32 `win:"_KLDR_DATA_TABLE_ENTRY.FullDllName|_LDR_DATA_TABLE_ENTRY.FullDllName"`
+		BaseName uint32 `win:"_KLDR_DATA_TABLE_ENTRY.BaseDllName|_LDR_DATA_TABLE_ENTRY.BaseDllName"`
+	}
+	VAD struct {
+		Size       uint32          `win:"sizeof(_MMVAD)"`
+		ShortSize  uint32          `win:"sizeof(_MMVAD_SHORT)"`
+		Left       uint32          `win:"_MMVAD_SHORT.VadNode.Left|_MMVAD_SHORT.LeftChild"`
+		Right      uint32          `win:"_MMVAD_SHORT.VadNode.Right|_MMVAD_SHORT.RightChild"`
+		TreeRoot   uint32          `win:"_EPROCESS.VadRoot.Root|_EPROCESS.VadRoot.BalancedRoot.RightChild"`
+		Start      winstruct.Field `win:"_MMVAD_SHORT.StartingVpn"`
+		End        winstruct.Field `win:"_MMVAD_SHORT.EndingVpn"`
+		StartHigh  uint32          `win:"_MMVAD_SHORT.StartingVpnHigh,optional"`
+		EndHigh    uint32          `win:"_MMVAD_SHORT.EndingVpnHigh,optional"`
+		Flags      uint32          `win:"_MMVAD_SHORT.u.VadFlags|_MMVAD_SHORT.u"`
+		Type       winstruct.Field `win:"_MMVAD_FLAGS.VadType"`
+		Protection winstruct.Field `win:"_MMVAD_FLAGS.Protection"`
+		Private    winstruct.Field `win:"_MMVAD_FLAGS.PrivateMemory"`
+		Subsection uint32          `win:"_MMVAD.Subsection"`
+		FirstPTE   uint32          `win:"_MMVAD.FirstPrototypePte"`
+		LastPTE    uint32          `win:"_MMVAD.LastContiguousPte"`
+	}
+	SubsectionControl uint32 `win:"_SUBSECTION.ControlArea"`
+	ControlFile       uint32 `win:"_CONTROL_AREA.FilePointer"`
+	FileName          uint32 `win:"_FILE_OBJECT.FileName"`
+
+	InvalidPteMask uint32          `win:"_MI_SYSTEM_INFORMATION.Hardware.InvalidPteMask,optional"`
+	SwizzleBit     winstruct.Field `win:"_MMPTE_TRANSITION.SwizzleBit,optional"`
+}
+
+// compile resolves the offsets of a build.
+func compile(p *winstruct.Profile) (*Offsets, error) {
+	o := new(Offsets)
+	if err := winstruct.Compile(p, o); err != nil {
+		return nil, err
+	}
+	return o, nil
+}

@@ -1,0 +1,295 @@
+package introspect
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+const (
+	pageSize  = source.PageSize
+	pageShift = 12
+	pfnMask   = 0x000ffffffffff000 // bits 12 to 51 of a page table entry
+)
+
+// ErrNotPresent reports a virtual address whose page is nowhere in RAM, or that is
+// not mapped at all.
+var ErrNotPresent = errors.New("page not present")
+
+// PageOrigin says how a page of virtual memory was found.
+type PageOrigin uint8
+
+// Origins of a page.
+const (
+	PageAbsent     PageOrigin = iota // not in RAM, or not mapped
+	PageResident                     // through a valid entry
+	PageTransition                   // through a transition entry: out of the working set, still in RAM
+	PagePrototype                    // through the section's prototype entry
+	PageDemandZero                   // never touched: the guest would see zeros
+)
+
+// Bits of an x64 page table entry, and of the software forms that Windows gives one
+// that is not valid (_MMPTE_TRANSITION, _MMPTE_PROTOTYPE; the same bits on every
+// x64 build).
+const (
+	pteValid      = 1 << 0
+	pteLarge      = 1 << 7
+	ptePrototype  = 1 << 10
+	pteTransition = 1 << 11
+	protoShift    = 16 // of the prototype entry's address
+)
+
+// tables caches pages of page tables, which are read again and again, for all the
+// address spaces of one guest. It is bounded, and safe for concurrent use. What it
+// holds is a copy of some moment: flush ends its life.
+type tables struct {
+	src source.Source
+
+	mu    sync.Mutex
+	pages map[uint64]*[pageSize]byte // by frame number
+	ring  []uint64                   // frame numbers in the order they came
+	next  int
+}
+
+const maxTables = 2048 // pages: 8 MiB
+
+func newTables(src source.Source) *tables {
+	return &tables{src: src, pages: make(map[uint64]*[pageSize]byte), ring: make([]uint64, 0, maxTables)}
+}
+
+// entry returns the table entry at a guest-physical address, a multiple of eight.
+func (t *tables) entry(pa uint64) (uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	page, err := t.page(pa >> pageShift)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(page[pa%pageSize&^7:]), nil
+}
+
+func (t *tables) page(pfn uint64) (*[pageSize]byte, error) {
+	if p := t.pages[pfn]; p != nil {
+		return p, nil
+	}
+	var p *[pageSize]byte
+	if len(t.ring) == maxTables {
+		p = t.pages[t.ring[t.next]]
+		delete(t.pages, t.ring[t.next])
+	}
+	if p == nil {
+		p = new([pageSize]byte)
+	}
+	if err := t.src.ReadPhys(p[:], pfn<<pageShift); err != nil {
+		if len(t.ring) == maxTables {
+			// The evicted page's buffer goes with it; its slot stays empty.
+			t.ring[t.next] = pfn
+		}
+		return nil, err
+	}
+	t.pages[pfn] = p
+	if len(t.ring) < maxTables {
+		t.ring = append(t.ring, pfn)
+	} else {
+		t.ring[t.next] = pfn
+		t.next = (t.next + 1) % maxTables
+	}
+	return p, nil
+}
+
+// flush forgets every page: the guest may have changed its tables.
+func (t *tables) flush() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.pages)
+	t.ring = t.ring[:0]
+	t.next = 0
+}
+
+// softPTE is how a build writes entries that are not valid.
+type softPTE struct {
+	invalidMask uint64 // MiState.Hardware.InvalidPteMask; 0 where the build inverts nothing
+	swizzle     uint64 // mask of the bit that says an entry is not inverted; 0 for none
+}
+
+// frame is the frame address of a transition entry.
+func (s softPTE) frame(pte uint64) uint64 {
+	if s.invalidMask != 0 && pte&s.swizzle == 0 {
+		pte ^= s.invalidMask
+	}
+	return pte & 0x0000fffffffff000
+}
+
+// AddressSpace translates the virtual addresses of one page table tree. It is safe
+// for concurrent use and holds no resources.
+type AddressSpace struct {
+	t      *tables
+	dtb    uint64 // physical, without flag bits
+	levels int    // 4, or 5 with LA57
+	soft   softPTE
+	kernel *AddressSpace // for the addresses of prototype entries; nil for the kernel's own
+}
+
+// DTB is the physical address of the top table.
+func (as *AddressSpace) DTB() uint64 { return as.dtb }
+
+// canonical tells whether va is one that the processor accepts.
+func (as *AddressSpace) canonical(va uint64) bool {
+	top := int64(va) >> (11 + 9*as.levels)
+	return top == 0 || top == -1
+}
+
+// walk finds the last entry for va: its value, and the size of the page as a shift.
+// ok is false where a table above it is missing.
+func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err error) {
+	if !as.canonical(va) {
+		return 0, 0, false, nil
+	}
+	table := as.dtb
+	for shift = uint(3 + 9*as.levels); ; shift -= 9 {
+		pte, err = as.t.entry(table + va>>shift&511*8)
+		if err != nil {
+			if errors.Is(err, source.ErrHole) {
+				return 0, 0, false, nil // a table that points outside RAM
+			}
+			return 0, 0, false, err
+		}
+		if shift == pageShift {
+			return pte, shift, true, nil
+		}
+		if pte&pteValid == 0 {
+			return pte, shift, false, nil
+		}
+		if pte&pteLarge != 0 && (shift == 21 || shift == 30) {
+			return pte, shift, true, nil
+		}
+		table = pte & pfnMask
+	}
+}
+
+// translate finds where va lies in guest-physical memory, by way of every form of
+// entry that Windows uses. It does not allocate. A page that is not in RAM has an
+// origin of PageAbsent or PageDemandZero and no address.
+func (as *AddressSpace) translate(va uint64) (pa uint64, origin PageOrigin, err error) {
+	pte, shift, ok, err := as.walk(va)
+	if err != nil || !ok {
+		return 0, PageAbsent, err
+	}
+	if pte&pteValid != 0 {
+		mask := uint64(1)<<shift - 1
+		return pte&pfnMask&^mask | va&mask, PageResident, nil
+	}
+	return as.invalid(pte, va, true)
+}
+
+// invalid resolves an entry that is not valid. proto allows one step through a
+// prototype entry.
+func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin PageOrigin, err error) {
+	switch {
+	case pte == 0:
+		return 0, PageAbsent, nil // only the VAD knows
+	case pte&ptePrototype != 0:
+		if !proto {
+			return 0, PageAbsent, nil // a subsection entry: the page is in its file only
+		}
+		address := uint64(int64(pte) >> protoShift)
+		if address >= 0xffffffff0000 {
+			address |= 0xffff000000000000
+		}
+		if uint32(address) == 0xffffffff || address>>32 == 0xffffffff && uint32(address) == 0xffff0000 {
+			return 0, PageAbsent, nil // "see the VAD"
+		}
+		return as.prototype(address, va)
+	case pte&pteTransition != 0:
+		return as.soft.frame(pte) | va%pageSize, PageTransition, nil
+	case pte>>32 == 0:
+		return 0, PageDemandZero, nil
+	}
+	return 0, PageAbsent, nil // in a page file
+}
+
+// prototype resolves va through the prototype entry at a kernel address.
+func (as *AddressSpace) prototype(address, va uint64) (pa uint64, origin PageOrigin, err error) {
+	k := as.kernel
+	if k == nil {
+		k = as
+	}
+	entry, shift, ok, err := k.walk(address)
+	if err != nil || !ok || entry&pteValid == 0 {
+		return 0, PageAbsent, err
+	}
+	mask := uint64(1)<<shift - 1
+	pte, err := as.t.entry(entry&pfnMask&^mask | address&mask&^7)
+	if err != nil {
+		if errors.Is(err, source.ErrHole) {
+			return 0, PageAbsent, nil
+		}
+		return 0, PageAbsent, err
+	}
+	if pte&pteValid != 0 {
+		return pte&pfnMask | va%pageSize, PagePrototype, nil
+	}
+	pa, origin, err = as.invalid(pte, va, false)
+	if origin == PageTransition {
+		origin = PagePrototype
+	}
+	return pa, origin, err
+}
+
+// Translate returns the guest-physical address of va. The error wraps ErrNotPresent
+// where the page is not in RAM.
+func (as *AddressSpace) Translate(va uint64) (uint64, error) {
+	pa, origin, err := as.translate(va)
+	if err != nil {
+		return 0, fmt.Errorf("translate %#x (DTB %#x): %w", va, as.dtb, err)
+	}
+	if origin == PageAbsent || origin == PageDemandZero {
+		return 0, &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
+	}
+	return pa, nil
+}
+
+// AddressError says which virtual address could not be read.
+type AddressError struct {
+	VA, DTB uint64
+	Err     error
+}
+
+func (e *AddressError) Error() string {
+	return fmt.Sprintf("address %#x (DTB %#x): %v", e.VA, e.DTB, e.Err)
+}
+
+func (e *AddressError) Unwrap() error { return e.Err }
+
+// Read fills p from va, all or nothing: on error p is undefined. Pages that the
+// guest would see as zeros read as zeros. It does not allocate when it succeeds.
+func (as *AddressSpace) Read(p []byte, va uint64) error {
+	if va+uint64(len(p)) < va {
+		return &AddressError{VA: va, DTB: as.dtb, Err: errors.New("wraps around the address space")}
+	}
+	for len(p) > 0 {
+		n := min(uint64(len(p)), pageSize-va%pageSize)
+		pa, origin, err := as.translate(va)
+		switch {
+		case err != nil:
+			return &AddressError{VA: va, DTB: as.dtb, Err: err}
+		case origin == PageDemandZero:
+			clear(p[:n])
+		case origin == PageAbsent:
+			return &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
+		default:
+			if err := as.t.src.ReadPhys(p[:n], pa); err != nil {
+				return &AddressError{VA: va, DTB: as.dtb, Err: err}
+			}
+		}
+		p, va = p[n:], va+n
+	}
+	return nil
+}
+
+// wordPool keeps single reads off the heap: a buffer that goes through an interface
+// escapes.
+var wordPool = sync.Pool{New: func() any { return new([8]byte) }}

@@ -1,0 +1,129 @@
+package introspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// VAD is one range of a process's address space, as its virtual address descriptor
+// tells.
+type VAD struct {
+	Start, End uint64 // of the first and the last byte
+	Type       uint8  // MI_VAD_TYPE: 2 for an image
+	Protection uint8  // index into MmProtectToValue
+	Private    bool
+	Path       string // of the mapped file, without its device; "" for private memory
+	proto      uint64 // first prototype entry, 0 for private memory
+	lastProto  uint64
+}
+
+// vadImage is VadImageMap of MI_VAD_TYPE.
+const vadImage = 2
+
+// Image tells whether the range maps a PE image.
+func (v *VAD) Image() bool { return v.Type == vadImage }
+
+// Executable tells whether the range was mapped with any execute right (the third
+// bit of a protection index means execute with the first two in 2, 3, 6, 7).
+func (v *VAD) Executable() bool {
+	return v.Protection&7 == 2 || v.Protection&7 == 3 || v.Protection&7 >= 6
+}
+
+// VADs enumerates the ranges of a process's address space, ascending. Problems do
+// not stop it.
+func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) {
+	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
+	root, err := g.as.word(p.EPROCESS + uint64(g.off.VAD.TreeRoot))
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: read VAD root: %w", what, err)
+	}
+	var out []VAD
+	var problems []Problem
+	seen := make(map[uint64]struct{})
+	stack := []uint64{root}
+	rec := make(record, max(g.off.VAD.Size, g.off.VAD.ShortSize))
+	for len(stack) > 0 {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
+		at := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		if at == 0 {
+			continue
+		}
+		if _, again := seen[at]; again {
+			problems = append(problems, Problem{what, fmt.Errorf("VAD tree: node %#x twice", at)})
+			continue
+		}
+		if len(seen) >= maxVADs {
+			problems = append(problems, Problem{what, errors.New("VAD tree has no end")})
+			break
+		}
+		seen[at] = struct{}{}
+		short := rec[:g.off.VAD.ShortSize]
+		if err := g.as.Read(short, at); err != nil {
+			problems = append(problems, Problem{what, fmt.Errorf("read VAD at %#x: %w", at, err)})
+			continue
+		}
+		stack = append(stack, short.u64(g.off.VAD.Left), short.u64(g.off.VAD.Right))
+		v, err := g.vad(rec, at)
+		if err != nil {
+			problems = append(problems, Problem{what, fmt.Errorf("read VAD of %#x: %w", v.Start, err)})
+		}
+		if v.End < v.Start {
+			problems = append(problems, Problem{what, fmt.Errorf("VAD at %#x ends before it starts", at)})
+			continue
+		}
+		out = append(out, v)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Start < out[j].Start })
+	return out, problems, nil
+}
+
+// vad decodes the node at an address; the short part of rec is filled.
+func (g *Guest) vad(rec record, at uint64) (VAD, error) {
+	o := &g.off.VAD
+	first, last := rec.field(o.Start), rec.field(o.End)
+	if o.StartHigh != winstruct.Missing && o.Start.Size == 4 {
+		first |= uint64(rec.u8(o.StartHigh)) << 32
+		last |= uint64(rec.u8(o.EndHigh)) << 32
+	}
+	flags := func(f winstruct.Field) uint64 {
+		f.Offset += o.Flags
+		return rec.field(f)
+	}
+	v := VAD{Start: first << pageShift, End: last<<pageShift | (pageSize - 1), Type: uint8(flags(o.Type)),
+		Protection: uint8(flags(o.Protection)), Private: flags(o.Private) != 0}
+	if v.Private {
+		return v, nil
+	}
+	if err := g.as.Read(rec[:o.Size], at); err != nil {
+		return v, err
+	}
+	v.proto, v.lastProto = rec.u64(o.FirstPTE), rec.u64(o.LastPTE)
+	sub := rec.u64(o.Subsection)
+	if sub == 0 {
+		return v, nil
+	}
+	control, err := g.as.word(sub + uint64(g.off.SubsectionControl))
+	if err != nil {
+		return v, fmt.Errorf("subsection: %w", err)
+	}
+	file, err := g.as.word(control + uint64(g.off.ControlFile))
+	if err != nil {
+		return v, fmt.Errorf("control area: %w", err)
+	}
+	if file &^= 0xf; file == 0 { // EX_FAST_REF: four bits of count
+		return v, nil
+	}
+	name := make(record, 16)
+	if err := g.as.Read(name, file+uint64(g.off.FileName)); err != nil {
+		return v, fmt.Errorf("file object: %w", err)
+	}
+	v.Path, err = name.unicode(g.as, 0)
+	return v, err
+}

@@ -1,0 +1,384 @@
+package ntguest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+)
+
+const (
+	bootHeap      = 4 << 20 // bytes for the runtime's tables and its serial ring
+	hyperPages    = 64
+	stackSlots    = 192
+	stackStride   = kernelStack + 2*pageSize // the gap catches overflows
+	templateSlots = 48
+)
+
+// bootWriter adds to a laid-out machine what the runtime needs beside Windows' own
+// structures: nt_boot and its tables, in memory of the runtime's own.
+type bootWriter struct {
+	b       *builder
+	boot    Boot
+	regions []BootRegion
+	// imagePages is the size of each section's image, by segment.
+	imagePages []int
+}
+
+// WriteKernel writes the machine as a kernel that QEMU's -kernel option boots. The
+// runtime's own tables are added to the machine's memory on the way, so that an
+// image of the moment, where one is wanted too, has to be written before.
+func (m *Machine) WriteKernel(w io.Writer) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			e, ok := r.(error)
+			if !ok {
+				panic(r)
+			}
+			err = fmt.Errorf("write kernel of build %s: %w", m.Build.Name, e)
+		}
+	}()
+	assets := m.b.opts.Assets
+	if assets == "" {
+		if assets, err = assetsDir(); err != nil {
+			return err
+		}
+	}
+	stub, err := os.ReadFile(filepath.Join(assets, "boot.bin"))
+	if err != nil {
+		return fmt.Errorf("read the guest's boot stub: %w", err)
+	}
+	bw := &bootWriter{b: m.b}
+	at := bw.write()
+	params := StubParams{SystemDTB: m.b.kernel.pml4 << pageShift, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
+	for i, c := range m.b.cpus {
+		params.Stacks[i] = c.bootStack
+	}
+	run, entry, err := LoadStub(stub, params)
+	if err != nil {
+		return err
+	}
+	return WriteKernelELF(w, append(m.runs(), run), entry)
+}
+
+// runs are the machine's frames as physical memory, neighbours joined.
+func (m *Machine) runs() []PhysRun {
+	var out []PhysRun
+	for _, pfn := range m.mem.used() {
+		addr := pfn << pageShift
+		if n := len(out); n > 0 && out[n-1].Addr+uint64(len(out[n-1].Data)) == addr {
+			out[n-1].Data = append(out[n-1].Data, m.mem.frame(pfn)[:]...)
+			continue
+		}
+		out = append(out, PhysRun{Addr: addr, Data: append([]byte(nil), m.mem.frame(pfn)[:]...)})
+	}
+	return out
+}
+
+// put places v in runtime memory and returns where.
+func (w *bootWriter) put(v any) uint64 {
+	var buf bytes.Buffer
+	if err := binary.Write(&buf, binary.LittleEndian, v); err != nil {
+		panic(fmt.Errorf("encode %T: %w", v, err))
+	}
+	if buf.Len() == 0 {
+		return 0
+	}
+	va := w.b.runtime.alloc(uint64(buf.Len()), 16)
+	w.b.kernel.write(va, buf.Bytes())
+	return va
+}
+
+func table[T any](w *bootWriter, items []T) BootTable {
+	return BootTable{VA: w.put(items), Count: uint64(len(items))}
+}
+
+// text places a JSON object without its braces.
+func (w *bootWriter) text(v any) (va, n uint64) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	raw = raw[1 : len(raw)-1]
+	return w.put(raw), uint64(len(raw))
+}
+
+// write makes nt_boot and everything it refers to, and returns its address.
+func (w *bootWriter) write() uint64 {
+	b := w.b
+	w.boot = Boot{Magic: BootMagic, Version: BootVersion, Size: uint32(binary.Size(Boot{})),
+		KernelBase: b.image.base, SystemDTB: b.kernel.pml4 << pageShift,
+		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)),
+		Syscall64: b.sym("KiSystemCall64"), Syscall32: b.sym("KiSystemCall32"),
+		TimerVector: timerVector, IPIVector: ipiVector,
+		Kuser: 0xfffff78000000000, ObCookie: b.cookie}
+	bt := &w.boot
+	if b.packedHandles() {
+		bt.Flags |= BootCIDPacked
+	}
+	if _, ok := b.profile.Symbol("ObHeaderCookie"); ok {
+		bt.Flags |= BootObCookie
+	}
+	if b.opts.KVAShadow {
+		bt.Flags |= BootKVAShadow
+		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
+		bt.Syscall32 = b.sym("KiSystemCall32Shadow")
+		bt.ShadowPML4 = b.shadow.pml4 << pageShift
+	}
+	bt.Off = w.offsets()
+	w.cpus()
+	bt.Heap, bt.HeapSize = b.runtime.pages(bootHeap/pageSize), bootHeap
+	bt.Hyper = b.runtime.reserve(hyperPages*pageSize, hyperPages*pageSize)
+	bt.Stacks = BootArena{VA: b.system.reserve(stackSlots*stackStride+pageSize, pageSize) + pageSize,
+		Stride: stackStride, Size: kernelStack, Count: stackSlots}
+	bt.CIDPages = table(w, b.cid.pages)
+	specs := b.templates()
+	for _, spec := range specs {
+		b.files.open(spec.file, spec.dir+`\`+spec.name, spec.wow64)
+	}
+	w.segments()
+	w.processes()
+	w.templates(specs)
+	b.finishTypes()
+	t := liveMachine{Build: b.truth.Build, Version: b.truth.Version, Kernel: b.truth.Kernel, Drivers: b.truth.Drivers, Hidden: b.truth.Hidden}
+	bt.Truth, bt.TruthLen = w.text(t)
+	at := b.runtime.alloc(uint64(bt.Size), pageSize)
+	free := w.freeRanges() // nothing is allocated after this
+	bt.Free.Count = uint64(len(free))
+	bt.Free.VA = b.runtime.alloc(uint64(16*len(free))+8*pageSize, 16)
+	free = w.freeRanges()
+	if uint64(len(free)) > bt.Free.Count {
+		bt.Free.Count = min(uint64(len(free)), bt.Free.Count+8*pageSize/16)
+		free = free[:bt.Free.Count]
+	}
+	bt.Free.Count = uint64(len(free))
+	w.place(bt.Free.VA, free)
+	w.place(at, bt)
+	b.finishSpaces()
+	return at
+}
+
+// templates lays out the programs to start later and sets kernel memory aside for
+// the processes made of them.
+func (w *bootWriter) templates(specs []processSpec) {
+	var all []BootTemplate
+	var size uint64
+	for _, spec := range specs {
+		t := w.template(spec)
+		size = max(size, t.BlobSize)
+		all = append(all, t)
+	}
+	w.boot.Templates = table(w, all)
+	w.boot.FirstPID = (w.b.live.lastID + 0x200) &^ 0xff
+	w.boot.Slots = BootArena{VA: w.b.nonPaged.reserve(size*templateSlots, pageSize), Stride: size, Size: size, Count: templateSlots}
+}
+
+// place writes v at an address that has memory already.
+func (w *bootWriter) place(va uint64, v any) {
+	var buf bytes.Buffer
+	if err := binary.Write(&buf, binary.LittleEndian, v); err != nil {
+		panic(fmt.Errorf("encode %T: %w", v, err))
+	}
+	w.b.kernel.write(va, buf.Bytes())
+}
+
+// freeRanges is RAM that nothing uses: above what firmware and the boot stub need,
+// below what firmware keeps at the end.
+func (w *bootWriter) freeRanges() []BootRange {
+	end := (w.b.mem.ramBelow4G() - topReserved) >> pageShift
+	var out []BootRange
+	next := uint64(firstFreeFrame)
+	for _, pfn := range append(w.b.mem.used(), end) {
+		if pfn < next {
+			continue
+		}
+		if pfn > next {
+			out = append(out, BootRange{Start: next, End: min(pfn, end)})
+		}
+		next = pfn + 1
+	}
+	return out
+}
+
+// offsets resolves the members that the runtime keeps up to date.
+func (w *bootWriter) offsets() BootOff {
+	off := func(typ string, paths ...string) uint32 {
+		if f, ok := w.b.at(typ, 0).field(paths...); ok {
+			return f.Offset
+		}
+		return BootNone
+	}
+	bit := func(name string) uint32 {
+		if f, ok := w.b.at("_EPROCESS", 0).field(name); ok && f.BitCount == 1 {
+			return 1 << f.BitOffset
+		}
+		return 0
+	}
+	prcb := func(name string) uint32 {
+		if o := off("_KPRCB", name); o != BootNone {
+			return o + off("_KPCR", "Prcb")
+		}
+		return BootNone
+	}
+	return BootOff{
+		EpDTB: off("_EPROCESS", "Pcb.DirectoryTableBase"), EpUserDTB: off("_EPROCESS", "Pcb.UserDirectoryTableBase"),
+		KpThreadList: off("_EPROCESS", "Pcb.ThreadListHead"), EpThreadList: off("_EPROCESS", "ThreadListHead"),
+		EpCreateTime: off("_EPROCESS", "CreateTime"), EpExitTime: off("_EPROCESS", "ExitTime"),
+		EpExitStatus: off("_EPROCESS", "ExitStatus"), EpActiveThreads: off("_EPROCESS", "ActiveThreads"),
+		EpFlags: off("_EPROCESS", "ProcessExiting"), EpFlagExiting: bit("ProcessExiting"), EpFlagDelete: bit("ProcessDelete"),
+		EpObjectTable: off("_EPROCESS", "ObjectTable"),
+		EpVADRoot:     w.vadRoot(), EpPEB: off("_EPROCESS", "Peb"),
+		KtState: off("_KTHREAD", "State"), KtWaitReason: off("_KTHREAD", "WaitReason"),
+		KtContextSwitches: off("_KTHREAD", "ContextSwitches"), KtKernelStack: off("_KTHREAD", "KernelStack"), KtTrapFrame: BootNone,
+		KtThreadListEntry: off("_KTHREAD", "ThreadListEntry"), EtThreadListEntry: off("_ETHREAD", "ThreadListEntry"),
+		EtExitStatus: off("_ETHREAD", "ExitStatus"), EtExitTime: off("_ETHREAD", "ExitTime"),
+		HtTableCode: off("_HANDLE_TABLE", "TableCode"), OhBody: off("_OBJECT_HEADER", "Body"),
+		PcrCurrentThread: prcb("CurrentThread"), PcrNextThread: prcb("NextThread"),
+		PcrKernelDTB: prcb("KernelDirectoryTableBase"), PcrRSPShadow: prcb("RspBaseShadow"), PcrUserRSPShadow: prcb("UserRspShadow"),
+	}
+}
+
+// vadRoot is where the pointer to the tree's root lies in _EPROCESS: in a tree of
+// its own, or until Windows 7 as the right child of the table's node.
+func (w *bootWriter) vadRoot() uint32 {
+	ep := w.b.at("_EPROCESS", 0)
+	if f, ok := ep.field("VadRoot.Root"); ok {
+		return f.Offset
+	}
+	return ep.must("VadRoot").Offset + w.b.at("_MM_AVL_TABLE", 0).must("BalancedRoot.RightChild").Offset
+}
+
+// cpus describes the processors, and checks what entry.S takes for granted.
+func (w *bootWriter) cpus() {
+	b := w.b
+	for name, want := range map[string]uint32{"CurrentThread": 0x188, "Number": 0x1a4, "RspBase": 0x1a8} {
+		if got := b.at("_KPRCB", 0).must(name).Offset + b.at("_KPCR", 0).must("Prcb").Offset; got != want {
+			panic(fmt.Errorf("_KPCR.Prcb.%s is at %#x, the runtime expects %#x", name, got, want))
+		}
+	}
+	for i, c := range b.cpus {
+		w.boot.CPU[i] = BootCPU{KPCR: c.kpcr, GDT: c.gdt, IDT: c.idt, GDTLimit: gdtLimit, IDTLimit: idtLimit,
+			TSS: c.tss, BootStack: c.bootStack, ShadowStack: c.shadowStack}
+	}
+}
+
+// segments lists the sections with the frames that hold their files: those of the
+// resident pages themselves, which nobody writes to, and more for the others.
+func (w *bootWriter) segments() {
+	b := w.b
+	w.imagePages = make([]int, len(b.files.segments))
+	segs := make([]BootSegment, len(b.files.segments))
+	images := make([]*image, 0, len(b.files.images))
+	for _, im := range b.files.images {
+		images = append(images, im)
+	}
+	sort.Slice(images, func(i, j int) bool { return images[i].segment < images[j].segment })
+	for _, im := range images {
+		backing := make([]uint32, len(im.content)/pageSize)
+		w.imagePages[im.segment] = len(backing)
+		for i := range backing {
+			var pfn uint64
+			if i < len(im.frames) {
+				pfn = im.frames[i]
+			}
+			if pfn == 0 {
+				pfn = b.mem.alloc()
+				copy(b.mem.frame(pfn)[:], im.content[i*pageSize:])
+			}
+			backing[i] = uint32(pfn)
+		}
+		segs[im.segment] = BootSegment{Proto: im.proto, Backing: w.put(backing), Count: uint64(len(backing))}
+	}
+	w.boot.Segments = table(w, segs)
+}
+
+// userRegions returns a process's regions sorted, with their frames where fixed.
+func (w *bootWriter) userRegions(u *userSpace) []BootRegion {
+	out := append([]BootRegion(nil), u.regions...)
+	sort.Slice(out, func(i, j int) bool { return out[i].Start < out[j].Start })
+	for i := range out {
+		if out[i].Kind == RegionShared {
+			out[i].Backing = w.put([]uint32{uint32(w.b.live.kuserPFN)})
+		}
+		if i > 0 && out[i].Start < out[i-1].End {
+			panic(fmt.Errorf("user regions overlap at %#x", out[i].Start))
+		}
+	}
+	return out
+}
+
+// processes lists the processes and threads of the moment.
+func (w *bootWriter) processes() {
+	b := w.b
+	var procs []BootProc
+	var threads []BootThread
+	for i, p := range b.procs {
+		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.pml4 << pageShift, UserDTB: p.userPML4 << pageShift,
+			PEB: p.peb, PEB32: p.peb32, CreateTime: filetime(p.created), ExitTime: filetime(p.exited),
+			ExitStatus: p.status, PID: uint32(p.pid), PPID: uint32(p.ppid), Session: uint32(int32(p.spec.session)),
+			FirstRegion: uint32(len(w.regions))}
+		if !p.spec.exited {
+			bp.ExitStatus = 0x103 // STATUS_PENDING
+		}
+		copy(bp.Name[:15], p.spec.name)
+		switch {
+		case p.spec.exited:
+			bp.Flags |= ProcExited
+		case p.user == nil:
+			bp.Flags |= ProcKernel
+		}
+		if p.spec.wow64 && !p.spec.exited {
+			bp.Flags |= ProcWow64
+		}
+		if p.spec.critical {
+			bp.Flags |= ProcCritical
+		}
+		if p.user != nil {
+			w.regions = append(w.regions, w.userRegions(p.user)...)
+		}
+		bp.Regions = uint32(len(w.regions)) - bp.FirstRegion
+		va, n := w.text(p.live())
+		bp.Truth, bp.TruthLen = va, uint32(n)
+		procs = append(procs, bp)
+		for _, t := range p.threads {
+			threads = append(threads, BootThread{ETHREAD: t.ethread, TEB: t.teb, TEB32: t.teb32, StackTop: t.stackTop, StackLimit: t.stackLimit,
+				RIP: t.rip, RSP: t.rsp, Arg0: t.arg0, Arg1: t.arg1, TID: uint32(t.tid), Proc: uint32(i), State: t.state})
+		}
+	}
+	for i, c := range b.cpus {
+		threads = append(threads, BootThread{ETHREAD: c.idle, StackTop: c.bootStack, StackLimit: c.bootStack - kernelStack,
+			Arg0: uint64(i), State: ThreadIdle})
+	}
+	w.boot.Procs = table(w, procs)
+	w.boot.Threads = table(w, threads)
+	w.boot.Regions = table(w, w.regions)
+}
+
+// liveMachine and liveProcess are the members of the truth that stay as they are
+// while the guest runs; the runtime adds the others.
+type liveMachine struct {
+	Build   string        `json:"build"`
+	Version string        `json:"version"`
+	Kernel  TruthKernel   `json:"kernel"`
+	Drivers []TruthModule `json:"drivers"`
+	Hidden  []uint64      `json:"hidden"`
+}
+
+type liveProcess struct {
+	Name     string        `json:"name"`
+	Path     string        `json:"path"`
+	Command  string        `json:"command"`
+	Session  int           `json:"session"`
+	Wow64    bool          `json:"wow64"`
+	Critical bool          `json:"critical"`
+	Modules  []TruthModule `json:"modules"`
+}
+
+func (p *process) live() liveProcess {
+	t := p.truth()
+	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, Modules: t.Modules}
+}

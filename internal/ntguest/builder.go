@@ -1,0 +1,189 @@
+package ntguest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Build is one Windows build that the guest can be laid out as.
+type Build struct {
+	Name     string // as the command line takes it: "10.0.19041"
+	Version  string // with the revision
+	Major    int
+	Minor    int
+	Number   int
+	Identity winstruct.Identity
+}
+
+// builds names the kernels by file version; their facts are in vmav's profiles.
+var builds = []string{"6.1.7601.24540", "10.0.19041.1237", "10.0.22000.978"}
+
+// Builds lists what Options.Build may name.
+func Builds() ([]Build, error) {
+	var out []Build
+	entries := winstruct.BuiltIn().List()
+	for _, version := range builds {
+		for _, e := range entries {
+			if e.Version != version {
+				continue
+			}
+			parts := strings.Split(version, ".")
+			b := Build{Version: version, Name: strings.Join(parts[:3], "."), Identity: e.Identity}
+			b.Major, _ = strconv.Atoi(parts[0])
+			b.Minor, _ = strconv.Atoi(parts[1])
+			b.Number, _ = strconv.Atoi(parts[2])
+			out = append(out, b)
+		}
+	}
+	if len(out) != len(builds) {
+		return nil, fmt.Errorf("the built-in profiles hold %d of the guest's %d builds", len(out), len(builds))
+	}
+	return out, nil
+}
+
+// Options choose what is laid out. The same options give the same bytes.
+type Options struct {
+	Build     string // "10.0.19041"
+	Seed      uint64
+	MemoryMiB uint64 // RAM; 0 for 512
+	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
+	Hide      string // name of a process to unlink from the process list
+	Assets    string // directory of the guest's programs; "" to find it
+}
+
+// builder holds all of the guest while it is laid out. Its methods panic with an
+// error on anything that cannot be; Lay turns that into its result.
+type builder struct {
+	opts    Options
+	build   Build
+	profile *winstruct.Profile
+	rng     *rand.Rand
+	now     time.Time // of the moment that the memory shows
+	boot    time.Time
+
+	mem       *memory
+	kernel    *space // the System process's
+	shadow    *space // kernel half of user page tables, with KVA shadow
+	selfIndex uint64
+
+	nonPaged, paged, system, runtime arena
+	image                            kernelImage
+
+	types  map[string]objectType
+	cookie uint64
+	cid    *handleTable
+
+	cpus     []cpu
+	files    *files
+	procs    []*process
+	sessions map[int]uint64
+	drivers  []driver
+	blob     *blob
+	live     liveState
+
+	truth Truth
+}
+
+// newBuilder prepares an empty guest.
+func newBuilder(opts Options) (*builder, error) {
+	known, err := Builds()
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{opts: opts, sessions: make(map[int]uint64)}
+	var names []string
+	for _, k := range known {
+		names = append(names, k.Name)
+		if k.Name == opts.Build || k.Version == opts.Build {
+			b.build = k
+		}
+	}
+	if b.build.Name == "" {
+		return nil, fmt.Errorf("no build %q: there are %s", opts.Build, strings.Join(names, ", "))
+	}
+	if opts.KVAShadow && b.build.Major < 10 {
+		return nil, fmt.Errorf("build %s has no KVA shadow", b.build.Name)
+	}
+	if opts.MemoryMiB == 0 {
+		opts.MemoryMiB = 512
+	}
+	if opts.MemoryMiB < 256 || opts.MemoryMiB > 1<<16 {
+		return nil, fmt.Errorf("%d MiB of memory: 256 to 65536 are possible", opts.MemoryMiB)
+	}
+	if b.profile, err = winstruct.BuiltIn().Find(b.build.Identity); err != nil {
+		return nil, err
+	}
+	b.rng = rand.New(rand.NewPCG(opts.Seed, uint64(b.build.Number)))
+	b.boot = time.Date(2026, 3, 2, 7, 30, 0, 0, time.UTC).Add(time.Duration(b.rng.Uint64N(86400)) * time.Second)
+	b.now = b.boot.Add(2 * time.Hour)
+	b.mem = newMemory(opts.MemoryMiB<<20, b.rng)
+	b.cookie = b.rng.Uint64N(255) + 1
+	b.layoutSpaces()
+	return b, nil
+}
+
+// layoutSpaces makes the System process's page tables and divides the kernel half
+// of the address space. Windows 7 has fixed regions; since Windows 10 each has a
+// random PML4 slot ("Windows Internals", 7th edition, part 1, chapter 5).
+func (b *builder) layoutSpaces() {
+	taken := map[uint64]bool{0x1ef: true, 0x1f0: true, 0x1ff: true}
+	slot := func(fixed uint64) uint64 {
+		if b.build.Major < 10 {
+			return fixed
+		}
+		for {
+			if s := 0x110 + b.rng.Uint64N(0xd0); !taken[s] {
+				taken[s] = true
+				return s
+			}
+		}
+	}
+	pml4 := b.mem.allocAt(0x187)
+	if b.build.Major >= 10 {
+		delete(b.mem.frames, pml4)
+		pml4 = b.mem.allocAt(0x1ad)
+	}
+	b.kernel = newSpace(b.mem, pml4)
+	b.selfIndex = slot(0x1ed)
+	base := func(fixed uint64) uint64 {
+		return 0xffff000000000000 | slot(fixed)<<39 | b.rng.Uint64N(1<<8)<<21
+	}
+	data := uint64(pteWrite | pteDirty | pteNX | pteGlobal)
+	region := func(fixed uint64) arena {
+		va := base(fixed)
+		return arena{s: b.kernel, start: va, next: va, bits: data}
+	}
+	b.nonPaged = region(0x1f5)
+	b.paged = region(0x1f1)
+	b.system = region(0x1f3)
+	b.runtime = region(0x1f6)
+	b.mem.put64(pml4<<pageShift+8*b.selfIndex, pml4<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
+}
+
+// sym is the address of a kernel symbol.
+func (b *builder) sym(name string) uint64 {
+	va, ok := b.symbol(name)
+	if !ok {
+		panic(fmt.Errorf("build %s has no symbol %s", b.build.Version, name))
+	}
+	return va
+}
+
+func (b *builder) symbol(name string) (uint64, bool) {
+	rva, ok := b.profile.Symbol(name)
+	return b.image.base + rva, ok
+}
+
+// filetime is a time as Windows counts it: 100 ns since 1601.
+func filetime(t time.Time) uint64 {
+	const unixEpoch = 116444736000000000
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(t.Unix())*10_000_000 + uint64(t.Nanosecond()/100) + unixEpoch
+}

@@ -1,0 +1,104 @@
+package ntguest
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// writeGlobals gives the kernel's global variables their values, once everything
+// they refer to exists.
+func (b *builder) writeGlobals() {
+	k := b.kernel
+	put := func(name string, v uint64, size uint32) {
+		if va, ok := b.symbol(name); ok {
+			k.put(va, v, size)
+		}
+	}
+	put("NtBuildNumber", uint64(b.build.Number)|0xf0000000, 4)
+	put("NtMajorVersion", uint64(b.build.Major), 4)
+	put("NtMinorVersion", uint64(b.build.Minor), 4)
+	put("KeNumberProcessors", uint64(len(b.cpus)), 4)
+	put("MmHighestUserAddress", b.highestUser(), 8)
+	put("MmUserProbeAddress", b.highestUser()+1, 8)
+	if b.opts.KVAShadow {
+		put("KiKvaShadow", 1, 1)
+	}
+	put("MmSystemRangeStart", 0xffff800000000000, 8)
+	put("PspCidTable", b.cid.va, 8)
+	put("PsInitialSystemProcess", b.procs[0].eprocess, 8)
+	for i, c := range b.cpus {
+		k.put(b.sym("KiProcessorBlock")+8*uint64(i), c.kpcr+uint64(b.at("_KPCR", 0).must("Prcb").Offset), 8)
+	}
+	lab := fmt.Sprintf("%d.vmav_ntguest.260302-0730", b.build.Number)
+	k.write(b.sym("NtBuildLab"), append([]byte(lab), 0))
+	// MmProtectToValue translates the protection in a VAD or PTE to PAGE_* constants:
+	// three bits of access, then none, no-cache, guard, write-combine.
+	access := []uint32{0x01, 0x02, 0x10, 0x20, 0x04, 0x08, 0x40, 0x80}
+	for i := range uint64(32) {
+		v := access[i%8]
+		switch i / 8 {
+		case 1:
+			v |= 0x200
+		case 2:
+			v |= 0x100
+		case 3:
+			v |= 0x400
+		}
+		if i == 24 {
+			v = 0x01
+		}
+		k.put(b.sym("MmProtectToValue")+4*i, uint64(v), 4)
+	}
+	if va, ok := b.symbol("KdVersionBlock"); ok {
+		v := b.at("_DBGKD_GET_VERSION64", va)
+		v.set(0xf, "MajorVersion")
+		v.set(uint64(b.build.Number), "MinorVersion")
+		v.set(0x8664, "MachineType")
+		v.set(b.image.base, "KernBase")
+		v.set(b.sym("PsLoadedModuleList"), "PsLoadedModuleList")
+		if b.build.Major < 10 {
+			v.set(b.sym("KdDebuggerDataBlock"), "DebuggerDataList")
+		}
+	}
+	b.writeDebuggerBlock()
+}
+
+// writeDebuggerBlock fills KDDEBUGGER_DATA64 (WDK, wdbgexts.h): in the clear until
+// Windows 7, encoded on later builds, where it is of no use to a reader.
+func (b *builder) writeDebuggerBlock() {
+	va, ok := b.symbol("KdDebuggerDataBlock")
+	if !ok {
+		return
+	}
+	if b.build.Major >= 10 {
+		noise := make([]byte, 0x380)
+		for i := 0; i < len(noise); i += 8 {
+			binary.LittleEndian.PutUint64(noise[i:], b.rng.Uint64())
+		}
+		b.kernel.write(va, noise)
+		if va, ok := b.symbol("KdpDataBlockEncoded"); ok {
+			b.kernel.put(va, 1, 1)
+		}
+		return
+	}
+	b.listInit(b.kernel, va)
+	b.kernel.write(va+0x10, []byte("KDBG"))
+	b.kernel.put(va+0x14, 0x340, 4)
+	b.kernel.put(va+0x18, b.image.base, 8)
+	b.kernel.put(va+0x48, b.sym("PsLoadedModuleList"), 8)
+	b.kernel.put(va+0x50, b.sym("PsActiveProcessHead"), 8)
+	b.kernel.put(va+0x58, b.sym("PspCidTable"), 8)
+	b.kernel.put(va+0x208, b.sym("NtBuildLab"), 8)
+	b.kernel.put(va+0x218, b.sym("KiProcessorBlock"), 8)
+	if csd, ok := b.symbol("CmNtCSDVersion"); ok {
+		b.kernel.put(csd, 0x100, 4) // service pack 1
+		b.kernel.put(va+0x268, csd, 8)
+	}
+}
+
+func (b *builder) highestUser() uint64 {
+	if b.build.Major < 10 {
+		return 0x7fffffeffff
+	}
+	return 0x7ffffffeffff
+}

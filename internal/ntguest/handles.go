@@ -1,0 +1,67 @@
+package ntguest
+
+import "fmt"
+
+// handleTable is one _HANDLE_TABLE being filled: a page of entries for each 256
+// handles, and a page of pointers to those where there is more than one.
+type handleTable struct {
+	b     *builder
+	va    uint64
+	pages []uint64
+	count uint64
+}
+
+const handlesPerPage = pageSize / 16
+
+// newHandleTable makes a table for up to n*256 handles. Entry 0 of every page is
+// never used.
+func (b *builder) newHandleTable(pid uint64, n int) *handleTable {
+	t := &handleTable{b: b, va: b.poolAlloc(b.sizeof("_HANDLE_TABLE"), "Obtb", true)}
+	for range n {
+		t.pages = append(t.pages, b.poolAlloc(pageSize, "Obtb", true))
+	}
+	o := b.at("_HANDLE_TABLE", t.va)
+	code := t.pages[0]
+	if n > 1 {
+		if n > pageSize/8 {
+			panic(fmt.Errorf("a handle table of %d pages", n))
+		}
+		top := b.poolAlloc(pageSize, "Obtb", true)
+		for i, p := range t.pages {
+			o.ptr(top+8*uint64(i), p)
+		}
+		code = top | 1
+	}
+	o.set(code, "TableCode")
+	o.set(pid, "UniqueProcessId")
+	b.listInit(b.kernel, o.addr("HandleTableList"))
+	return t
+}
+
+// set makes handle refer to an address: an object's header in a process's table,
+// its body in the table of client ids.
+func (t *handleTable) set(handle, to, access uint64) {
+	entry := t.pages[handle/4/handlesPerPage] + handle/4%handlesPerPage*16
+	o := object{b: t.b, s: t.b.kernel}
+	if t.b.packedHandles() {
+		// _HANDLE_TABLE_ENTRY: Unlocked, 19 bits of reference count and attributes,
+		// then bits 4 to 47 of the address.
+		t.b.kernel.put(entry, to<<16|1, 8)
+		if t.b.blob != nil && t.b.inBlob(to) {
+			t.b.fix(BootFixup{At: entry, Kind: FixReloc16})
+		}
+	} else {
+		o.ptr(entry, to|1) // bit 0: not locked
+	}
+	t.b.kernel.put(entry+8, access, 4)
+	t.count++
+	th := t.b.at("_HANDLE_TABLE", t.va)
+	th.opt(t.count, "HandleCount")
+	th.opt(handle+4, "NextHandleNeedingPool")
+}
+
+// packedHandles tells whether handle table entries hold a shifted address.
+func (b *builder) packedHandles() bool {
+	_, err := b.profile.Field("_HANDLE_TABLE_ENTRY", "ObjectPointerBits")
+	return err == nil
+}

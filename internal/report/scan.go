@@ -1,0 +1,233 @@
+package report
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// Address is a 64-bit address or size of the guest. In JSON it is a string, "0x…":
+// numbers above 2^53 do not survive many readers.
+type Address uint64
+
+// MarshalText implements encoding.TextMarshaler.
+func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *Address) UnmarshalText(text []byte) error {
+	v, err := strconv.ParseUint(string(text), 0, 64)
+	*a = Address(v)
+	return err
+}
+
+func (a Address) String() string { return "0x" + strconv.FormatUint(uint64(a), 16) }
+
+// Fidelity is how far a rebuilt file is the file that was loaded, in short.
+type Fidelity struct {
+	Coverage float64 `json:"coverage"` // share of its bytes that are known, 0 to 1
+	Exact    bool    `json:"exact"`    // the file itself, up to its overlay
+	Base     string  `json:"base"`     // how its preferred base was found
+	Missing  uint64  `json:"missing"`  // bytes whose pages were not present
+}
+
+// Finding is a signature match on one rebuilt file.
+type Finding struct {
+	Domain    string          `json:"domain"`
+	PID       uint64          `json:"pid"`
+	Process   string          `json:"process"`
+	Image     string          `json:"image"`
+	Base      Address         `json:"base"`
+	Size      uint64          `json:"size"` // bytes mapped
+	Signature string          `json:"signature"`
+	SHA256    string          `json:"sha256"` // of the rebuilt file
+	Fidelity  Fidelity        `json:"fidelity"`
+	Verdict   verdict.Verdict `json:"verdict"`
+	Action    verdict.Action  `json:"action"` // what was done
+	Outcome   string          `json:"outcome"`
+}
+
+// ScanError is something that could not be read or scanned.
+type ScanError struct {
+	What  string `json:"what"`
+	Error string `json:"error"`
+}
+
+// Timing splits the time of one domain's scan, in seconds.
+type Timing struct {
+	Locate    float64 `json:"locate"`
+	Enumerate float64 `json:"enumerate"`
+	Rebuild   float64 `json:"rebuild"` // copying and rebuilding, summed over the workers
+	Scan      float64 `json:"scan"`    // in the engine, summed over the workers
+	Total     float64 `json:"total"`
+}
+
+// DomainScan is the result for one domain.
+type DomainScan struct {
+	Name      string      `json:"name"`
+	UUID      string      `json:"uuid,omitempty"`
+	State     string      `json:"state"`
+	Status    string      `json:"status"` // "scanned", "incomplete", "skipped", "failed"
+	Reason    string      `json:"reason,omitempty"`
+	Build     string      `json:"build,omitempty"`
+	Profile   string      `json:"profile,omitempty"`
+	Source    string      `json:"source,omitempty"`
+	Processes int         `json:"processes"`
+	Images    int         `json:"images"`
+	Files     int         `json:"files"`   // distinct rebuilt files that the engine saw
+	Bytes     uint64      `json:"bytes"`   // that the engine saw
+	Partial   int         `json:"partial"` // images scanned with pages missing, above the limit
+	Findings  []Finding   `json:"findings"`
+	Errors    []ScanError `json:"errors"`
+	Timing    Timing      `json:"timing"`
+}
+
+// Status of a DomainScan.
+const (
+	StatusScanned    = "scanned"    // all was read
+	StatusIncomplete = "incomplete" // something was not: never clean
+	StatusSkipped    = "skipped"    // not Windows, or not running
+	StatusFailed     = "failed"     // nothing was scanned
+)
+
+// Engine says what scanned.
+type Engine struct {
+	Version  string     `json:"version"`
+	Database string     `json:"database,omitempty"`
+	Built    *time.Time `json:"built,omitempty"`
+	Private  bool       `json:"private"`
+}
+
+// Scan is the result of one `vmav scan`.
+type Scan struct {
+	Engine  Engine       `json:"engine"`
+	Domains []DomainScan `json:"domains"`
+	Summary Summary      `json:"summary"`
+}
+
+// Summary adds the domains up.
+type Summary struct {
+	Domains    int     `json:"domains"`
+	Scanned    int     `json:"scanned"`
+	Incomplete int     `json:"incomplete"`
+	Skipped    int     `json:"skipped"`
+	Failed     int     `json:"failed"`
+	Processes  int     `json:"processes"`
+	Images     int     `json:"images"`
+	Findings   int     `json:"findings"`
+	Errors     int     `json:"errors"`
+	Seconds    float64 `json:"seconds"`
+}
+
+// Summarise fills the summary from the domains.
+func (s *Scan) Summarise(took time.Duration) {
+	s.Summary = Summary{Domains: len(s.Domains), Seconds: took.Seconds()}
+	for _, d := range s.Domains {
+		switch d.Status {
+		case StatusScanned:
+			s.Summary.Scanned++
+		case StatusIncomplete:
+			s.Summary.Incomplete++
+		case StatusSkipped:
+			s.Summary.Skipped++
+		case StatusFailed:
+			s.Summary.Failed++
+		}
+		s.Summary.Processes += d.Processes
+		s.Summary.Images += d.Images
+		s.Summary.Findings += len(d.Findings)
+		s.Summary.Errors += len(d.Errors)
+	}
+}
+
+// FindingColumns are the columns of the table of findings.
+var FindingColumns = []Column[Finding]{
+	{Title: "DOMAIN", Text: func(f Finding) string { return f.Domain }},
+	{Title: "PID", Text: func(f Finding) string { return strconv.FormatUint(f.PID, 10) }, Right: true},
+	{Title: "PROCESS", Text: func(f Finding) string { return f.Process }},
+	{Title: "IMAGE", Text: func(f Finding) string { return f.Image }},
+	{Title: "SIGNATURE", Text: func(f Finding) string { return f.Signature }},
+	{Title: "FIDELITY", Text: func(f Finding) string { return f.Fidelity.String() }},
+	{Title: "ACTION", Text: func(f Finding) string { return string(f.Action) }},
+	{Title: "OUTCOME", Text: func(f Finding) string { return f.Outcome }},
+}
+
+// String is "exact", or how much of the file is there.
+func (f Fidelity) String() string {
+	if f.Exact {
+		return "exact"
+	}
+	return fmt.Sprintf("%.1f %%", 100*f.Coverage)
+}
+
+// WriteScan writes a scan for people: a line like clamscan's for each finding and
+// error, the findings as a table, the summary.
+func WriteScan(w io.Writer, s *Scan, infectedOnly bool) error {
+	p := printer{w: w}
+	var all []Finding
+	for _, d := range s.Domains {
+		if d.Status == StatusSkipped && !infectedOnly {
+			p.line("%s: skipped: %s", Escape(d.Name), Escape(d.Reason))
+		}
+		if d.Status == StatusFailed {
+			p.line("%s: ERROR: %s", Escape(d.Name), Escape(d.Reason))
+		}
+		for _, f := range d.Findings {
+			p.line("%s: %s[%d]: %s: %s FOUND", Escape(d.Name), Escape(f.Process), f.PID, Escape(f.Image), Escape(f.Signature))
+		}
+		for _, e := range d.Errors {
+			p.line("%s: %s: ERROR: %s", Escape(d.Name), Escape(e.What), Escape(e.Error))
+		}
+		if !infectedOnly && (d.Status == StatusScanned || d.Status == StatusIncomplete) {
+			p.line("%s: %s: Windows %s, %d processes, %d images, %d distinct files, %d findings, %d errors", Escape(d.Name), d.Status,
+				Escape(d.Build), d.Processes, d.Images, d.Files, len(d.Findings), len(d.Errors))
+		}
+		all = append(all, d.Findings...)
+	}
+	if p.err != nil {
+		return p.err
+	}
+	if len(all) > 0 {
+		p.line("")
+		if err := Rows(w, Table, all, FindingColumns); err != nil {
+			return err
+		}
+	}
+	if infectedOnly && len(all) == 0 {
+		return p.err
+	}
+	sum := s.Summary
+	p.line("")
+	p.line("Engine:     %s", Escape(s.Engine.Version+databaseText(s.Engine)))
+	p.line("Domains:    %d scanned, %d incomplete, %d skipped, %d failed", sum.Scanned, sum.Incomplete, sum.Skipped, sum.Failed)
+	p.line("Processes:  %d", sum.Processes)
+	p.line("Images:     %d", sum.Images)
+	p.line("Findings:   %d", sum.Findings)
+	p.line("Errors:     %d", sum.Errors)
+	p.line("Time:       %.1f s", sum.Seconds)
+	return p.err
+}
+
+func databaseText(e Engine) string {
+	if e.Built == nil {
+		if e.Private {
+			return ", private, signatures of unknown age"
+		}
+		return ", signatures of unknown age"
+	}
+	return fmt.Sprintf(", database %s of %s", e.Database, e.Built.Format(time.DateOnly))
+}
+
+// printer keeps the first error of many writes.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) line(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
+	}
+}

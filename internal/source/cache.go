@@ -1,0 +1,109 @@
+package source
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// Cache is a Source that keeps the pages it read, for readers that come back to the
+// same pages in small pieces. It is bounded, and a page in it is a copy of some
+// moment since the last Invalidate: with a running guest its owner decides how old
+// that may be. Reads of a page and more pass it by. It is safe for concurrent use
+// and does not allocate once it is full.
+type Cache struct {
+	Source
+	mu    sync.Mutex
+	index map[uint64]int // frame number → slot
+	slots []slot
+	hand  int
+
+	hits, misses atomic.Uint64
+}
+
+type slot struct {
+	pfn  uint64
+	used bool // since the hand passed
+	full bool
+	page [PageSize]byte
+}
+
+// NewCache puts a cache of so many pages, at least one, before a source. Closing it
+// closes the source.
+func NewCache(src Source, pages int) *Cache {
+	pages = max(pages, 1)
+	return &Cache{Source: src, index: make(map[uint64]int, pages), slots: make([]slot, pages)}
+}
+
+// ReadPhys implements Source.
+func (c *Cache) ReadPhys(p []byte, addr uint64) error {
+	if len(p) >= PageSize || len(p) == 0 {
+		return c.Source.ReadPhys(p, addr)
+	}
+	for len(p) > 0 {
+		n, err := c.read(p, addr)
+		if err != nil {
+			return err
+		}
+		p, addr = p[n:], addr+uint64(n)
+	}
+	return nil
+}
+
+// read copies what one page has of [addr, addr+len(p)).
+func (c *Cache) read(p []byte, addr uint64) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pfn := addr / PageSize
+	i, ok := c.index[pfn]
+	if ok {
+		c.hits.Add(1)
+	} else {
+		c.misses.Add(1)
+		i = c.victim()
+		s := &c.slots[i]
+		if s.full {
+			delete(c.index, s.pfn)
+			s.full = false
+		}
+		if err := c.Source.ReadPhys(s.page[:], pfn*PageSize); err != nil {
+			return 0, err
+		}
+		s.pfn, s.full = pfn, true
+		c.index[pfn] = i
+	}
+	c.slots[i].used = true
+	return copy(p, c.slots[i].page[addr%PageSize:]), nil
+}
+
+// victim picks a slot by the clock algorithm: the first that was not used since the
+// hand passed it last.
+func (c *Cache) victim() int {
+	for {
+		i := c.hand
+		c.hand = (c.hand + 1) % len(c.slots)
+		if !c.slots[i].used {
+			return i
+		}
+		c.slots[i].used = false
+	}
+}
+
+// Invalidate forgets every page.
+func (c *Cache) Invalidate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.index)
+	for i := range c.slots {
+		c.slots[i].full, c.slots[i].used = false, false
+	}
+}
+
+// Counts returns how many page look-ups found their page and how many did not.
+func (c *Cache) Counts() (hits, misses uint64) { return c.hits.Load(), c.misses.Load() }
+
+// ReadPhysBatch implements BatchReader: batches read whole pages, past the cache.
+func (c *Cache) ReadPhysBatch(reqs []Request) error { return ReadBatch(c.Source, reqs) }
+
+// Registers implements Source.
+func (c *Cache) Registers(ctx context.Context) ([]Registers, error) { return c.Source.Registers(ctx) }

@@ -1,0 +1,274 @@
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/verdict"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Target is the guest to sweep.
+type Target struct {
+	Name, UUID string
+	State      string // of the domain: "running", "paused"; "image" for a file
+	Source     source.Source
+}
+
+// Options say how.
+type Options struct {
+	PIDs        []uint64 // only these; nil for all processes and the drivers
+	Jobs        int      // workers; 0 for two
+	Policy      verdict.Policy
+	MinCoverage float64 // share of a file's bytes below which its scan counts as incomplete
+	Progress    func(Progress)
+}
+
+// Progress is how far a sweep is.
+type Progress struct {
+	Domain   string
+	Done     int // images
+	Total    int
+	Findings int
+}
+
+// DefaultMinCoverage is the coverage that a scan should have: Windows trims the
+// pages that programs do not use, so that no running system has all of its images in
+// memory, but of a file that is mostly missing nothing can be said.
+const DefaultMinCoverage = 0.5
+
+// maxImage bounds one image, in bytes.
+const maxImage = 256 << 20
+
+// Scanner is what a sweep needs of an engine.
+type Scanner interface {
+	Scan(ctx context.Context, name string, data []byte) (clam.Result, error)
+}
+
+// sweep is one run over one guest.
+type sweep struct {
+	target Target
+	opt    Options
+	engine Scanner
+	cache  *Cache
+	guest  *introspect.Guest
+
+	mu  sync.Mutex
+	out report.DomainScan
+
+	rebuildTime, scanTime atomic.Int64 // nanoseconds, over all workers
+	progress              Progress
+}
+
+// Domain sweeps one guest. The result always says what became of it; the error is
+// that of an interruption or of an engine that is gone, with what was found until
+// then in the result. cache carries results from sweep to sweep of one run.
+func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, cache *Cache, opt Options) (report.DomainScan, error) {
+	if opt.Jobs <= 0 {
+		opt.Jobs = 2
+	}
+	begin := time.Now()
+	s := &sweep{target: t, opt: opt, engine: engine, cache: cache, out: Empty(t)}
+	err := s.run(ctx, profiles)
+	s.out.Timing.Rebuild = time.Duration(s.rebuildTime.Load()).Seconds()
+	s.out.Timing.Scan = time.Duration(s.scanTime.Load()).Seconds()
+	s.out.Timing.Total = time.Since(begin).Seconds()
+	return s.out, err
+}
+
+// Empty is the result of a target that was not swept yet.
+func Empty(t Target) report.DomainScan {
+	d := report.DomainScan{Name: t.Name, UUID: t.UUID, State: t.State, Status: report.StatusFailed,
+		Findings: []report.Finding{}, Errors: []report.ScanError{}}
+	if t.Source != nil {
+		d.Source = t.Source.Info().Kind
+	}
+	return d
+}
+
+func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
+	begin := time.Now()
+	g, err := introspect.Open(ctx, s.target.Source, profiles)
+	s.out.Timing.Locate = time.Since(begin).Seconds()
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		Refuse(&s.out, err)
+		return nil
+	}
+	s.guest = g
+	k := g.Kernel()
+	s.out.Build, s.out.Profile = k.Version, k.Identity.Key()
+
+	begin = time.Now()
+	jobs, err := s.enumerate(ctx)
+	s.out.Timing.Enumerate = time.Since(begin).Seconds()
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.out.Reason = err.Error()
+		return nil
+	}
+	s.out.Status = report.StatusScanned
+	err = s.work(ctx, jobs)
+	sortFindings(s.out.Findings)
+	if len(s.out.Errors) > 0 || err != nil {
+		s.out.Status = report.StatusIncomplete
+	}
+	return err
+}
+
+// Refuse notes why a guest was not swept. One that is not Windows is skipped; all
+// else is a failure, because it may be a Windows that nobody looked at.
+func Refuse(d *report.DomainScan, err error) {
+	d.Reason = err.Error()
+	d.Status = report.StatusFailed
+	if errors.Is(err, introspect.ErrNotWindows) {
+		d.Status = report.StatusSkipped
+	}
+	var missing *winstruct.MissingError
+	if errors.As(err, &missing) {
+		d.Profile = "missing"
+	}
+}
+
+// fail notes an error. The caller does not hold the lock.
+func (s *sweep) fail(what string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.out.Errors) < maxErrors {
+		s.out.Errors = append(s.out.Errors, report.ScanError{What: what, Error: err.Error()})
+	}
+}
+
+// maxErrors bounds what one hostile guest can fill the result with.
+const maxErrors = 10000
+
+// job is one image to scan.
+type job struct {
+	process *introspect.Process // nil for a driver
+	module  introspect.Module
+}
+
+func (j *job) what() string {
+	if j.process == nil {
+		return fmt.Sprintf("driver %s", j.module.Name)
+	}
+	return fmt.Sprintf("process %d (%s), image %s", j.process.PID, j.process.Name, j.module.Name)
+}
+
+// enumerate lists every image of the guest.
+func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
+	procs, problems, err := s.guest.Processes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	wanted := func(pid uint64) bool { return len(s.opt.PIDs) == 0 || slices.Contains(s.opt.PIDs, pid) }
+	if len(s.opt.PIDs) == 0 {
+		for _, p := range problems {
+			s.fail(p.What, p.Err)
+		}
+	}
+	found := make(map[uint64]bool)
+	var jobs []job
+	for i := range procs {
+		p := &procs[i]
+		if !wanted(p.PID) {
+			continue
+		}
+		found[p.PID] = true
+		s.out.Processes++
+		mods, problems, err := s.guest.Modules(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		for _, pr := range problems {
+			s.fail(pr.What, pr.Err)
+		}
+		for _, m := range mods {
+			if slices.Contains(m.Flags, introspect.FlagUnmapped) {
+				continue // a loader entry that is not true: nothing is there
+			}
+			jobs = append(jobs, job{p, m})
+		}
+	}
+	for _, pid := range s.opt.PIDs {
+		if !found[pid] {
+			return nil, fmt.Errorf("no process %d in the guest", pid)
+		}
+	}
+	if len(s.opt.PIDs) == 0 {
+		drivers, problems, err := s.guest.Drivers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range problems {
+			s.fail(p.What, p.Err)
+		}
+		kernel := s.guest.Kernel().Base
+		for _, d := range drivers {
+			if d.Base != kernel { // see docs/ARCHITECTURE.md: the kernel's own image
+				jobs = append(jobs, job{nil, d})
+			}
+		}
+	}
+	return jobs, nil
+}
+
+// work runs the jobs on the workers.
+func (s *sweep) work(ctx context.Context, jobs []job) error {
+	s.progress = Progress{Domain: s.target.Name, Total: len(jobs)}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	queue := make(chan job)
+	var wg sync.WaitGroup
+	for range s.opt.Jobs {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			w := worker{sweep: s}
+			for j := range queue {
+				if err := w.image(ctx, &j); err != nil {
+					cancel(err)
+				}
+				s.step()
+			}
+		}()
+	}
+feed:
+	for _, j := range jobs {
+		select {
+		case queue <- j:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(queue)
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (s *sweep) step() {
+	s.mu.Lock()
+	s.progress.Done++
+	s.progress.Findings = len(s.out.Findings)
+	p := s.progress
+	s.mu.Unlock()
+	if s.opt.Progress != nil {
+		s.opt.Progress(p)
+	}
+}

@@ -1,0 +1,91 @@
+// Package verdict decides what is done about a finding. It is pure: it knows the
+// finding and the policy and nothing else, and imports no other package of the
+// project.
+//
+// Guards stand over every policy. A process whose end would stop or cripple Windows
+// is never killed, whatever a policy or an option says.
+package verdict
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Action is what is to be done to the guest.
+type Action string
+
+// Actions.
+const (
+	Report Action = "report" // tell, and touch nothing
+	Kill   Action = "kill"   // have the guest terminate the process
+)
+
+// ParseAction reads an action's name.
+func ParseAction(s string) (Action, error) {
+	switch a := Action(s); a {
+	case Report, Kill:
+		return a, nil
+	}
+	return "", fmt.Errorf("action %q: known are report and kill", s)
+}
+
+// Subject is the process that a finding is about.
+type Subject struct {
+	PID      uint64
+	Name     string // ImageFileName
+	Path     string
+	Critical bool // Windows stops when it ends
+	Exited   bool
+	Hidden   bool
+	Kernel   bool // a driver, or the kernel itself
+	Inferred bool // the profile that it was read with does not fit its build exactly
+}
+
+// Policy is what the operator asked for.
+type Policy struct {
+	Action Action // "" means Report
+}
+
+// Verdict is what was decided, and why.
+type Verdict struct {
+	Action Action `json:"action"`
+	Reason string `json:"reason"`
+}
+
+// system are programs that Windows cannot do without, by name: their critical flag
+// is memory that a rootkit may have changed.
+var system = map[string]bool{"csrss.exe": true, "smss.exe": true, "wininit.exe": true, "winlogon.exe": true,
+	"services.exe": true, "lsass.exe": true, "lsm.exe": true, "registry": true, "memory compression": true, "system": true, "secure system": true}
+
+// Decide applies a policy to a subject.
+func Decide(p Policy, s Subject) Verdict {
+	if p.Action != Kill {
+		return Verdict{Report, "policy"}
+	}
+	if why := Guard(s); why != "" {
+		return Verdict{Report, "guarded: " + why}
+	}
+	return Verdict{Kill, "policy"}
+}
+
+// Guard says why a process must not be killed, or "" where nothing speaks against
+// it.
+func Guard(s Subject) string {
+	switch {
+	case s.Kernel:
+		return "it is a driver, not a process"
+	case s.PID == 0 || s.PID == 4:
+		return "it is the System process"
+	case s.PID%4 != 0:
+		return fmt.Sprintf("%d is no process id of Windows", s.PID)
+	case s.Critical:
+		return "it is a critical process: Windows stops when it ends"
+	case system[strings.ToLower(s.Name)]:
+		return "it bears the name of a system process"
+	case s.Exited:
+		return "it has exited"
+	case s.Inferred:
+		return "its profile is inferred"
+	}
+	return ""
+}

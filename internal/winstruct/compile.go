@@ -1,0 +1,153 @@
+package winstruct
+
+import (
+	"fmt"
+	"reflect"
+	"sort"
+	"strings"
+)
+
+// Missing is the offset that Compile leaves for an optional member that the
+// build lacks.
+const Missing = ^uint32(0)
+
+// MissingFactsError names every structure, field and symbol that a reader needs
+// and a profile lacks.
+type MissingFactsError struct {
+	Identity Identity
+	Facts    []string // as their tags spell them, sorted
+}
+
+func (e *MissingFactsError) Error() string {
+	return fmt.Sprintf("profile %s lacks %s", e.Identity, strings.Join(e.Facts, ", "))
+}
+
+// Compile fills the structure that dst points to from the `win` tags of its
+// members. It is how a reader declares what it needs of a build, and how it gets
+// it without a look-up on the way:
+//
+//	PID     uint32 `win:"_EPROCESS.UniqueProcessId"`        // offset in bytes
+//	Root    uint32 `win:"_EPROCESS.VadRoot.Root|_EPROCESS.VadRoot.BalancedRoot"` // first that exists
+//	Size    uint32 `win:"sizeof(_MMVAD)"`                   // bytes
+//	Head    uint64 `win:"sym(PsActiveProcessHead)"`         // RVA
+//	Broken  Field  `win:"_EPROCESS.BreakOnTermination"`     // bit fields keep their bits
+//	UserDTB uint32 `win:"_KPROCESS.UserDirectoryTableBase,optional"`
+//
+// Embedded and nested structures are filled too. An optional member that the build
+// lacks is left Missing (uint32), 0 (uint64) or with its Name empty (Field). Any
+// other is reported, all of them in one *MissingFactsError. A tag that cannot be
+// meant is a mistake of the program and panics.
+func Compile(p *Profile, dst any) error {
+	v := reflect.ValueOf(dst)
+	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
+		panic(fmt.Sprintf("winstruct.Compile: %T is not a pointer to a structure", dst))
+	}
+	var missing []string
+	compile(p, v.Elem(), &missing)
+	if len(missing) > 0 {
+		sort.Strings(missing)
+		return &MissingFactsError{Identity: p.Identity, Facts: missing}
+	}
+	return nil
+}
+
+var fieldType = reflect.TypeOf(Field{})
+
+func compile(p *Profile, v reflect.Value, missing *[]string) {
+	t := v.Type()
+	for i := range t.NumField() {
+		tag, ok := t.Field(i).Tag.Lookup("win")
+		if !ok {
+			if t.Field(i).Type.Kind() == reflect.Struct && t.Field(i).Type != fieldType {
+				compile(p, v.Field(i), missing)
+			}
+			continue
+		}
+		names, optional := strings.CutSuffix(tag, ",optional")
+		if !resolveInto(p, v.Field(i), strings.Split(names, "|")) {
+			switch t.Field(i).Type.Kind() {
+			case reflect.Uint32:
+				v.Field(i).SetUint(uint64(Missing))
+			default:
+				v.Field(i).SetZero()
+			}
+			if !optional {
+				*missing = append(*missing, names)
+			}
+		}
+	}
+}
+
+// resolveInto sets dst from the first of the names that p has.
+func resolveInto(p *Profile, dst reflect.Value, names []string) bool {
+	for _, name := range names {
+		if sym, ok := inside(name, "sym("); ok {
+			if rva, ok := p.Symbol(sym); ok {
+				dst.SetUint(rva)
+				return true
+			}
+			continue
+		}
+		if s, ok := inside(name, "sizeof("); ok {
+			if st, ok := p.Struct(s); ok {
+				dst.SetUint(uint64(st.Size))
+				return true
+			}
+			continue
+		}
+		structName, path, ok := strings.Cut(name, ".")
+		if !ok {
+			panic(fmt.Sprintf("winstruct.Compile: tag %q names no field", name))
+		}
+		f, err := p.Field(structName, path)
+		if err != nil {
+			continue
+		}
+		if dst.Type() == fieldType {
+			dst.Set(reflect.ValueOf(f))
+		} else {
+			dst.SetUint(uint64(f.Offset))
+		}
+		return true
+	}
+	return false
+}
+
+func inside(name, open string) (string, bool) {
+	rest, ok := strings.CutPrefix(name, open)
+	if !ok {
+		return "", false
+	}
+	return strings.TrimSuffix(rest, ")"), true
+}
+
+// Needs lists what the tags of the structure that v points to ask for, whether
+// optional or not: the structures (with every structure their paths may lead
+// through left to the profile) and the symbols, sorted.
+func Needs(v any) (structs, symbols []string) {
+	seenStruct, seenSym := map[string]bool{}, map[string]bool{}
+	var walk func(t reflect.Type)
+	walk = func(t reflect.Type) {
+		for i := range t.NumField() {
+			tag, ok := t.Field(i).Tag.Lookup("win")
+			if !ok {
+				if ft := t.Field(i).Type; ft.Kind() == reflect.Struct && ft != fieldType {
+					walk(ft)
+				}
+				continue
+			}
+			for _, name := range strings.Split(strings.TrimSuffix(tag, ",optional"), "|") {
+				if sym, ok := inside(name, "sym("); ok {
+					seenSym[sym] = true
+				} else if s, ok := inside(name, "sizeof("); ok {
+					seenStruct[s] = true
+				} else {
+					s, _, _ := strings.Cut(name, ".")
+					seenStruct[s] = true
+				}
+			}
+		}
+	}
+	walk(reflect.TypeOf(v).Elem())
+	return sortedKeys(seenStruct), sortedKeys(seenSym)
+}

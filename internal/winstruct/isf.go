@@ -1,0 +1,295 @@
+package winstruct
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"sort"
+	"strings"
+
+	"github.com/ulikunitz/xz"
+)
+
+// Bounds on what is imported; real symbol files of Windows kernels stay under a
+// tenth of each.
+const (
+	maxISF     = 256 << 20 // bytes of JSON after decompression
+	maxStructs = 1 << 16
+	maxFields  = 1 << 14 // of one structure
+	maxSymbols = 1 << 20
+	maxExtent  = 1 << 31 // bytes: the largest size or offset believed
+)
+
+// guidPattern is the GUID of an Identity.
+var guidPattern = regexp.MustCompile(`^[0-9A-F]{32}$`)
+
+// isfType is a type of Volatility 3's intermediate symbol format.
+type isfType struct {
+	Kind        string   `json:"kind"`
+	Name        string   `json:"name"`
+	Subtype     *isfType `json:"subtype"`
+	Type        *isfType `json:"type"`
+	Count       uint32   `json:"count"`
+	BitLength   uint8    `json:"bit_length"`
+	BitPosition uint8    `json:"bit_position"`
+}
+
+type isfFile struct {
+	Metadata struct {
+		Format  string `json:"format"`
+		Windows struct {
+			PDB struct {
+				GUID     string `json:"GUID"`
+				Age      uint32 `json:"age"`
+				Database string `json:"database"`
+				Machine  uint32 `json:"machine_type"`
+			} `json:"pdb"`
+			PE struct {
+				Major, Minor, Revision, Build uint32
+			} `json:"pe"`
+		} `json:"windows"`
+	} `json:"metadata"`
+	BaseTypes map[string]struct {
+		Size uint32 `json:"size"`
+	} `json:"base_types"`
+	UserTypes map[string]struct {
+		Size   uint32 `json:"size"`
+		Fields map[string]struct {
+			Offset uint32  `json:"offset"`
+			Type   isfType `json:"type"`
+		} `json:"fields"`
+	} `json:"user_types"`
+	Enums map[string]struct {
+		Base      string           `json:"base"`
+		Constants map[string]int64 `json:"constants"`
+		Size      uint32           `json:"size"`
+	} `json:"enums"`
+	Symbols map[string]struct {
+		Address uint64 `json:"address"`
+	} `json:"symbols"`
+}
+
+// ImportISFFile reads a Volatility 3 symbol file, plain or xz-compressed.
+func ImportISFFile(path string) (*Profile, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p, err := ImportISF(f)
+	if err != nil {
+		return nil, fmt.Errorf("import symbol file %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// ImportISF reads a symbol file in Volatility 3's intermediate symbol format
+// (schema 6.x), plain or xz-compressed. The input is not trusted: it is bounded,
+// and a file that contradicts itself is refused.
+func ImportISF(r io.Reader) (*Profile, error) {
+	br := bufio.NewReaderSize(r, 1<<16)
+	if magic, _ := br.Peek(6); string(magic) == "\xfd7zXZ\x00" {
+		x, err := xz.ReaderConfig{DictCap: 1 << 26, SingleStream: true}.NewReader(br)
+		if err != nil {
+			return nil, fmt.Errorf("open xz stream: %w", err)
+		}
+		r = x
+	} else {
+		r = br
+	}
+	text, err := io.ReadAll(io.LimitReader(r, maxISF+1))
+	if err != nil {
+		return nil, fmt.Errorf("decompress: %w", err)
+	}
+	if len(text) > maxISF {
+		return nil, fmt.Errorf("larger than %d bytes", maxISF)
+	}
+	var f isfFile
+	if err := json.Unmarshal(text, &f); err != nil {
+		return nil, fmt.Errorf("parse: %w", err)
+	}
+	return f.profile()
+}
+
+func (f *isfFile) profile() (*Profile, error) {
+	if !strings.HasPrefix(f.Metadata.Format, "6.") {
+		return nil, fmt.Errorf("format %q: only 6.x of the intermediate symbol format is known", f.Metadata.Format)
+	}
+	pdb := f.Metadata.Windows.PDB
+	p := &Profile{
+		Identity: Identity{PDB: strings.ToLower(pdb.Database), GUID: strings.ToUpper(pdb.GUID), Age: pdb.Age},
+		Origin:   "ISF",
+		structs:  make(map[string]*Struct, len(f.UserTypes)),
+		enums:    make(map[string]map[string]int64, len(f.Enums)),
+		symbols:  make(map[string]uint64, len(f.Symbols)),
+	}
+	switch pdb.Machine {
+	case 0x8664:
+		p.Arch = "x64"
+	case 0x14c:
+		p.Arch = "x86"
+	default:
+		return nil, fmt.Errorf("machine type %#x is neither x86 nor x64", pdb.Machine)
+	}
+	if v := f.Metadata.Windows.PE; v.Major != 0 {
+		p.Version = fmt.Sprintf("%d.%d.%d.%d", v.Major, v.Minor, v.Build, v.Revision)
+	}
+	if err := p.Identity.check(); err != nil {
+		return nil, err
+	}
+	if len(f.UserTypes) > maxStructs || len(f.Symbols) > maxSymbols || len(f.Enums) > maxStructs {
+		return nil, errors.New("more types or symbols than any kernel has")
+	}
+	sizes := make(map[string]uint32, len(f.BaseTypes))
+	for name, t := range f.BaseTypes {
+		sizes[name] = t.Size
+	}
+	for name, e := range f.Enums {
+		p.enums[name] = e.Constants
+		sizes["enum "+name] = e.Size
+	}
+	for name, u := range f.UserTypes {
+		if u.Size > maxExtent || len(u.Fields) > maxFields {
+			return nil, fmt.Errorf("structure %s: size %d with %d fields is out of bounds", name, u.Size, len(u.Fields))
+		}
+		sizes["struct "+name] = u.Size
+	}
+	for name, u := range f.UserTypes {
+		s := &Struct{Name: name, Size: u.Size, Fields: make([]Field, 0, len(u.Fields))}
+		for fname, fd := range u.Fields {
+			field, err := isfField(fname, fd.Offset, &fd.Type, sizes)
+			if err != nil {
+				return nil, fmt.Errorf("structure %s: field %s: %w", name, fname, err)
+			}
+			s.Fields = append(s.Fields, field)
+		}
+		s.sort()
+		p.structs[name] = s
+	}
+	for name, s := range f.Symbols {
+		if s.Address <= maxExtent {
+			p.symbols[name] = s.Address
+		}
+	}
+	if len(p.structs) == 0 || len(p.symbols) == 0 {
+		return nil, errors.New("holds no structures or no symbols")
+	}
+	return p, nil
+}
+
+func (id Identity) check() error {
+	if id.PDB == "" || len(id.PDB) > 255 || strings.ContainsAny(id.PDB, "/\\\x00") {
+		return fmt.Errorf("PDB name %q is not a file name", id.PDB)
+	}
+	if !guidPattern.MatchString(id.GUID) {
+		return fmt.Errorf("GUID %q is not 32 hexadecimal digits", id.GUID)
+	}
+	return nil
+}
+
+// isfField turns a typed ISF field into a Field. Offsets that run over the end of
+// a structure are legal in ISF (unions of variable arrays), so only the bound is
+// checked.
+func isfField(name string, offset uint32, t *isfType, sizes map[string]uint32) (Field, error) {
+	if offset > maxExtent {
+		return Field{}, fmt.Errorf("offset %#x is out of bounds", offset)
+	}
+	f := Field{Name: name, Offset: offset}
+	switch t.Kind {
+	case "bitfield":
+		if t.Type == nil || t.BitLength == 0 || uint(t.BitPosition)+uint(t.BitLength) > 64 {
+			return Field{}, fmt.Errorf("bit field of %d bits at %d", t.BitLength, t.BitPosition)
+		}
+		f.BitOffset, f.BitCount = t.BitPosition, t.BitLength
+		f.Type = t.Type.Name
+		f.Size, _ = t.Type.size(sizes, 0)
+	case "pointer":
+		f.Type = "pointer"
+		if t.Subtype != nil {
+			f.Target = t.Subtype.spell(0)
+		}
+		f.Size = sizes["pointer"]
+	case "array":
+		f.Type = "array"
+		if t.Subtype != nil {
+			f.Target = t.Subtype.spell(0)
+		}
+		f.Count = t.Count
+		size, ok := t.size(sizes, 0)
+		if !ok {
+			return Field{}, errors.New("array is out of bounds")
+		}
+		f.Size = size
+	default:
+		f.Type = t.Name
+		if t.Kind == "function" {
+			f.Type = "function"
+		}
+		f.Size, _ = t.size(sizes, 0)
+	}
+	return f, nil
+}
+
+// size is the extent of the type in bytes; false where it is out of bounds.
+func (t *isfType) size(sizes map[string]uint32, depth int) (uint32, bool) {
+	if depth > 8 {
+		return 0, false
+	}
+	switch t.Kind {
+	case "base":
+		return sizes[t.Name], true
+	case "pointer":
+		return sizes["pointer"], true
+	case "enum":
+		return sizes["enum "+t.Name], true
+	case "struct", "union", "class":
+		return sizes["struct "+t.Name], true
+	case "array":
+		if t.Subtype == nil {
+			return 0, false
+		}
+		one, ok := t.Subtype.size(sizes, depth+1)
+		if !ok || uint64(one)*uint64(t.Count) > maxExtent {
+			return 0, false
+		}
+		return one * t.Count, true
+	}
+	return 0, true
+}
+
+// spell writes the type as C would, for the user.
+func (t *isfType) spell(depth int) string {
+	if depth > 8 {
+		return "..."
+	}
+	switch {
+	case t.Kind == "pointer" && t.Subtype != nil:
+		return t.Subtype.spell(depth+1) + "*"
+	case t.Kind == "array" && t.Subtype != nil:
+		return fmt.Sprintf("%s[%d]", t.Subtype.spell(depth+1), t.Count)
+	case t.Kind == "function":
+		return "function"
+	case t.Name == "":
+		return t.Kind
+	}
+	return t.Name
+}
+
+// sort puts fields in the order of their place, then of their name, so that
+// a profile does not depend on the order of a map.
+func (s *Struct) sort() {
+	sort.Slice(s.Fields, func(i, j int) bool {
+		a, b := &s.Fields[i], &s.Fields[j]
+		if a.Offset != b.Offset {
+			return a.Offset < b.Offset
+		}
+		if a.BitOffset != b.BitOffset {
+			return a.BitOffset < b.BitOffset
+		}
+		return a.Name < b.Name
+	})
+}

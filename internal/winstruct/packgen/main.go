@@ -1,0 +1,58 @@
+// Command packgen makes the built-in profiles of vmav from a directory of
+// Volatility 3 symbol files and its INDEX.tsv, which names the kernel version of
+// each file:
+//
+//	go run ./internal/winstruct/packgen DIR internal/winstruct/builtin
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: packgen SYMBOL-FILES-DIR OUTPUT-DIR")
+		os.Exit(2)
+	}
+	if err := run(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, "packgen:", err)
+		os.Exit(1)
+	}
+}
+
+func run(from, to string) error {
+	index, err := os.Open(filepath.Join(from, "INDEX.tsv"))
+	if err != nil {
+		return err
+	}
+	defer index.Close()
+	lines := bufio.NewScanner(index)
+	lines.Scan() // the header
+	for lines.Scan() {
+		cols := strings.Split(lines.Text(), "\t")
+		if len(cols) != 5 {
+			return fmt.Errorf("INDEX.tsv: line %q has %d columns", lines.Text(), len(cols))
+		}
+		p, err := winstruct.ImportISFFile(filepath.Join(from, cols[4]))
+		if err != nil {
+			return err
+		}
+		if p.Key() != cols[2] {
+			return fmt.Errorf("%s holds %s, INDEX.tsv says %s", cols[4], p.Key(), cols[2])
+		}
+		p.Version = cols[0]
+		p.Origin = "public symbols of the kernel, by way of Volatility 3 symbol tables"
+		path, err := winstruct.Put(to, winstruct.Pack(p))
+		if err != nil {
+			return err
+		}
+		fmt.Println(p.Version, filepath.Base(path))
+	}
+	return lines.Err()
+}

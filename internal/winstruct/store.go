@@ -1,0 +1,220 @@
+package winstruct
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+
+	homedir "github.com/mitchellh/go-homedir"
+)
+
+// SystemDir holds the profiles of the host, for every user.
+const SystemDir = "/var/lib/vmav/profiles"
+
+const fileSuffix = ".json.zst"
+
+//go:embed builtin
+var builtin embed.FS
+
+// Store finds profiles in three layers: the user's, the system's, and those that
+// vmav was built with. The first layer that has a profile wins. A file that cannot
+// be read is an error only for the profile it should hold. A Store keeps what it
+// loaded and is safe for concurrent use.
+type Store struct {
+	layers []layer
+
+	mu     sync.Mutex
+	loaded map[string]*Profile // by key
+}
+
+type layer struct {
+	name string // "user", "system", "built-in"
+	dir  string // "" for built-in
+	fsys fs.FS
+}
+
+// Entry is one profile in the store.
+type Entry struct {
+	Identity Identity
+	Version  string
+	Layer    string // "user", "system" or "built-in"
+	Path     string // "" for built-in
+	Err      error  // why it cannot be used
+}
+
+// UserDir is the directory of the user's own profiles.
+func UserDir() (string, error) {
+	if data := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(data) {
+		return filepath.Join(data, "vmav", "profiles"), nil
+	}
+	home, err := homedir.Dir()
+	if err != nil {
+		return "", fmt.Errorf("find the home directory for profiles: %w", err)
+	}
+	return filepath.Join(home, ".local", "share", "vmav", "profiles"), nil
+}
+
+// OpenStore opens the layers of this host and user. A user without a home
+// directory has no layer.
+func OpenStore() *Store {
+	s := &Store{}
+	if dir, err := UserDir(); err == nil {
+		s.layers = append(s.layers, layer{"user", dir, os.DirFS(dir)})
+	}
+	s.layers = append(s.layers, layer{"system", SystemDir, os.DirFS(SystemDir)})
+	s.layers = append(s.layers, BuiltIn().layers...)
+	return s
+}
+
+// BuiltIn is the store of what vmav was built with, and nothing else.
+func BuiltIn() *Store {
+	sub, err := fs.Sub(builtin, "builtin")
+	if err != nil {
+		panic(err) // the directory is embedded
+	}
+	return &Store{layers: []layer{{"built-in", "", sub}}}
+}
+
+func fileName(id Identity) string {
+	return strings.TrimSuffix(id.PDB, ".pdb") + "-" + id.Key() + fileSuffix
+}
+
+// Find returns the profile of a kernel build from the first layer that has it. It
+// fails with a *MissingError where none has.
+func (s *Store) Find(id Identity) (*Profile, error) {
+	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
+	if err := id.check(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.loaded[id.Key()]; p != nil {
+		return p, nil
+	}
+	for _, l := range s.layers {
+		p, err := l.load(fileName(id))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if p.Identity != id {
+			return nil, fmt.Errorf("%s profile %s holds %s: it was renamed or replaced", l.name, fileName(id), p.Identity)
+		}
+		if s.loaded == nil {
+			s.loaded = make(map[string]*Profile)
+		}
+		s.loaded[id.Key()] = p
+		return p, nil
+	}
+	return nil, &MissingError{Identity: id}
+}
+
+func (l layer) load(name string) (*Profile, error) {
+	packed, err := fs.ReadFile(l.fsys, name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := Load(bytes.NewReader(packed))
+	if err != nil {
+		return nil, fmt.Errorf("load %s profile %s: %w", l.name, filepath.Join(l.dir, name), err)
+	}
+	return p, nil
+}
+
+// List reads every profile of the store, also those that a higher layer hides,
+// ordered by version. A profile that cannot be read is listed with its error.
+func (s *Store) List() []Entry {
+	var out []Entry
+	for _, l := range s.layers {
+		names, err := fs.Glob(l.fsys, "*"+fileSuffix)
+		if err != nil {
+			panic(err) // a bad pattern
+		}
+		for _, name := range names {
+			e := Entry{Layer: l.name}
+			if l.dir != "" {
+				e.Path = filepath.Join(l.dir, name)
+			}
+			p, err := l.load(name)
+			if err != nil {
+				e.Err = err
+				e.Identity.PDB = name
+			} else {
+				e.Identity, e.Version = p.Identity, p.Version
+			}
+			out = append(out, e)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool { return versionLess(out[i].Version, out[j].Version) })
+	return out
+}
+
+func versionLess(a, b string) bool {
+	var x, y [4]int
+	fmt.Sscanf(a, "%d.%d.%d.%d", &x[0], &x[1], &x[2], &x[3])
+	fmt.Sscanf(b, "%d.%d.%d.%d", &y[0], &y[1], &y[2], &y[3])
+	for i := range x {
+		if x[i] != y[i] {
+			return x[i] < y[i]
+		}
+	}
+	return false
+}
+
+// Put writes p into a directory of profiles, the user's or SystemDir, and returns
+// the file's path. The file appears whole or not at all.
+func Put(dir string, p *Profile) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
+	}
+	tmp, err := os.CreateTemp(dir, ".profile-*")
+	if err != nil {
+		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
+	}
+	defer os.Remove(tmp.Name())
+	path := filepath.Join(dir, fileName(p.Identity))
+	err = p.Save(tmp)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Chmod(tmp.Name(), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
+	}
+	return path, nil
+}
+
+// Open reads a profile of any form from a file: vmav's own, or a Volatility 3
+// symbol file.
+func Open(path string) (*Profile, error) {
+	if !strings.HasSuffix(path, fileSuffix) {
+		return ImportISFFile(path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p, err := Load(f)
+	if err != nil {
+		return nil, fmt.Errorf("load profile %s: %w", path, err)
+	}
+	return p, nil
+}

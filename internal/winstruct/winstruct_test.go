@@ -1,0 +1,228 @@
+package winstruct
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// symbolFiles are real symbol files, where this checkout has them beside it.
+func symbolFiles(t testing.TB) []string {
+	files, _ := filepath.Glob("../../../shared/isf/*.json.xz")
+	return files
+}
+
+func TestEveryBuiltInProfileLoadsAndHasWhatItIsFor(t *testing.T) {
+	s := OpenStore()
+	n := 0
+	for _, e := range s.List() {
+		if e.Layer != "built-in" {
+			continue
+		}
+		n++
+		if e.Err != nil {
+			t.Errorf("%s: %v", e.Identity, e.Err)
+			continue
+		}
+		p, err := s.Find(e.Identity)
+		if err != nil {
+			t.Errorf("%s: %v", e.Identity, err)
+			continue
+		}
+		var need struct {
+			PID   uint32 `win:"_EPROCESS.UniqueProcessId"`
+			Links uint32 `win:"_EPROCESS.ActiveProcessLinks"`
+			DTB   uint32 `win:"_EPROCESS.Pcb.DirectoryTableBase"`
+			Head  uint64 `win:"sym(PsActiveProcessHead)"`
+		}
+		if err := Compile(p, &need); err != nil {
+			t.Errorf("%s: %v", e.Version, err)
+		}
+		if need.DTB != 0x28 {
+			t.Errorf("%s: DirectoryTableBase at %#x of _EPROCESS; every x64 build has it at 0x28", e.Version, need.DTB)
+		}
+	}
+	if n < 35 {
+		t.Errorf("%d built-in profiles, want at least 35", n)
+	}
+}
+
+func TestSaveAndLoadKeepEverything(t *testing.T) {
+	s := OpenStore()
+	p, err := s.Find(s.List()[0].Identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := p.Save(&buf); err != nil {
+		t.Fatal(err)
+	}
+	q, err := Load(bytes.NewReader(buf.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(p, q) {
+		t.Error("a profile read back differs from the one that was written")
+	}
+	for at := 0; at < buf.Len(); at += 97 {
+		damaged := bytes.Clone(buf.Bytes())
+		damaged[at] ^= 0x10
+		if q, err := Load(bytes.NewReader(damaged)); err == nil && !reflect.DeepEqual(p, q) {
+			t.Fatalf("a flipped bit at %d went unnoticed", at)
+		}
+		if _, err := Load(bytes.NewReader(buf.Bytes()[:at])); err == nil {
+			t.Fatalf("a file cut off at %d loads", at)
+		}
+	}
+}
+
+func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
+	files := symbolFiles(t)
+	if len(files) == 0 {
+		t.Log("no symbol files beside this checkout; only what is built in was tested")
+	}
+	s := OpenStore()
+	for _, file := range files {
+		p, err := ImportISFFile(file)
+		if err != nil {
+			t.Errorf("%v", err)
+			continue
+		}
+		have, err := s.Find(p.Identity)
+		if err != nil {
+			t.Errorf("%v", err)
+			continue
+		}
+		want := Pack(p)
+		want.Version, want.Origin = have.Version, have.Origin
+		for _, name := range want.Structs() {
+			a, _ := want.Struct(name)
+			b, _ := have.Struct(name)
+			if !reflect.DeepEqual(a, b) {
+				t.Errorf("%s: %s in the built-in profile differs from its symbol file; run packgen", p.Key(), name)
+			}
+		}
+		if !reflect.DeepEqual(want.symbols, have.symbols) {
+			t.Errorf("%s: symbols of the built-in profile differ from its symbol file; run packgen", p.Key())
+		}
+	}
+}
+
+func TestUnknownBuildIsNamed(t *testing.T) {
+	id := Identity{PDB: "ntkrnlmp.pdb", GUID: strings.Repeat("AB", 16), Age: 3}
+	_, err := OpenStore().Find(id)
+	var missing *MissingError
+	if !errors.As(err, &missing) || missing.Identity != id {
+		t.Fatalf("Find = %v, want a MissingError for %v", err, id)
+	}
+	for _, want := range []string{"ntkrnlmp.pdb", id.GUID, "age 3"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q does not name %s", err, want)
+		}
+	}
+}
+
+func TestCorruptUserProfileDoesNotHideTheOthers(t *testing.T) {
+	data := t.TempDir()
+	t.Setenv("XDG_DATA_HOME", data)
+	s := OpenStore()
+	all := s.List()
+	bad, good := all[0].Identity, all[1].Identity
+	dir, err := UserDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, fileName(bad)), []byte("garbage"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Find(bad); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("a corrupt user profile gives %v, want an error that names its file", err)
+	}
+	if _, err := s.Find(good); err != nil {
+		t.Errorf("another build fails too: %v", err)
+	}
+}
+
+func TestCompileNamesAllThatIsMissing(t *testing.T) {
+	s := OpenStore()
+	p, err := s.Find(s.List()[0].Identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var need struct {
+		A uint32 `win:"_EPROCESS.NoSuchField"`
+		B uint64 `win:"sym(NoSuchSymbol)"`
+		C uint32 `win:"_EPROCESS.AlsoMissing,optional"`
+		D uint32 `win:"_EPROCESS.Nope|_EPROCESS.UniqueProcessId"`
+		E Field  `win:"_EPROCESS.BreakOnTermination"`
+		F struct {
+			G uint32 `win:"sizeof(_EPROCESS)"`
+		}
+	}
+	err = Compile(p, &need)
+	var missing *MissingFactsError
+	if !errors.As(err, &missing) || !reflect.DeepEqual(missing.Facts, []string{"_EPROCESS.NoSuchField", "sym(NoSuchSymbol)"}) {
+		t.Fatalf("Compile = %v", err)
+	}
+	if need.C != Missing || need.D == 0 || need.E.BitCount != 1 || need.F.G < 0x300 {
+		t.Errorf("Compile filled %+v", need)
+	}
+}
+
+func BenchmarkImportISF(b *testing.B) {
+	files := symbolFiles(b)
+	if len(files) == 0 {
+		b.Skip("no symbol files beside this checkout")
+	}
+	for range b.N {
+		if _, err := ImportISFFile(files[0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLoadBuiltIn(b *testing.B) {
+	id := OpenStore().List()[0].Identity
+	for range b.N {
+		if _, err := OpenStore().Find(id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	s := OpenStore()
+	p, err := s.Find(s.List()[0].Identity)
+	if err != nil {
+		f.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := p.Trim([]string{"_LIST_ENTRY", "_MMVAD_FLAGS"}, nil, []string{"PsActiveProcessHead"}).Save(&buf); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(buf.Bytes())
+	f.Add([]byte(`{"vmav_profile":1,"pdb":"a.pdb","guid":"00000000000000000000000000000000","age":1,"arch":"x64","types":[["_A",8,[["B",0,"Pointer",{"type":"_A"}]]]],"symbols":{"S":4096}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := Load(bytes.NewReader(data))
+		if (p == nil) == (err == nil) {
+			t.Fatalf("Load = %v, %v", p, err)
+		}
+	})
+}
+
+func FuzzImportISF(f *testing.F) {
+	f.Add([]byte(`{"metadata":{"format":"6.1.0","windows":{"pdb":{"GUID":"00000000000000000000000000000000","age":1,"database":"a.pdb","machine_type":34404}}},"base_types":{"int":{"size":4},"pointer":{"size":8}},"user_types":{"_A":{"size":16,"fields":{"B":{"offset":0,"type":{"kind":"pointer","subtype":{"kind":"struct","name":"_A"}}},"C":{"offset":8,"type":{"kind":"array","count":2,"subtype":{"kind":"base","name":"int"}}},"D":{"offset":8,"type":{"kind":"bitfield","bit_length":3,"bit_position":2,"type":{"kind":"base","name":"int"}}}}}},"enums":{},"symbols":{"S":{"address":4096}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ImportISF(bytes.NewReader(data))
+		if (p == nil) == (err == nil) {
+			t.Fatalf("ImportISF = %v, %v", p, err)
+		}
+	})
+}

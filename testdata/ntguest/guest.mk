@@ -1,0 +1,105 @@
+# guest.mk - builds what the NT test guest is made of into bin/ntguest.d:
+#
+#   boot.bin rt.bin          the boot stub and the runtime kernel (rt/)
+#   *.dll *.exe              64-bit user programs (user/), true PE files
+#   syswow64/*.dll *.exe     32-bit ones
+#
+# Needs gcc, binutils, gcc-mingw-w64-x86-64-win32, gcc-mingw-w64-i686-win32.
+
+GUEST_SRC := testdata/ntguest
+GUEST_OUT := bin/ntguest.d
+GUEST_OBJ := build/ntguest
+
+GUEST_CC64 := x86_64-w64-mingw32-gcc
+GUEST_CC32 := i686-w64-mingw32-gcc
+GUEST_TOOL64 := x86_64-w64-mingw32-dlltool
+GUEST_TOOL32 := i686-w64-mingw32-dlltool
+
+GUEST_RT_CFLAGS := -m64 -O2 -std=gnu11 -ffreestanding -fno-builtin -fpie -fvisibility=hidden \
+	-mno-red-zone -mgeneral-regs-only -fno-stack-protector -fcf-protection=none \
+	-fno-asynchronous-unwind-tables -Wall -Wextra -Werror
+GUEST_USER_CFLAGS := -O1 -std=gnu11 -ffreestanding -fno-builtin -fno-stack-protector -mno-stack-arg-probe \
+	-fno-asynchronous-unwind-tables -Wall -Wextra -Werror
+GUEST_USER_LDFLAGS := -nostdlib -s -Wl,--dynamicbase -Wl,--nxcompat -Wl,--no-insert-timestamp
+
+GUEST_RT_SRC := $(wildcard $(GUEST_SRC)/rt/*.c) $(GUEST_SRC)/rt/entry.S
+GUEST_RT_OBJ := $(patsubst $(GUEST_SRC)/rt/%,$(GUEST_OBJ)/rt/%.o,$(GUEST_RT_SRC))
+GUEST_HEADERS := $(wildcard $(GUEST_SRC)/rt/*.h $(GUEST_SRC)/user/*.h)
+
+# Programs by behaviour. A service waits for ever, a sleeper wakes up now and
+# then, a worker ends by itself.
+GUEST_SERVICES := service smss csrss wininit winlogon services lsass lsm svchost spoolsv taskhost \
+	taskhostw sihost dwm fontdrvhost SearchIndexer RuntimeBroker WmiPrvSE dllhost MsMpEng
+GUEST_SLEEPERS := sleeper explorer notepad ctfmon cmd calc
+GUEST_WORKERS := worker notify update
+GUEST_OTHERS := syscheck spin burn faulter threads spawner malware
+GUEST_PROGRAMS := $(GUEST_SERVICES) $(GUEST_SLEEPERS) $(GUEST_WORKERS) $(GUEST_OTHERS)
+GUEST_PROGRAMS32 := spin burn sleeper service worker faulter threads malware
+GUEST_DLLS := ntdll kernel32 wow64 wow64cpu
+GUEST_DLLS32 := ntdll kernel32
+
+GUEST_FILES := $(GUEST_OUT)/boot.bin $(GUEST_OUT)/rt.bin \
+	$(GUEST_DLLS:%=$(GUEST_OUT)/%.dll) $(GUEST_PROGRAMS:%=$(GUEST_OUT)/%.exe) \
+	$(GUEST_DLLS32:%=$(GUEST_OUT)/syswow64/%.dll) $(GUEST_PROGRAMS32:%=$(GUEST_OUT)/syswow64/%.exe)
+
+.PHONY: guest-assets
+guest-assets: $(GUEST_FILES)
+
+$(GUEST_OBJ)/rt/%.o: $(GUEST_SRC)/rt/% $(GUEST_HEADERS)
+	@mkdir -p $(@D)
+	@gcc $(GUEST_RT_CFLAGS) -c $< -o $@
+
+$(GUEST_OUT)/boot.bin: $(GUEST_SRC)/rt/stub.S
+	@mkdir -p $(@D) $(GUEST_OBJ)/rt
+	@gcc -m64 -c $< -o $(GUEST_OBJ)/rt/stub.o
+	@ld -Ttext=0x100000 -e start -o $(GUEST_OBJ)/rt/stub.elf $(GUEST_OBJ)/rt/stub.o
+	@objcopy -O binary $(GUEST_OBJ)/rt/stub.elf $@
+
+# The runtime is loaded anywhere and nobody relocates it: no relocation may remain.
+$(GUEST_OUT)/rt.bin: $(GUEST_RT_OBJ) $(GUEST_SRC)/rt/rt.lds
+	@mkdir -p $(@D)
+	@ld -static -pie --no-dynamic-linker -z norelro -z noexecstack --no-warn-rwx-segments \
+	  -T $(GUEST_SRC)/rt/rt.lds $(GUEST_RT_OBJ) -o $(GUEST_OBJ)/rt/rt.elf
+	@! readelf -rW $(GUEST_OBJ)/rt/rt.elf | grep R_X86_64 || { echo "rt.elf needs relocation"; exit 1; }
+	@objcopy -O binary -j .text -j .data $(GUEST_OBJ)/rt/rt.elf $@
+
+$(GUEST_OBJ)/lib64/lib%.a: $(GUEST_SRC)/user/%.def
+	@mkdir -p $(@D)
+	@$(GUEST_TOOL64) -d $< -l $@
+
+$(GUEST_OBJ)/lib32/lib%.a: $(GUEST_SRC)/user/%32.def
+	@mkdir -p $(@D)
+	@$(GUEST_TOOL32) -k -d $< -l $@
+
+GUEST_BASE_ntdll := 0x180000000
+GUEST_BASE_kernel32 := 0x180400000
+GUEST_BASE_wow64 := 0x180800000
+GUEST_BASE_wow64cpu := 0x78b00000
+GUEST_LIBS_ntdll :=
+GUEST_LIBS_kernel32 := $(GUEST_OBJ)/lib64/libntdll.a
+GUEST_LIBS_wow64 := $(GUEST_OBJ)/lib64/libntdll.a
+GUEST_LIBS_wow64cpu := $(GUEST_OBJ)/lib64/libwow64.a
+
+.SECONDEXPANSION:
+$(GUEST_DLLS:%=$(GUEST_OUT)/%.dll): $(GUEST_OUT)/%.dll: $(GUEST_SRC)/user/%.c $(GUEST_SRC)/user/%.def $(GUEST_HEADERS) $$(GUEST_LIBS_$$*)
+	@mkdir -p $(@D)
+	@$(GUEST_CC64) $(GUEST_USER_CFLAGS) $(GUEST_USER_LDFLAGS) -shared -Wl,-e,DllMain \
+	  -Wl,--image-base,$(GUEST_BASE_$*) $< $(GUEST_SRC)/user/$*.def $(GUEST_LIBS_$*) -o $@
+
+$(GUEST_DLLS32:%=$(GUEST_OUT)/syswow64/%.dll): $(GUEST_OUT)/syswow64/%.dll: $(GUEST_SRC)/user/%.c $(GUEST_SRC)/user/%32.def $(GUEST_HEADERS) $(GUEST_OBJ)/lib32/libntdll.a
+	@mkdir -p $(@D)
+	@$(GUEST_CC32) $(GUEST_USER_CFLAGS) $(GUEST_USER_LDFLAGS) -shared -Wl,-e,_DllMain@12 -Wl,--kill-at \
+	  -Wl,--image-base,0x6b$(if $(filter ntdll,$*),0,1)00000 $< $(GUEST_SRC)/user/$*32.def \
+	  $(if $(filter ntdll,$*),,$(GUEST_OBJ)/lib32/libntdll.a) -o $@
+
+guest_source = $(GUEST_SRC)/user/$(if $(filter $(1),$(GUEST_SERVICES)),service,$(if $(filter $(1),$(GUEST_SLEEPERS)),sleeper,$(if $(filter $(1),$(GUEST_WORKERS)),worker,$(1)))).c
+
+$(GUEST_PROGRAMS:%=$(GUEST_OUT)/%.exe): $(GUEST_OUT)/%.exe: $$(call guest_source,$$*) $(GUEST_HEADERS) $(GUEST_OBJ)/lib64/libkernel32.a $(GUEST_OBJ)/lib64/libntdll.a
+	@mkdir -p $(@D)
+	@$(GUEST_CC64) $(GUEST_USER_CFLAGS) $(GUEST_USER_LDFLAGS) -DPROGRAM='"$*.exe"' -Wl,-e,start \
+	  -Wl,--high-entropy-va $< $(GUEST_OBJ)/lib64/libkernel32.a $(GUEST_OBJ)/lib64/libntdll.a -o $@
+
+$(GUEST_PROGRAMS32:%=$(GUEST_OUT)/syswow64/%.exe): $(GUEST_OUT)/syswow64/%.exe: $$(call guest_source,$$*) $(GUEST_HEADERS) $(GUEST_OBJ)/lib32/libkernel32.a $(GUEST_OBJ)/lib32/libntdll.a
+	@mkdir -p $(@D)
+	@$(GUEST_CC32) $(GUEST_USER_CFLAGS) -msse2 $(GUEST_USER_LDFLAGS) -DPROGRAM='"$*.exe"' -Wl,-e,_start@4 \
+	  $< $(GUEST_OBJ)/lib32/libkernel32.a $(GUEST_OBJ)/lib32/libntdll.a -o $@

@@ -1,0 +1,84 @@
+/*
+ * trap.c - what happens on every entry into the kernel.
+ */
+#include "rt.h"
+
+/* An exception that nothing handles: the process ends with its status. */
+static void exception(struct thread *t, struct frame *f, u32 status, u64 address)
+{
+	put_str("EXCEPTION ");
+	put_dec(t->proc->id.pid);
+	put_char(' ');
+	put_dec(t->tid);
+	put_char(' ');
+	put_hex(status);
+	put_str(" rip=");
+	put_hex(f->rip);
+	put_str(" address=");
+	put_hex(address);
+	put_char('\n');
+	proc_terminate(t->proc, status);
+}
+
+static u32 status_of(u64 vector)
+{
+	switch (vector) {
+	case 0: return STATUS_INTEGER_DIVIDE_BY_ZERO;
+	case 1: case 3: return STATUS_BREAKPOINT;
+	case 6: return STATUS_ILLEGAL_INSTRUCTION;
+	case 0x29: return 0xC0000409; /* fast fail */
+	case 0x2c: return 0xC0000420; /* assertion */
+	}
+	return STATUS_PRIVILEGED_INSTRUCTION;
+}
+
+struct frame *trap_dispatch(struct frame *f)
+{
+	struct cpu *c = this_cpu();
+	u64 cr2 = read_cr2(), vector = f->vector;
+	struct thread *t;
+
+	if (vector == 2) /* another processor bugchecked */
+		for (;;)
+			__asm__ volatile("cli; hlt");
+	kernel_lock(c);
+	t = c->current;
+	t->frame = f;
+	if (vector == boot->timer_vector) {
+		lapic_eoi();
+		tick(c);
+	} else if (vector == boot->ipi_vector) {
+		lapic_eoi();
+	} else if (vector > 0x2f && vector < 0x100) {
+		if (vector != 0xff) /* spurious ones want no EOI */
+			lapic_eoi();
+	} else if (!(f->cs & 3)) {
+		put_str("trap in the kernel, vector ");
+		put_dec(vector);
+		put_str(" error ");
+		put_hex(f->error);
+		put_str(" cr2 ");
+		put_hex(cr2);
+		put_str(" rsp ");
+		put_hex(f->rsp);
+		bugcheck("KMODE_EXCEPTION_NOT_HANDLED", f->rip, f->rip - (u64)&trap_dispatch);
+	} else if (t->ending) {
+		; /* leave() ends it */
+	} else if (vector == 14) {
+		u32 status;
+		stat_faults++;
+		t->proc->faults++;
+		status = page_in(t->proc, cr2, (u32)f->error & (ACCESS_WRITE | ACCESS_EXEC));
+		if (status)
+			exception(t, f, status, cr2);
+	} else if (vector == VECTOR_SYSCALL || vector == 0x2e) {
+		syscall(c, f);
+		if (vector == VECTOR_SYSCALL) {
+			f->rcx = f->rip;
+			f->r11 = f->rflags;
+		}
+	} else {
+		exception(t, f, status_of(vector), f->rip);
+	}
+	return leave(c);
+}

@@ -22,6 +22,7 @@ func (r *Rebuilder) restoreBase() {
 	delta := b.Actual - b.Preferred
 	r.undoRelocations(delta)
 	off, size := r.hdr.imageBaseField()
+	r.fid.baseField = Range{uint64(off), uint64(off) + uint64(size)}
 	if uint64(off)+uint64(size) <= uint64(len(r.data)) {
 		putUint(r.data[off:off+uint32(size)], b.Preferred)
 		if r.hdr.ImageBase != b.Preferred {

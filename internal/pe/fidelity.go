@@ -200,7 +200,8 @@ type Fidelity struct {
 	Signatures  []SignatureSupport `json:"signatures"`
 	Notes       []string           `json:"notes,omitempty"`
 
-	writable uint64 // bytes of writable sections that may have been written
+	baseField Range  // where the header says the base, in the file
+	writable  uint64 // bytes of writable sections that may have been written
 }
 
 // Coverage is the share of the rebuilt file whose bytes are known, between 0 and
@@ -227,18 +228,23 @@ func (f *Fidelity) Exact() bool {
 	if f.CheckSum.Matches {
 		return true
 	}
-	return f.Complete() && f.Bytes.Unknown == 0 && f.writable == 0 && f.baseSettled()
+	return f.Complete() && f.Bytes.Unknown == 0 && f.writable == 0 && f.Base.Proven
 }
 
+// baseSettled says whether the sections do not depend on a base that is not proven.
 func (f *Fidelity) baseSettled() bool {
 	return f.Base.Proven || f.Relocations.Undone == 0
 }
 
 // Known says whether n bytes of the rebuilt file from offset off on are the
 // file's own as far as memory can show: none of them missing or unknown. Bytes
-// that were never mapped and are taken to be zeros count as known.
+// that were never mapped and are taken to be zeros count as known. Where the base
+// is not proven, relocated words are as likely to be right as the base is.
 func (f *Fidelity) Known(off, n uint64) bool {
 	if n > f.FileSize || off > f.FileSize-n {
+		return false
+	}
+	if !f.Base.Proven && off < f.baseField.End && off+n > f.baseField.Start {
 		return false
 	}
 	i, _ := slices.BinarySearchFunc(f.Gaps, off, func(g Gap, at uint64) int {

@@ -93,6 +93,9 @@ func TestCorpus(t *testing.T) {
 					continue
 				}
 				methods[f.Fidelity.Base.Method]++
+				if b := f.Fidelity.Base; b.Proven && b.Preferred != originalBase(file) {
+					t.Errorf("%s: base %#x called proven by %s, is %#x", path, b.Preferred, b.Method, originalBase(file))
+				}
 				off, n := firstDifference(f.Data, file)
 				if n == 0 {
 					same++

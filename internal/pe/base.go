@@ -22,6 +22,7 @@ func (r *Rebuilder) restoreBase() {
 	delta := b.Actual - b.Preferred
 	r.undoRelocations(delta)
 	off, size := r.hdr.imageBaseField()
+	r.fid.baseField = Range{uint64(off), uint64(off) + uint64(size)}
 	if uint64(off)+uint64(size) <= uint64(len(r.data)) {
 		putUint(r.data[off:off+uint32(size)], b.Preferred)
 		if r.hdr.ImageBase != b.Preferred {
@@ -29,7 +30,7 @@ func (r *Rebuilder) restoreBase() {
 		}
 	}
 	switch b.Method {
-	case BaseCache, BaseChecksum, BaseLoader, BaseFixed, BaseHeader:
+	case BaseCache, BaseChecksum, BaseLoader, BaseFixed:
 		b.Proven = true
 	case BasePointers:
 		b.Proven = b.Evidence >= 16
@@ -49,6 +50,10 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	}
 	if !r.movable() {
 		return r.img.Base, BaseFixed
+	}
+	if v := r.opt.PreferredBase; v != 0 && r.solved && r.solver.matches(r.img.Base, v) {
+		b.Tried = 1
+		return v, BaseChecksum
 	}
 	candidates := r.candidates()
 	b.Tried = len(candidates)
@@ -115,7 +120,7 @@ func (r *Rebuilder) unmoved(candidates []uint64) bool {
 func (r *Rebuilder) candidates() []uint64 {
 	var c []uint64
 	add := func(v uint64) {
-		if v == 0 || v%PageSize != 0 || !r.hdr.PE64 && v>>32 != 0 {
+		if v == 0 && !r.hdr.efi() || v%PageSize != 0 || !r.hdr.PE64 && v>>32 != 0 {
 			return
 		}
 		for _, x := range c {
@@ -135,6 +140,12 @@ func (r *Rebuilder) candidates() []uint64 {
 	if v, ok := r.defaultBase(); ok {
 		add(v)
 	}
+	if r.hdr.efi() {
+		return c
+	}
+	if r.hdr.Subsystem == subsystemNative && !r.hdr.PE64 {
+		add(0x10000) // drivers
+	}
 	for _, v := range linkerBases {
 		add(v)
 	}
@@ -151,7 +162,6 @@ var linkerBases = []uint64{
 	0x180000000, // x64 DLL
 	0x10000000,  // DLL
 	0x1c0000000, // x64 drivers of Windows 8 and later
-	0x10000,     // drivers
 	0x1000000,   // programs that came with Windows up to XP
 	0x100000000, // x64 programs that came with Windows up to 7
 	0x11000000,  // Visual Basic DLL
@@ -159,14 +169,21 @@ var linkerBases = []uint64{
 	0x100400000, 0x200400000, // Cygwin
 }
 
+// subsystemNative is the subsystem of drivers and of programs without Win32.
+const subsystemNative = 1
+
+// efi says whether the image is for firmware.
+func (h *Headers) efi() bool { return h.Subsystem >= 10 && h.Subsystem <= 13 }
+
 // defaultBase is what the linker that made the image would use by itself.
 func (r *Rebuilder) defaultBase() (uint64, bool) {
 	h := &r.hdr
-	const subsystemNative = 1
 	dll := h.Characteristics&fileDLL != 0
 	switch {
-	case h.Subsystem >= 10 && h.Subsystem <= 13:
-		return 0, false // EFI: anything
+	case h.efi():
+		return 0, true // linked for no address at all
+	case h.Dirs[dirCLR].RVA != 0 && !h.PE64 && h.LinkerMajor < 48:
+		return 0x400000, true // .NET compilers before Roslyn, DLLs too
 	case h.PE64 && h.Subsystem == subsystemNative:
 		return 0x140000000, true
 	case h.Subsystem == subsystemNative:

@@ -92,3 +92,52 @@ func TestAllocations(t *testing.T) {
 		t.Errorf("allocations grow with the image: %v", allocs)
 	}
 }
+
+// BenchmarkSweep goes over a hundred different images, more than any cache holds,
+// as a sweep over a guest does; Rebuild and Copy of the same bytes.
+func BenchmarkSweep(b *testing.B) {
+	l := &petest.Loader{Rand: rand.New(rand.NewSource(1))}
+	var images []*pe.Image
+	var bases []uint64
+	var size, largest int
+	for i, path := range corpusFiles(b) {
+		file, err := os.ReadFile(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if i%7 != 0 || len(file) < 4096 {
+			continue
+		}
+		h, err := pe.ParseHeaders(file)
+		if err != nil {
+			continue
+		}
+		m, err := l.Map(file, l.Base(h.PE64))
+		if err != nil {
+			continue
+		}
+		images, bases = append(images, imageOf(path, m)), append(bases, h.ImageBase)
+		size, largest = size+len(m.Mem), max(largest, len(m.Mem))
+	}
+	b.Run("rebuild", func(b *testing.B) {
+		var rb pe.Rebuilder
+		b.SetBytes(int64(size))
+		b.ReportAllocs()
+		for i := 0; i < b.N; i++ {
+			for j, img := range images {
+				if _, err := rb.Rebuild(img, pe.Options{PreferredBase: bases[j]}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+	})
+	b.Run("copy", func(b *testing.B) {
+		dst := make([]byte, largest)
+		b.SetBytes(int64(size))
+		for i := 0; i < b.N; i++ {
+			for _, img := range images {
+				copy(dst, img.Mem)
+			}
+		}
+	})
+}

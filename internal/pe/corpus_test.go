@@ -14,11 +14,11 @@ import (
 var debianPackages = []string{
 	"libwine", "gcc-mingw-w64-i686-win32-runtime", "gcc-mingw-w64-x86-64-win32-runtime",
 	"libz-mingw-w64", "mingw-w64-i686-dev", "mingw-w64-x86-64-dev", "clamav-testfiles",
-	"python3-setuptools",
 }
 
-// corpusFiles lists the PE files of the Debian packages, and of the folder that
-// VMAV_PE_CORPUS names, if it is set.
+// corpusFiles lists the PE files of the Debian packages, of the folder that
+// testdata/pecorpus/fetch.sh fills, and of the one that VMAV_PE_CORPUS names, as
+// far as they are there.
 func corpusFiles(t testing.TB) []string {
 	t.Helper()
 	var files []string
@@ -33,7 +33,10 @@ func corpusFiles(t testing.TB) []string {
 			}
 		}
 	}
-	if dir := os.Getenv("VMAV_PE_CORPUS"); dir != "" {
+	for _, dir := range []string{"../../build/pecorpus", os.Getenv("VMAV_PE_CORPUS")} {
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
 		err := filepath.Walk(dir, func(path string, st os.FileInfo, err error) error {
 			if err == nil && st.Mode().IsRegular() && isPE(path) {
 				files = append(files, path)

@@ -30,17 +30,24 @@ func (r *Rebuilder) restoreDelayImports() {
 	ps := uint64(r.hdr.ptrSize())
 	budget := len(r.img.Mem) / int(ps)
 	scanned := false
+	r.foreignDone = false
 	r.thunks = r.thunks[:0]
 	for n := 0; n < maxImportModules && budget > 0; n++ {
 		d, ok := r.readDelay(rva)
 		if !ok {
+			if !r.img.present(rva, delayDescriptorSize) {
+				r.doubtForeign()
+			}
 			return
 		}
 		rva += delayDescriptorSize
 		budget--
 		r.restoreDelayHandle(d.handle)
-		count, _ := r.thunkRun(d.names, budget)
+		count, whole := r.thunkRun(d.names, budget)
 		budget -= count
+		if !whole {
+			r.doubtForeign()
+		}
 		for i := uint64(0); i < uint64(count); i++ {
 			slot := d.addrs + i*ps
 			if !r.img.present(slot, ps) {
@@ -71,6 +78,36 @@ func (r *Rebuilder) restoreDelayImports() {
 			putUint(b[:ps], thunk)
 			if r.put(slot, b[:ps]) {
 				r.fid.Imports.Delay++
+			}
+		}
+	}
+}
+
+// doubtForeign records as in doubt every relocated word that does not point into
+// the image or near it: with the delay-load tables missing, it may be a slot that
+// was resolved.
+func (r *Rebuilder) doubtForeign() {
+	if r.foreignDone {
+		return
+	}
+	r.foreignDone = true
+	ps := uint64(r.hdr.ptrSize())
+	low, high := r.img.Base-min(guessMargin, r.img.Base), r.img.Base+uint64(len(r.img.Mem))+guessMargin
+	for w := newRelocWalker(r.img, &r.hdr); ; {
+		blk, ok := w.next()
+		if !ok {
+			return
+		}
+		for e := blk.entries; len(e) >= 2; e = e[2:] {
+			v := binary.LittleEndian.Uint16(e)
+			rva := blk.page + uint64(v&0xfff)
+			if relocSize(v>>12) != ps || !r.img.present(rva, ps) {
+				continue
+			}
+			if va := getUint(r.img.Mem[rva : rva+ps]); va < low || va > high {
+				if off, in := r.lay.offset(rva, ps); in {
+					r.unknown(off, off+ps, CauseDelay)
+				}
 			}
 		}
 	}

@@ -1,6 +1,9 @@
 package pe
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // Range is a half-open run of bytes [Start, End): file offsets or RVAs, as the field says.
 type Range struct {
@@ -16,17 +19,17 @@ type Cause string
 
 // Causes of a Gap.
 const (
-	CauseMissing    Cause = "page not present"                             // zeros stand in for them
-	CauseUnmapped   Cause = "never mapped, zeros assumed"                  // raw tails beyond the virtual size, room between headers and sections
-	CauseImport     Cause = "bound import without its name"                // an address of this run of the guest
-	CauseBound      Cause = "bound at build time"                          // a file bound by its vendor: the bound addresses are overwritten
-	CauseDelay      Cause = "delay import without its thunk"               //
-	CauseRelocation Cause = "relocation not known"                         // the table's page is missing
-	CauseGuard      Cause = "pointer set by the loader"                    // load config
-	CauseRuntime    Cause = "relocated at run time by the program's start" // pseudo-relocations
-	CauseOverlay    Cause = "overlay not in the guest's cache"             // never mapped, beyond the last section
-	CauseHeader     Cause = "header field reconstructed"                   //
-	CauseDynamic    Cause = "dynamic relocation not undone"                // DVRT
+	CauseMissing    Cause = "page not present"                 // zeros stand in for them
+	CauseUnmapped   Cause = "never mapped, zeros assumed"      // raw tails beyond the virtual size, room between headers and sections
+	CauseImport     Cause = "bound import without its name"    // an address of this run of the guest
+	CauseBound      Cause = "bound at build time"              // a file bound by its vendor: the bound addresses are overwritten
+	CauseDelay      Cause = "delay import without its thunk"   //
+	CauseRelocation Cause = "relocation not known"             // the table's page is missing
+	CauseGuard      Cause = "pointer set by the loader"        // load config
+	CauseTLS        Cause = "TLS index set by the loader"      // in the middle of packed code
+	CauseOverlay    Cause = "overlay not in the guest's cache" // never mapped, beyond the last section
+	CauseHeader     Cause = "header field reconstructed"       //
+	CauseDynamic    Cause = "dynamic relocation not undone"    // DVRT
 )
 
 // Gap is a run of bytes of the rebuilt file that are not known to be the file's own.
@@ -45,6 +48,7 @@ type ByteCounts struct {
 	Private    uint64 `json:"private"`
 	DemandZero uint64 `json:"demand_zero"`
 	FileCache  uint64 `json:"file_cache"`
+	Derived    uint64 `json:"derived"`      // not present, but known from another part of the image, such as its import names
 	Assumed    uint64 `json:"assumed_zero"` // never mapped
 	Missing    uint64 `json:"missing"`      // not present
 	Overlay    uint64 `json:"overlay"`      // beyond the last section, as Options.FileSize says, and not cached; zeros stand in
@@ -101,7 +105,7 @@ type BaseFidelity struct {
 	Actual    uint64     `json:"actual"`
 	Preferred uint64     `json:"preferred"`
 	Method    BaseMethod `json:"method"`
-	Proven    bool       `json:"proven"`     // not merely likely
+	Proven    bool       `json:"proven"`     // not merely likely; a loader's record is taken at its word, though a program can forge it
 	Evidence  int        `json:"evidence"`   // independent facts that agree on it: pointers, for BasePointers
 	Tried     int        `json:"candidates"` // how many were considered
 }
@@ -196,7 +200,8 @@ type Fidelity struct {
 	Signatures  []SignatureSupport `json:"signatures"`
 	Notes       []string           `json:"notes,omitempty"`
 
-	writable uint64 // bytes of writable sections that may have been written
+	baseField Range  // where the header says the base, in the file
+	writable  uint64 // bytes of writable sections that may have been written
 }
 
 // Coverage is the share of the rebuilt file whose bytes are known, between 0 and
@@ -223,18 +228,23 @@ func (f *Fidelity) Exact() bool {
 	if f.CheckSum.Matches {
 		return true
 	}
-	return f.Complete() && f.Bytes.Unknown == 0 && f.writable == 0 && f.baseSettled()
+	return f.Complete() && f.Bytes.Unknown == 0 && f.writable == 0 && f.Base.Proven
 }
 
+// baseSettled says whether the sections do not depend on a base that is not proven.
 func (f *Fidelity) baseSettled() bool {
 	return f.Base.Proven || f.Relocations.Undone == 0
 }
 
 // Known says whether n bytes of the rebuilt file from offset off on are the
 // file's own as far as memory can show: none of them missing or unknown. Bytes
-// that were never mapped and are taken to be zeros count as known.
+// that were never mapped and are taken to be zeros count as known. Where the base
+// is not proven, relocated words are as likely to be right as the base is.
 func (f *Fidelity) Known(off, n uint64) bool {
 	if n > f.FileSize || off > f.FileSize-n {
+		return false
+	}
+	if !f.Base.Proven && off < f.baseField.End && off+n > f.baseField.Start {
 		return false
 	}
 	i, _ := slices.BinarySearchFunc(f.Gaps, off, func(g Gap, at uint64) int {
@@ -249,4 +259,17 @@ func (f *Fidelity) Known(off, n uint64) bool {
 		}
 	}
 	return true
+}
+
+// Compact returns a copy of the record with at most n gaps, runs of missing pages
+// and conflicts each, for output; the counts are those of the whole.
+func (f *Fidelity) Compact(n int) *Fidelity {
+	c := *f
+	c.Gaps = f.Gaps[:min(n, len(f.Gaps))]
+	c.MissingRVAs = f.MissingRVAs[:min(n, len(f.MissingRVAs))]
+	c.Conflicts = f.Conflicts[:min(n, len(f.Conflicts))]
+	if left := len(f.Gaps) - len(c.Gaps); left > 0 {
+		c.Notes = append(slices.Clip(slices.Clone(f.Notes)), fmt.Sprintf("%d more gaps are not listed", left))
+	}
+	return &c
 }

@@ -68,11 +68,9 @@ func (r *Rebuilder) settleGaps() {
 			b.Unknown += g.Len()
 		}
 	}
-	b.FileCache += b.Missing - missing + b.Assumed - assumed + b.Overlay - overlay
-	if len(r.opt.FilePages) == 0 {
-		// Without the cache the bytes came from other parts of the image.
-		b.Reconstructed += b.FileCache
-	}
+	recovered := b.Missing - missing + b.Assumed - assumed + b.Overlay - overlay
+	b.Derived = min(r.derived, recovered)
+	b.FileCache += recovered - b.Derived
 	b.Missing, b.Assumed, b.Overlay = missing, assumed, overlay
 	f.Gaps = out
 }

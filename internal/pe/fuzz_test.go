@@ -29,7 +29,7 @@ func fuzzSeeds(f *testing.F) [][]byte {
 // of edits to one of them, six bytes each: that keeps inputs small, and most of
 // them close enough to an image to get past the headers.
 func fuzzImages(f *testing.F) [][]byte {
-	l := &petest.Loader{Rand: rand.New(rand.NewSource(5))}
+	l := &petest.Loader{Rand: rand.New(rand.NewSource(5)), Widen: true}
 	kernel, _, _ := kernelFile()
 	var images [][]byte
 	for _, s := range append(fuzzSeeds(f), kernel, dotNetFile()) {
@@ -80,7 +80,11 @@ func FuzzRebuild(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which uint8, edits []byte, base, mask, preferred uint64) {
 		img := edited(images, which, edits, base, mask)
 		before := bytes.Clone(img.Mem)
-		file, err := pe.Rebuild(img, pe.Options{PreferredBase: preferred &^ 0xffff, ResolveExport: func(va uint64) []pe.Symbol {
+		var pages []pe.FilePage
+		if which >= 128 { // the file's cache holds pieces, as hostile as the rest
+			pages = []pe.FilePage{{Offset: preferred % (1 << 17), Data: img.Mem[:min(5000, len(img.Mem))]}, {Offset: base & 0x7fff, Data: img.Mem[:100]}}
+		}
+		file, err := pe.Rebuild(img, pe.Options{PreferredBase: preferred &^ 0xffff, FilePages: pages, FileSize: uint64(which&64) << 12, ResolveExport: func(va uint64) []pe.Symbol {
 			return []pe.Symbol{{Module: "kernel32.dll", Name: "ExitProcess", Ordinal: uint16(va), Preferred: va}}
 		}})
 		if !bytes.Equal(before, img.Mem) {
@@ -96,7 +100,7 @@ func FuzzRebuild(f *testing.F) {
 			t.Fatalf("file of %d bytes from an image of %d", len(file.Data), len(img.Mem))
 		}
 		b := file.Fidelity.Bytes
-		if sum := b.Resident + b.Transition + b.Prototype + b.Private + b.DemandZero + b.FileCache + b.Assumed + b.Missing + b.Overlay; sum != uint64(len(file.Data)) {
+		if sum := b.Resident + b.Transition + b.Prototype + b.Private + b.DemandZero + b.FileCache + b.Derived + b.Assumed + b.Missing + b.Overlay; sum != uint64(len(file.Data)) {
 			t.Fatalf("bytes by provenance add up to %d of %d", sum, len(file.Data))
 		}
 		var last uint64

@@ -208,7 +208,7 @@ func (r *Rebuilder) restoreBound(d importDescriptor, n int) {
 func (r *Rebuilder) resolveModule(d importDescriptor, budget int) int {
 	ps := r.hdr.ptrSize()
 	n, whole := r.thunkRun(d.addrs, budget)
-	if !whole {
+	if _, ok := r.img.cString(d.module, 512); !ok || !whole {
 		r.fid.Imports.LostNames++
 	}
 	var next uint64 // where the name of the next slot is expected

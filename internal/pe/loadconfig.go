@@ -89,8 +89,16 @@ func (r *Rebuilder) restoreTLSIndex() {
 	if !r.img.present(rva, 4) || binary.LittleEndian.Uint32(r.img.Mem[rva:]) == 0 {
 		return
 	}
-	if r.put(rva, []byte{0, 0, 0, 0}) {
-		r.fid.Bytes.Reconstructed += 4
+	if !r.put(rva, []byte{0, 0, 0, 0}) {
+		return
+	}
+	r.fid.Bytes.Reconstructed += 4
+	// In a packed file the place is in the middle of what is packed, and then what
+	// the file had there is lost.
+	if s := r.lay.find(rva); s != nil && s.sect >= 0 && r.hdr.Sections[s.sect].Executable() {
+		if off, in := r.lay.offset(rva, 4); in {
+			r.unknown(off, off+4, CauseTLS)
+		}
 	}
 }
 

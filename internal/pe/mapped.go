@@ -1,6 +1,10 @@
 package pe
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // ImageFromMapped makes an image of a mapped form that another tool saved.
 // mapped begins at base and is padded to whole pages; holes are the byte ranges of
@@ -35,6 +39,34 @@ func ImageFromMapped(name string, mapped []byte, base uint64, holes []Range) (*I
 		}
 	}
 	return img, nil
+}
+
+// ParseRanges reads ranges as a user gives them: "start-end" with the end not
+// included, separated by commas, each number decimal or with 0x.
+func ParseRanges(s string) ([]Range, error) {
+	var out []Range
+	for _, part := range strings.Split(s, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		from, to, ok := strings.Cut(part, "-")
+		if !ok {
+			return nil, fmt.Errorf("read range %q: no '-' between start and end", part)
+		}
+		start, err := strconv.ParseUint(strings.TrimSpace(from), 0, 64)
+		if err != nil {
+			return nil, fmt.Errorf("read range %q: %w", part, err)
+		}
+		end, err := strconv.ParseUint(strings.TrimSpace(to), 0, 64)
+		if err != nil {
+			return nil, fmt.Errorf("read range %q: %w", part, err)
+		}
+		if end < start {
+			return nil, fmt.Errorf("read range %q: ends before it starts", part)
+		}
+		out = append(out, Range{start, end})
+	}
+	return out, nil
 }
 
 // Merge fills the absent pages of img from another mapping of the same file at

@@ -45,7 +45,7 @@ func (r *Rebuilder) pointerBase(candidates []uint64) (base uint64, votes int) {
 				}
 				seen[v] = struct{}{}
 				for _, t := range bucket[:min(len(bucket), 16)] {
-					if v >= uint64(t)+0x10000 && len(tally) < maxPointerSamples {
+					if v >= uint64(t)+0x400000 && len(tally) < maxPointerSamples {
 						tally[v-uint64(t)]++
 					}
 				}

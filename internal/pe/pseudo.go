@@ -21,24 +21,35 @@ func (r *Rebuilder) restorePseudoRelocs() {
 	if !r.hdr.madeByGNU() || r.fid.Imports.Restored == 0 {
 		return
 	}
-	for _, s := range r.lay.spans {
-		if s.sect < 0 || r.hdr.Sections[s.sect].Executable() || r.hdr.Sections[s.sect].Characteristics&scnDiscardable != 0 {
+	for i := range r.hdr.Sections {
+		s := &r.hdr.Sections[i]
+		if s.Name != ".rdata" {
 			continue
 		}
-		m := r.img.Mem[s.rva : s.rva+s.n]
-		for at := 0; at < len(m); {
-			i := bytes.Index(m[at:], pseudoRelocHeader)
-			if i < 0 {
-				break
-			}
-			at += i
-			if n := r.pseudoRelocList(s.rva + uint64(at) + uint64(len(pseudoRelocHeader))); n > 0 {
-				r.fid.Imports.Runtime += n
-				return // there is one list in an image
-			}
-			at++
+		if at, ok := r.findPseudoRelocs(uint64(s.VirtualAddress), uint64(s.VirtualSize)); ok {
+			r.fid.Imports.Runtime += r.pseudoRelocList(at)
+			return // there is one list in an image
 		}
 	}
+}
+
+// findPseudoRelocs finds the first entry of the list. The linker's script puts
+// it at the end of .rdata, so that it is found by going back over what look like
+// entries until the header is met; up to 64 bytes of padding may follow it.
+func (r *Rebuilder) findPseudoRelocs(rva, size uint64) (uint64, bool) {
+	end := min(rva+size, uint64(len(r.img.Mem))) &^ 3
+	for pad := uint64(0); pad <= 64 && rva+pad < end; pad += 4 {
+		for at := end - pad; at >= rva+pseudoRelocSize && at-rva <= size && r.img.present(at-pseudoRelocSize, pseudoRelocSize); at -= pseudoRelocSize {
+			b := r.img.Mem[at-pseudoRelocSize : at]
+			if bytes.Equal(b, pseudoRelocHeader) {
+				return at, at < end-pad
+			}
+			if bits := binary.LittleEndian.Uint32(b[8:]) & 0xff; bits != 8 && bits != 16 && bits != 32 && bits != 64 {
+				break
+			}
+		}
+	}
+	return 0, false
 }
 
 // pseudoRelocList undoes the list at rva and returns how many of its entries

@@ -67,7 +67,9 @@ type Rebuilder struct {
 	gaps          []Gap   // in the order found; sorted and merged at the end
 	recovered     []Range // file bytes of missing pages that became known from elsewhere
 	thunks        []delayThunk
-	searched      int // bytes searched for import names
+	searched      int    // bytes searched for import names
+	foreignDone   bool   // relocated words that point elsewhere are recorded
+	derived       uint64 // bytes of missing pages that put made known
 	needle        []byte
 	headerCopy    []byte  // repaired or made-up header bytes; empty when memory's serve
 	unknownHeader []Range // file bytes of headerCopy that are not from memory
@@ -91,7 +93,7 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	r.fid = &Fidelity{Name: img.Name, MappedSize: uint64(len(img.Mem))}
 	r.gaps, r.recovered, r.headerCopy = r.gaps[:0], r.recovered[:0], r.headerCopy[:0]
 	r.unknownHeader = r.unknownHeader[:0]
-	r.searched = 0
+	r.searched, r.derived = 0, 0
 	if err := r.headers(); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
@@ -273,6 +275,13 @@ func (r *Rebuilder) put(rva uint64, b []byte) bool {
 	r.fid.Bytes.Restored += uint64(len(b))
 	if !r.img.present(rva, uint64(len(b))) {
 		r.recovered = append(r.recovered, Range{off, off + uint64(len(b))})
+		for at, end := rva, rva+uint64(len(b)); at < end; {
+			next := min(end, at&^(PageSize-1)+PageSize)
+			if r.img.Pages[at/PageSize] == Absent {
+				r.derived += next - at
+			}
+			at = next
+		}
 	}
 	return true
 }

@@ -268,38 +268,65 @@ func (r *Rebuilder) undoSlow(rva, size, d uint64, f *RelocationFidelity) {
 	}
 }
 
+// guessMargin is how far beyond the image a relocated word may point: behind an
+// array's end, or before its start.
+const guessMargin = 0x10000
+
 // guessRelocations undoes relocations of pages whose part of the relocation
 // table is not present: words that point into the image are taken for relocated.
+// All bytes that may belong to such a word are recorded as in doubt. In x86 code
+// addresses stand at any offset, so that words may overlap; then the first is
+// undone and all are in doubt, as are the bytes next to a page that is missing.
 func (r *Rebuilder) guessRelocations(g Range, delta uint64) {
 	size := uint64(r.hdr.ptrSize())
 	step := size
 	if !r.hdr.PE64 {
-		step = 1 // x86 code holds absolute addresses at any offset
+		step = 1
 	}
-	top := r.img.Base + uint64(len(r.img.Mem))
-	f := &r.fid.Relocations
+	low, high := r.img.Base-min(guessMargin, r.img.Base), r.img.Base+uint64(len(r.img.Mem))+guessMargin
 	for _, s := range r.lay.spans {
 		from, to := max(g.Start, s.rva), min(g.End, s.rva+s.n)
 		if s.sect < 0 || from >= to {
 			continue
 		}
-		for rva := alignUp(from, step); rva+size <= to; rva += step {
-			if rva%PageSize == 0 && r.img.Pages[rva/PageSize] == Absent {
-				rva += PageSize - step
+		undone := uint64(0) // RVA up to which words are undone
+		for rva := alignUp(from, step); rva < to; {
+			if r.img.Pages[rva/PageSize] == Absent {
+				next := rva&^(PageSize-1) + PageSize
+				if step == 1 {
+					r.doubtEdges(&s, rva, min(next, to), size-1)
+				}
+				rva = next
 				continue
 			}
-			off := s.off + rva - s.rva
-			b := r.data[off : off+size]
-			v := getUint(b)
-			if v < r.img.Base || v > top {
+			if rva+size > to || !r.img.present(rva, size) {
+				rva += step
 				continue
 			}
-			putUint(b, v-delta)
-			f.Guessed++
-			r.unknown(off, off+size, CauseRelocation)
-			if step == 1 {
-				rva += size - 1
+			if v := getUint(r.img.Mem[rva : rva+size]); v >= low && v <= high {
+				off := s.off + rva - s.rva
+				if rva >= undone {
+					b := r.data[off : off+size]
+					putUint(b, getUint(b)-delta)
+					r.fid.Relocations.Guessed++
+					undone = rva + size
+				}
+				r.unknown(off, off+size, CauseRelocation)
 			}
+			rva += step
+		}
+	}
+}
+
+// doubtEdges records up to n bytes on either side of the missing run [from, to)
+// as in doubt: a word may begin or end there.
+func (r *Rebuilder) doubtEdges(s *span, from, to, n uint64) {
+	for i := uint64(1); i <= n; i++ {
+		if rva := from - i; rva >= s.rva && r.img.Pages[rva/PageSize] != Absent {
+			r.unknown(s.off+rva-s.rva, s.off+rva-s.rva+1, CauseRelocation)
+		}
+		if rva := to + i - 1; rva < s.rva+s.n && r.img.Pages[rva/PageSize] != Absent {
+			r.unknown(s.off+rva-s.rva, s.off+rva-s.rva+1, CauseRelocation)
 		}
 	}
 }

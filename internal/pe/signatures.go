@@ -93,12 +93,14 @@ func (f *Fidelity) signatures(h *Headers) []SignatureSupport {
 		out = append(out, SignatureSupport{k, s, why})
 	}
 	switch {
-	case lost != "":
+	case f.Bytes.Missing+f.Bytes.Unknown > 0:
 		add(SigFileHash, SupportNo, lost)
 	case f.NeverMapped.OverlayAtLeast > 0:
 		add(SigFileHash, SupportNo, overlay)
 	case f.CheckSum.Matches:
 		add(SigFileHash, SupportYes, "")
+	case !f.Base.Proven:
+		add(SigFileHash, SupportMaybe, "the preferred base is not proven")
 	case f.writable > 0:
 		add(SigFileHash, SupportMaybe, strings.TrimSuffix(fmt.Sprintf("%d bytes are writable; %s", f.writable, overlay), "; "))
 	case overlay == "" && f.Bytes.Assumed == 0:

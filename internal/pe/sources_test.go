@@ -269,3 +269,48 @@ func TestMemoryView(t *testing.T) {
 		t.Errorf("%v, %d bytes under a budget of two pages", err, len(v.Data))
 	}
 }
+
+// TestParseRanges reads holes as a user gives them.
+func TestParseRanges(t *testing.T) {
+	got, err := pe.ParseRanges("0x1000-0x2000, 4096-8192,")
+	if err != nil || len(got) != 2 || got[0] != (pe.Range{Start: 0x1000, End: 0x2000}) || got[1] != got[0] {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"1", "2-1", "x-y", "1-y", "-"} {
+		if got, err := pe.ParseRanges(bad); err == nil || got != nil {
+			t.Errorf("%q read as %v", bad, got)
+		}
+	}
+}
+
+// TestDerived rebuilds with the import address table missing: what it has in the
+// file is known from the import names.
+func TestDerived(t *testing.T) {
+	names := importSection(0x2000, true, false, importNames...)
+	addrs := bytes.Clone(names[40 : 40+4*len(importNames)])
+	put32(names, 16, 0x3000)
+	b := petest.Builder{Base: 0x400000, DLLFlags: 0x40, Flags: 0x2000, Dirs: map[int][2]uint32{1: {0x2000, 40}},
+		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(31, 0x300), Flags: codeFlags},
+			{Name: ".idata", RVA: 0x2000, Data: names, Flags: dataFlags}, {Name: ".iat", RVA: 0x3000, Data: append(addrs, make([]byte, 64)...), Flags: dataFlags}}}
+	file := b.File()
+	m, err := (&petest.Loader{Rand: rand.New(rand.NewSource(9))}).Map(file, 0x1230000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := imageOf("derived", m)
+	img.Pages[3] = pe.Absent
+	clear(img.Mem[0x3000:0x4000])
+	f, err := pe.Rebuild(img, pe.Options{PreferredBase: 0x400000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := checkRecord(img, f, file); err != nil {
+		t.Error(err)
+	}
+	if got := f.Fidelity.Bytes; got.Derived != 16 || got.Missing != 0x200-16 || got.FileCache != 0 {
+		t.Errorf("bytes %+v", got)
+	}
+	if c := f.Fidelity.Compact(0); len(c.Gaps) != 0 || len(c.Notes) != len(f.Fidelity.Notes)+1 || c.Bytes != f.Fidelity.Bytes {
+		t.Errorf("compact record has %d gaps, notes %v", len(c.Gaps), c.Notes)
+	}
+}

@@ -32,15 +32,16 @@ build: guest-assets
 
 include testdata/ntguest/guest.mk
 
+# The tests boot guests as libvirt domains and read them.
 test: build lint
-	$(GO) test ./...
+	testdata/with-libvirt.sh $(GO) test ./...
 
 demo: deps
 	@$(MAKE) --no-print-directory build
-	@testdata/demo/run.sh
+	@testdata/with-libvirt.sh testdata/demo/run.sh
 
 bench: build
-	@testdata/bench/run.sh
+	@testdata/with-libvirt.sh testdata/bench/run.sh
 
 lint:
 	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }

@@ -2,9 +2,8 @@
 # The main job on a real VM: boots the NT test guest as a libvirt domain, lists its
 # processes, rebuilds what runs in them and has ClamAV find the infected one.
 #
-# Nothing else of the host is touched. The domain lives in the session libvirt, which
-# starts by itself for an ordinary user. For root that address is the system daemon's:
-# where none runs, one is started here and stopped again. clamd is a private one.
+# Nothing else of the host is touched: the domain lives in the session libvirt (see
+# ../with-libvirt.sh), clamd is a private one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -14,15 +13,10 @@ name=vmav-demo-$$
 vmav=bin/vmav
 work=$(mktemp -d "${TMPDIR:-/tmp}/vmav-demo.XXXXXX")
 chmod 711 "$work" # libvirt's QEMU reads the guest's kernel from here
-started=()
 
 cleanup() {
 	status=$?
 	virsh -q -c $uri destroy "$name" >/dev/null 2>&1 || true
-	for pidfile in "${started[@]}"; do
-		kill "$(cat "$pidfile")" 2>/dev/null || true
-		for _ in $(seq 50); do [ -e "$pidfile" ] && kill -0 "$(cat "$pidfile" 2>/dev/null)" 2>/dev/null || break; sleep 0.1; done
-	done
 	rm -rf "$work"
 	exit $status
 }
@@ -31,18 +25,6 @@ trap 'exit 130' INT TERM
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
-
-# daemon NAME: starts a libvirt daemon unless it runs.
-daemon() {
-	pgrep -x "$1" >/dev/null && return
-	"/usr/sbin/$1" -d -p "$work/$1.pid"
-	started+=("$work/$1.pid")
-}
-if [ "$(id -u)" = 0 ]; then
-	daemon virtlogd
-	daemon libvirtd
-	for _ in $(seq 100); do virsh -q -c $uri list >/dev/null 2>&1 && break; sleep 0.1; done
-fi
 
 say "A guest laid out and running as Windows $build, as a libvirt domain"
 bin/ntguest domain --build "$build" --name "$name" --kernel "$work/guest.elf" --truth "$work/truth.json" >"$work/domain.xml"

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs a command with a libvirt at qemu:///session:
+#
+#   with-libvirt.sh COMMAND [ARG …]
+#
+# For an ordinary user that libvirt starts by itself. For root the address is the
+# system daemon's: where none runs, one is started for as long as the command runs.
+# tini adopts and reaps the processes that the daemon leaves behind; where init does
+# not, libvirt waits seconds for each.
+set -euo pipefail
+
+run=$(mktemp -d "${TMPDIR:-/tmp}/vmav-libvirt.XXXXXX")
+started=()
+
+cleanup() {
+	for ((i = ${#started[@]} - 1; i >= 0; i--)); do
+		kill "${started[i]}" 2>/dev/null || true
+		wait "${started[i]}" 2>/dev/null || true
+	done
+	rm -rf "$run"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# daemon NAME: starts a libvirt daemon unless it runs.
+daemon() {
+	if pgrep -x "$1" >/dev/null; then return; fi
+	setsid tini -s -- "/usr/sbin/$1" -p "$run/$1.pid" >"$run/$1.log" 2>&1 </dev/null &
+	started+=($!)
+}
+
+if [ "$(id -u)" = 0 ]; then
+	daemon virtlogd
+	daemon libvirtd
+	for _ in $(seq 100); do
+		virsh -q -c qemu:///session list >/dev/null 2>&1 && break
+		sleep 0.1
+	done
+fi
+if ! virsh -q -c qemu:///session list >/dev/null; then
+	cat "$run"/*.log >&2 2>/dev/null || true
+	exit 1
+fi
+status=0
+"$@" || status=$?
+exit $status

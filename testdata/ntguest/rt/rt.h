@@ -166,6 +166,10 @@ u32 handle_object(struct proc *p, u64 handle, u64 *object);
 u32 handle_close(struct proc *p, u64 handle);
 void handle_close_all(struct proc *p);
 
+/* entry.S: let interrupts in, with and without waiting for one. */
+void idle_wait(void);
+void idle_breathe(void);
+
 /* syscall.c, trap.c, serial.c, truth.c */
 void syscall(struct cpu *c, struct frame *f);
 struct frame *trap_dispatch(struct frame *f);

@@ -117,6 +117,9 @@ func (w *bootWriter) write() uint64 {
 		TimerVector: timerVector, IPIVector: ipiVector,
 		Kuser: 0xfffff78000000000, ObCookie: b.cookie}
 	bt := &w.boot
+	if bt.InvalidPTEMask = b.invalidPTEMask(); bt.InvalidPTEMask != 0 {
+		bt.SwizzleBit = pteSwizzle
+	}
 	if b.packedHandles() {
 		bt.Flags |= BootCIDPacked
 	}
@@ -380,5 +383,5 @@ type liveProcess struct {
 
 func (p *process) live() liveProcess {
 	t := p.truth()
-	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, Modules: t.Modules}
+	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, Modules: withoutAbsent(t.Modules)}
 }

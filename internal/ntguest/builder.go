@@ -52,6 +52,7 @@ type Options struct {
 	Seed      uint64
 	MemoryMiB uint64 // RAM; 0 for 512
 	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
+	Absent    bool   // leave pages of images out of processes, and some out of memory
 	Hide      string // name of a process to unlink from the process list
 	Assets    string // directory of the guest's programs; "" to find it
 }

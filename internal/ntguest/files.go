@@ -33,9 +33,10 @@ type image struct {
 	segment     int // index for the runtime
 	controlArea uint64
 	fileObject  uint64
-	section     uint64 // SECTION object
-	proto       uint64 // address of the prototype PTEs
-	frames      []uint64
+	section     uint64          // SECTION object
+	proto       uint64          // address of the prototype PTEs
+	frames      []uint64        // of the pages in memory; 0 for those that are not
+	trimmed     map[uint64]bool // pages that no process has mapped
 }
 
 // hostPath finds the file that the guest has under a path. Programs of ours stand

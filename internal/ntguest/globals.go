@@ -20,6 +20,9 @@ func (b *builder) writeGlobals() {
 	put("KeNumberProcessors", uint64(len(b.cpus)), 4)
 	put("MmHighestUserAddress", b.highestUser(), 8)
 	put("MmUserProbeAddress", b.highestUser()+1, 8)
+	if va, ok := b.symbol("MiState"); ok && b.invalidPTEMask() != 0 {
+		b.at("_MI_SYSTEM_INFORMATION", va).set(b.invalidPTEMask(), "Hardware.InvalidPteMask")
+	}
 	if b.opts.KVAShadow {
 		put("KiKvaShadow", 1, 1)
 	}

@@ -130,3 +130,32 @@ func TestLayRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestAbsent checks that what the truth calls absent has no valid PTE, that the rest
+// of each image has one, and that pages that are lost have no frame.
+func TestAbsent(t *testing.T) {
+	for _, build := range []string{"6.1.7601", "10.0.22000"} {
+		m := lay(t, Options{Build: build, Seed: 4, Absent: true})
+		absent, lost := 0, 0
+		for _, p := range m.b.procs {
+			if p.user == nil {
+				continue
+			}
+			for _, module := range p.truth().Modules {
+				missing := make(map[uint64]bool)
+				for _, rva := range module.Absent {
+					missing[rva] = true
+				}
+				absent, lost = absent+len(module.Absent), lost+len(module.Lost)
+				for rva := uint64(0); rva < module.Size; rva += pageSize {
+					if _, present := p.space.frameAt(module.Base + rva); present == missing[rva] {
+						t.Fatalf("%s: page %#x of %s in %s: present %v, absent in the truth %v", build, rva, module.Name, p.spec.name, present, missing[rva])
+					}
+				}
+			}
+		}
+		if absent < 100 || lost == 0 || lost >= absent {
+			t.Errorf("%s: %d pages are absent, %d of them lost", build, absent, lost)
+		}
+	}
+}

@@ -213,20 +213,20 @@ func (g *guest) pidOf(name string) uint64 {
 func TestLive(t *testing.T) {
 	for _, c := range []struct {
 		build, machine string
-		shadow         bool
+		shadow, absent bool
 	}{
-		{"6.1.7601", "pc", false},
-		{"10.0.19041", "q35", false},
-		{"10.0.22000", "q35", false},
-		{"10.0.19041", "pc", true},
-		{"10.0.22000", "q35", true},
+		{"6.1.7601", "pc", false, true},
+		{"10.0.19041", "q35", false, true},
+		{"10.0.22000", "q35", false, false},
+		{"10.0.19041", "pc", true, false},
+		{"10.0.22000", "q35", true, true},
 	} {
 		name := c.build + "-" + c.machine
 		if c.shadow {
 			name += "-shadow"
 		}
 		t.Run(name, func(t *testing.T) {
-			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow}, c.machine)
+			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow, Absent: c.absent}, c.machine)
 			g.expect(`^processor 1 up$`)
 			g.heartbeats(2)
 			checkAgainstLayout(t, g)

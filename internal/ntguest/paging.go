@@ -33,8 +33,6 @@ func newSpace(mem *memory, pml4 uint64) *space {
 	return &space{mem: mem, pml4: pml4, pt: make(map[uint64]uint64)}
 }
 
-func pmlIndex(va uint64) uint64 { return va >> 39 & 511 }
-
 // table returns the frame of the page table that maps va, made where missing.
 func (s *space) table(va uint64) uint64 {
 	if pfn, ok := s.pt[va>>21]; ok {

@@ -136,6 +136,10 @@ func (fs *files) buildSection(im *image) {
 		pfn := b.mem.alloc()
 		copy(b.mem.frame(pfn)[:], im.content[i*pageSize:])
 		im.frames[i] = pfn
+		if pte, ok := b.trimmedProto(im, i, pfn); ok {
+			b.kernel.put(im.proto+8*i, pte, 8)
+			continue
+		}
 		pte := pfn<<pageShift | pteValid | pteUser | pteAccessed
 		switch im.file.protAt(i) {
 		case mmWriteCopy:

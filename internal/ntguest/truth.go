@@ -58,6 +58,10 @@ type TruthModule struct {
 	Size  uint64 `json:"size"`
 	Wow64 bool   `json:"wow64,omitempty"`
 	File  string `json:"file,omitempty"` // name of the file on the test host
+	// Absent are the RVAs of pages that are not mapped in the process; Lost are those
+	// of them that are in no memory at all, but only in the file.
+	Absent []uint64 `json:"absent,omitempty"`
+	Lost   []uint64 `json:"lost,omitempty"`
 }
 
 // TruthVAD is one range of a process's address space.
@@ -112,7 +116,17 @@ func (p *process) truth() TruthProcess {
 	}
 	t.Command = p.commandLine()
 	module := func(im *image, wow64 bool) {
-		t.Modules = append(t.Modules, TruthModule{Name: baseName(im.path), Path: `C:` + im.path, Base: im.base, Size: uint64(len(im.content)), Wow64: wow64, File: im.file.name})
+		m := TruthModule{Name: baseName(im.path), Path: `C:` + im.path, Base: im.base, Size: uint64(len(im.content)), Wow64: wow64, File: im.file.name}
+		for _, va := range p.user.absent {
+			if va < im.base || va >= im.base+m.Size {
+				continue
+			}
+			m.Absent = append(m.Absent, va-im.base)
+			if im.frames[(va-im.base)/pageSize] == 0 {
+				m.Lost = append(m.Lost, va-im.base)
+			}
+		}
+		t.Modules = append(t.Modules, m)
 	}
 	if p.spec.wow64 {
 		for _, name := range []string{"ntdll.dll", "wow64.dll", "wow64cpu.dll"} {

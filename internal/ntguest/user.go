@@ -19,6 +19,7 @@ type userSpace struct {
 	s       *space
 	vads    []vadSpec
 	regions []BootRegion
+	absent  []uint64 // pages of images that are not mapped
 	heap    userArena
 }
 
@@ -92,6 +93,10 @@ func (u *userSpace) mapImage(im *image) {
 				bits |= pteWrite
 			}
 			u.s.mapFrame(va, own, bits|pteDirty)
+			continue
+		}
+		if u.b.leaveOut(im, page) {
+			u.absent = append(u.absent, va)
 			continue
 		}
 		if prot == mmWriteCopy || prot == mmExecuteWriteCopy {

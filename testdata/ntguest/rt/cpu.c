@@ -152,7 +152,7 @@ void lapic_setup(struct cpu *c)
 	invlpg(page);
 	wrmsr(0x1b, rdmsr(0x1b) | 0x800);
 	*lapic(LAPIC_SVR) = 0x1ff;
-	c->lapic_id = *lapic(LAPIC_ID) >> 24;
+	c->lapic_id = lapic_id();
 	if (c->number == 0) {
 		outb(0x21, 0xff); /* no interrupts from the two PICs */
 		outb(0xa1, 0xff);
@@ -161,6 +161,11 @@ void lapic_setup(struct cpu *c)
 	*lapic(LAPIC_TIMER_DIV) = 3;
 	*lapic(LAPIC_TIMER) = 0x20000 | (u32)boot->timer_vector; /* periodic */
 	*lapic(LAPIC_TIMER_INIT) = timer_count;
+}
+
+u32 lapic_id(void)
+{
+	return *lapic(LAPIC_ID) >> 24;
 }
 
 void lapic_eoi(void)

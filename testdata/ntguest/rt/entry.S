@@ -122,11 +122,52 @@ syscall32_frame:
 	push	$6
 	jmp	trap_in_kernel_gs
 
+	/*
+	 * The kernel takes interrupts in these few instructions of the idle loop
+	 * and nowhere else.
+	 */
+	.globl idle_wait, idle_breathe
+idle_start:
+idle_wait:
+	sti
+	hlt
+	cli
+	ret
+idle_breathe:
+	sti
+	nop
+	cli
+	ret
+idle_end:
+
+	/*
+	 * For an interrupt (not an exception) of the kernel elsewhere: go back as if
+	 * it had not been. No processor does that, but QEMU's emulation of SVM does:
+	 * it can deliver one that was injected into a nested guest a second time,
+	 * whatever IF says. GS may be the user's there, and the stack too.
+	 */
+	.macro drop_stray_interrupt
+	cmpq	$0x30, (%rsp)
+	jb	9f
+	push	%rax
+	lea	idle_start(%rip), %rax
+	neg	%rax
+	add	24(%rsp), %rax
+	cmp	$idle_end - idle_start, %rax
+	pop	%rax
+	jb	9f
+	add	$16, %rsp
+	iretq
+9:
+	.endm
+
 	/* Stack: vector, error, rip, cs, ... */
 trap_entry:
 	testb	$3, 24(%rsp)
-	jz	trap_in_kernel_gs
-	swapgs
+	jnz	1f
+	drop_stray_interrupt
+	jmp	trap_in_kernel_gs
+1:	swapgs
 trap_in_kernel_gs:
 	push_registers
 	cld
@@ -216,7 +257,8 @@ patch3:
 	push	8(%rax)
 	mov	(%rax), %rax
 	jmp	trap_in_kernel_gs
-1:	jmp	trap_entry
+1:	drop_stray_interrupt
+	jmp	trap_entry
 
 	/* The frame's vector member holds the user CR3 to leave with. */
 shadow_exit:

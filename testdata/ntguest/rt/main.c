@@ -32,9 +32,9 @@ static _Noreturn void idle(struct cpu *c)
 	for (;;) {
 		if (c->number == 0 && serial_pending()) {
 			serial_drain(128);
-			__asm__ volatile("sti; nop; cli" : : : "memory");
+			idle_breathe();
 		} else {
-			__asm__ volatile("sti; hlt; cli" : : : "memory");
+			idle_wait();
 		}
 	}
 }

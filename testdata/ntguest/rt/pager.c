@@ -389,7 +389,7 @@ u32 user_alloc(struct proc *p, u64 *va, u64 *size, u32 prot)
 	p->allocation[i].size = *size = bytes;
 	p->allocations++;
 	for (u64 a = at; a < at + bytes; a += PAGE)
-		*pte_make(p, a) = (u64)mm_of_page(prot) << 5; /* demand-zero */
+		*pte_make(p, a) = (u64)mm_of_page(prot) << 5 | boot->swizzle_bit; /* demand-zero */
 	return 0;
 }
 

@@ -1,50 +1,14 @@
 /*
  * proc.c - how processes and threads begin and end.
  *
- * Those of the memory image are imported at boot. Later ones are made from the
- * builder's templates: a copy of the template's kernel structures at a new
- * address, put right by fix-ups, and user pages that come in on demand.
+ * Those of the memory image are imported at boot; template.c makes the others.
  */
 #include "rt.h"
 
 #define LINGER_TICKS (3 * TICK_HZ) /* an exited process stays listed that long */
 
 struct proc *procs;
-static u8 *slot_used, *stack_used;
 static u32 ending; /* processes whose address space is still to be torn down */
-static u64 serial_number;
-
-static u32 take(u8 *used, u64 count)
-{
-	for (u32 i = 0; i < count; i++)
-		if (!used[i]) {
-			used[i] = 1;
-			return i;
-		}
-	return NT_NONE;
-}
-
-static struct thread *thread_new(void)
-{
-	for (u32 i = 0; i < MAX_THREADS; i++)
-		if (threads[i].state == T_FREE && !threads[i].queued) {
-			memset(&threads[i], 0, sizeof threads[i]);
-			threads[i].stack_slot = NT_NONE;
-			return &threads[i];
-		}
-	return NULL;
-}
-
-static struct proc *proc_new(void)
-{
-	for (u32 i = 0; i < MAX_PROCS; i++)
-		if (procs[i].state == P_FREE) {
-			memset(&procs[i], 0, sizeof procs[i]);
-			procs[i].slot = NT_NONE;
-			return &procs[i];
-		}
-	return NULL;
-}
 
 void proc_import(void)
 {
@@ -53,10 +17,7 @@ void proc_import(void)
 
 	procs = heap_alloc(MAX_PROCS * sizeof *procs);
 	memset(procs, 0, MAX_PROCS * sizeof *procs);
-	slot_used = heap_alloc(boot->slots.count);
-	memset(slot_used, 0, boot->slots.count);
-	stack_used = heap_alloc(boot->stacks.count);
-	memset(stack_used, 0, boot->stacks.count);
+	template_setup();
 	if (boot->procs.count > MAX_PROCS || boot->threads.count > MAX_THREADS)
 		bugcheck("too many processes or threads", boot->procs.count, boot->threads.count);
 	for (u64 i = 0; i < boot->procs.count; i++) {
@@ -110,31 +71,7 @@ struct proc *proc_by_object(u64 eprocess)
 	return NULL;
 }
 
-const struct nt_template *template_by_name(const char *name)
-{
-	const struct nt_template *t = (const struct nt_template *)boot->templates.va;
-
-	for (u64 i = 0; i < boot->templates.count; i++, t++) {
-		u32 n = 0;
-		while (n < sizeof t->name && name[n] && (name[n] | 32) == (t->name[n] | 32))
-			n++;
-		if (n < sizeof t->name && !name[n] && !t->name[n])
-			return t;
-	}
-	return NULL;
-}
-
-static void list_append(u64 head, u64 entry)
-{
-	u64 last = at64(head)[1];
-
-	at64(entry)[0] = head;
-	at64(entry)[1] = last;
-	at64(last)[0] = entry;
-	at64(head)[1] = entry;
-}
-
-static void list_remove(u64 entry)
+void list_remove(u64 entry)
 {
 	u64 next = at64(entry)[0], prev = at64(entry)[1];
 
@@ -145,194 +82,13 @@ static void list_remove(u64 entry)
 	at64(entry)[0] = at64(entry)[1] = entry;
 }
 
-/* The value of a fix-up that is the same in kernel and user memory. */
-static u64 fix_value(const struct proc *p, struct thread **ts, const struct nt_fixup *f)
-{
-	switch (f->kind) {
-	case NT_FIX_PID:
-	case NT_FIX_PID32: return p->id.pid + f->value;
-	case NT_FIX_PPID: return p->id.ppid;
-	case NT_FIX_TID:
-	case NT_FIX_TID32: return ts[f->arg]->tid;
-	case NT_FIX_DTB: return p->id.dtb + f->value;
-	case NT_FIX_USER_DTB: return p->id.user_dtb + f->value;
-	case NT_FIX_NOW: return p->id.create_time;
-	case NT_FIX_STACK_TOP: return ts[f->arg]->stack_top + f->value;
-	case NT_FIX_STACK_LIMIT: return ts[f->arg]->stack_limit + f->value;
-	case NT_FIX_COUNTER64: return serial_number;
-	}
-	return 0;
-}
-
-/* First pass: what no other structure can see yet. */
-static void fix_private(struct proc *p, struct thread **ts, const struct nt_fixup *f)
-{
-	u64 va = p->blob + f->at, delta = p->blob - p->tmpl->blob_base;
-
-	switch (f->kind) {
-	case NT_FIX_RELOC: *at64(va) += delta; break;
-	case NT_FIX_RELOC16: *at64(va) += delta << 16; break;
-	case NT_FIX_PID32:
-	case NT_FIX_TID32: *at32(va) = (u32)fix_value(p, ts, f); break;
-	case NT_FIX_TYPE_INDEX: {
-		u8 type = (u8)f->arg;
-		if (boot->flags & NT_BOOT_OB_COOKIE)
-			type ^= (u8)boot->ob_cookie ^ (u8)((p->blob + f->value) >> 8);
-		*at8(va) = type;
-		break;
-	}
-	case NT_FIX_LINK: case NT_FIX_CID_PROC: case NT_FIX_CID_THREAD:
-	case NT_FIX_INC32: case NT_FIX_INC64: case NT_FIX_POOL_TAG:
-		break;
-	default:
-		*at64(va) = fix_value(p, ts, f);
-	}
-}
-
-/* Second pass: make it known; at the end of its life the same, undone. */
-static void fix_public(struct proc *p, struct thread **ts, const struct nt_fixup *f, int undo)
-{
-	u64 va = p->blob + f->at;
-
-	switch (f->kind) {
-	case NT_FIX_LINK:
-		if (undo)
-			list_remove(va);
-		else
-			list_append(f->value, va);
-		break;
-	case NT_FIX_CID_PROC:
-		cid_set(p->id.pid, undo ? 0 : va);
-		break;
-	case NT_FIX_CID_THREAD:
-		if (!undo) /* a thread's id is free when the thread ends */
-			cid_set(ts[f->arg]->tid, va);
-		break;
-	case NT_FIX_INC32: *at32(f->value) += undo ? -1u : 1u; break;
-	case NT_FIX_INC64: *at64(f->value) += undo ? -1ULL : 1ULL; break;
-	}
-}
-
-static void put_event(const char *what, const struct proc *p)
+void put_event(const char *what, const struct proc *p)
 {
 	put_str(what);
 	put_dec(p->id.pid);
 	put_char(' ');
 	for (u32 i = 0; i < sizeof p->id.name && p->id.name[i]; i++)
 		put_char(p->id.name[i]);
-}
-
-/* Give back what proc_start took before it found something missing. */
-static struct proc *start_failed(struct proc *p, struct thread **ts, u32 n)
-{
-	for (u32 i = 0; i < n; i++) {
-		stack_used[ts[i]->stack_slot] = 0;
-		ts[i]->state = T_FREE;
-	}
-	if (p && p->slot != NT_NONE)
-		slot_used[p->slot] = 0;
-	return NULL;
-}
-
-struct proc *proc_start(const char *name, u32 ppid, u32 *status)
-{
-	const struct nt_template *tm = template_by_name(name);
-	const struct nt_template_thread *tt;
-	const struct nt_fixup *fix;
-	struct thread *ts[16];
-	struct proc *p;
-
-	if (!tm) {
-		*status = STATUS_OBJECT_NAME_NOT_FOUND;
-		return NULL;
-	}
-	*status = STATUS_INSUFFICIENT_RESOURCES;
-	p = proc_new();
-	if (!p || tm->threads.count > 16 || tm->blob_size > boot->slots.size)
-		return NULL;
-	p->slot = take(slot_used, boot->slots.count);
-	if (p->slot == NT_NONE)
-		return NULL;
-	for (u32 i = 0; i < tm->threads.count; i++) {
-		u32 s = take(stack_used, boot->stacks.count);
-		ts[i] = s == NT_NONE ? NULL : thread_new();
-		if (!ts[i]) {
-			if (s != NT_NONE)
-				stack_used[s] = 0;
-			return start_failed(p, ts, i);
-		}
-		ts[i]->state = T_WAITING;
-		ts[i]->stack_slot = s;
-	}
-
-	p->state = P_ALIVE;
-	p->tmpl = tm;
-	p->blob = boot->slots.va + p->slot * boot->slots.stride;
-	p->regions = (const struct nt_region *)tm->regions.va;
-	p->live_threads = (u32)tm->threads.count;
-	p->id.regions = (u32)tm->regions.count;
-	p->id.eprocess = p->blob + tm->eprocess;
-	p->id.peb = tm->peb;
-	p->id.peb32 = tm->peb32;
-	p->id.create_time = system_time;
-	p->id.exit_status = 0x103;
-	p->id.ppid = ppid;
-	p->id.session = tm->session;
-	p->id.flags = tm->flags;
-	p->id.truth = tm->truth;
-	p->id.truth_len = tm->truth_len;
-	memcpy(p->id.name, tm->name, sizeof p->id.name - 1);
-	serial_number++;
-	p->id.pid = cid_new();
-	cid_set(p->id.pid, p->id.eprocess);
-	kernel_map_new(p->blob, boot->slots.size);
-	memcpy((void *)p->blob, (void *)tm->blob, tm->blob_size);
-	address_space_new(p);
-
-	tt = (const struct nt_template_thread *)tm->threads.va;
-	for (u32 i = 0; i < tm->threads.count; i++, tt++) {
-		struct thread *t = ts[i];
-		t->proc = p;
-		t->ethread = p->blob + tt->ethread;
-		t->teb = tt->teb;
-		t->teb32 = tt->teb32;
-		t->wow64 = tt->flags & NT_THREAD_WOW64 ? 1 : 0;
-		t->stack_limit = boot->stacks.va + t->stack_slot * boot->stacks.stride;
-		t->stack_top = t->stack_limit + boot->stacks.size;
-		kernel_map_new(t->stack_limit, boot->stacks.size);
-		t->tid = cid_new();
-		cid_set(t->tid, t->ethread);
-	}
-	fix = (const struct nt_fixup *)tm->fixups.va;
-	for (u64 i = 0; i < tm->fixups.count; i++)
-		fix_private(p, ts, &fix[i]);
-	for (u64 i = 0; i < tm->touch.count; i++) {
-		u64 va = at64(tm->touch.va)[i];
-		if (page_in(p, va, va & 1 ? ACCESS_WRITE : 0))
-			bugcheck("template page cannot be made present", va, p->id.pid);
-	}
-	fix = (const struct nt_fixup *)tm->ufixups.va;
-	for (u64 i = 0; i < tm->ufixups.count; i++) {
-		u64 v = fix_value(p, ts, &fix[i]);
-		if (user_write(p, fix[i].at, &v, fix[i].kind == NT_FIX_PID32 || fix[i].kind == NT_FIX_TID32 ? 4 : 8))
-			bugcheck("user fix-up outside of the template", fix[i].at, p->id.pid);
-	}
-	fix = (const struct nt_fixup *)tm->fixups.va;
-	for (u64 i = 0; i < tm->fixups.count; i++)
-		fix_public(p, ts, &fix[i], 0);
-	for (u64 i = 0; i < tm->fixups.count; i++)
-		if (fix[i].kind == NT_FIX_POOL_TAG)
-			*at32(p->blob + fix[i].at) = (u32)fix[i].value;
-	put_event("START ", p);
-	put_char('\n');
-	tt = (const struct nt_template_thread *)tm->threads.va;
-	for (u32 i = 0; i < tm->threads.count; i++, tt++) {
-		thread_setup(ts[i], tt->rip, tt->rsp, tt->arg0, tt->arg1);
-		if ((tt->flags & 0xff) == NT_THREAD_READY)
-			thread_ready(ts[i]);
-	}
-	*status = 0;
-	return p;
 }
 
 /* End a thread that no processor runs, or the current one of this processor. */
@@ -435,25 +191,9 @@ void reap(void)
 {
 	for (u32 i = 0; i < MAX_PROCS; i++) {
 		struct proc *p = &procs[i];
-		const struct nt_fixup *fix;
 		if (p->state != P_EXITED || !p->tmpl || p->handles || p->reap_tick > ticks)
 			continue;
-		fix = (const struct nt_fixup *)p->tmpl->fixups.va;
-		for (u64 k = 0; k < p->tmpl->fixups.count; k++)
-			if (fix[k].kind == NT_FIX_POOL_TAG)
-				*at32(p->blob + fix[k].at) = 0;
-		for (u64 k = 0; k < p->tmpl->fixups.count; k++)
-			fix_public(p, NULL, &fix[k], 1);
-		cid_set(p->id.pid, 0);
-		frame_free(p->id.dtb >> 12);
-		if (p->id.user_dtb)
-			frame_free(p->id.user_dtb >> 12);
-		slot_used[p->slot] = 0;
-		for (u32 k = 0; k < MAX_THREADS; k++)
-			if (threads[k].state == T_ENDED && threads[k].proc == p) {
-				stack_used[threads[k].stack_slot] = 0;
-				threads[k].state = T_FREE;
-			}
+		template_undo(p);
 		p->state = P_FREE;
 	}
 }

@@ -93,6 +93,7 @@ extern u64 stat_switches, stat_faults, stat_syscalls;
 void cpu_setup(struct cpu *c);
 void lapic_setup(struct cpu *c);
 void lapic_eoi(void);
+u32 lapic_id(void);
 void lapic_start_others(void);
 void lapic_calibrate(void);
 void kernel_lock(struct cpu *c);
@@ -142,14 +143,19 @@ void sched_setup(void);
 
 /* proc.c: life of processes and threads. */
 void proc_import(void);
-struct proc *proc_start(const char *name, u32 ppid, u32 *status);
+void put_event(const char *what, const struct proc *p);
+void list_remove(u64 entry);
 void proc_terminate(struct proc *p, u32 status);
 void thread_terminate(struct thread *t, u32 status);
 void proc_finish(void);
 struct proc *proc_by_pid(u32 pid);
 struct proc *proc_by_object(u64 eprocess);
 void reap(void);
-const struct nt_template *template_by_name(const char *name);
+
+/* template.c: processes made from templates. */
+void template_setup(void);
+struct proc *proc_start(const char *name, u32 ppid, u32 *status);
+void template_undo(struct proc *p);
 
 /* handle.c: handle tables and PspCidTable. */
 u64 *cid_entry(u32 id);
@@ -159,6 +165,10 @@ u32 handle_open(struct proc *p, u64 object, u64 *handle);
 u32 handle_object(struct proc *p, u64 handle, u64 *object);
 u32 handle_close(struct proc *p, u64 handle);
 void handle_close_all(struct proc *p);
+
+/* entry.S: let interrupts in, with and without waiting for one. */
+void idle_wait(void);
+void idle_breathe(void);
 
 /* syscall.c, trap.c, serial.c, truth.c */
 void syscall(struct cpu *c, struct frame *f);

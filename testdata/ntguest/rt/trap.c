@@ -61,6 +61,15 @@ struct frame *trap_dispatch(struct frame *f)
 		put_hex(cr2);
 		put_str(" rsp ");
 		put_hex(f->rsp);
+		put_str(" gs ");
+		put_hex(rdmsr(0xc0000101));
+		put_str(" other gs ");
+		put_hex(rdmsr(0xc0000102));
+		put_str(" stack ");
+		put_hex(*at64(c->boot->kpcr + 0x1a8));
+		put_str(" local APIC ");
+		put_dec(lapic_id());
+		put_char('\n');
 		bugcheck("KMODE_EXCEPTION_NOT_HANDLED", f->rip, f->rip - (u64)&trap_dispatch);
 	} else if (t->ending) {
 		; /* leave() ends it */

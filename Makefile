@@ -24,6 +24,7 @@ help:
 
 deps:
 	@packaging/deps.sh
+	@testdata/linux.sh
 
 build: guest-assets
 	@mkdir -p bin

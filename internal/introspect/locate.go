@@ -165,6 +165,10 @@ const scanChunk = 1 << 20 // bytes read at once
 func searchPhysical(ctx context.Context, t *tables, running bool) (*located, error) {
 	buf := make([]byte, scanChunk)
 	linux, empty := false, true
+	firmware := uint64(1 << 20) // what lies below is the firmware's work
+	if rs := t.src.Ranges(); len(rs) > 0 && rs[len(rs)-1].End() <= firmware {
+		firmware = 0
+	}
 	for _, r := range t.src.Ranges() {
 		for at := r.Start; at < r.End(); at += scanChunk {
 			if err := ctx.Err(); err != nil {
@@ -192,7 +196,7 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 					return k, nil
 				}
 			}
-			if empty && at >= 1<<20 && !zero(chunk) {
+			if empty && at >= firmware && !zero(chunk) {
 				empty = false
 			}
 			if !linux && bytes.Contains(chunk, []byte("Linux version ")) {

@@ -31,6 +31,7 @@ var layers = map[string][]string{
 	"internal/verdict":    {},
 	"internal/ntguest":    {"internal/winstruct"},
 	"internal/layering":   {},
+	"internal/e2e":        {},
 }
 
 func tree(pkg string) string {

@@ -47,6 +47,9 @@ func Open(ctx context.Context, cfg Config) (*Guest, error) {
 	}
 	g := &Guest{cfg: cfg, pidfd: fd}
 	if err := g.layOut(ctx); err != nil {
+		if g.alive() != nil && !errors.Is(err, source.ErrGone) {
+			err = fmt.Errorf("%w: %w", source.ErrGone, err)
+		}
 		g.Close()
 		return nil, fmt.Errorf("find the memory of domain %s in QEMU process %d: %w", cfg.Name, cfg.PID, err)
 	}

@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const uri = "qemu:///session"
+
+// bin is the path of a program that make build made.
+func bin(t testing.TB, name string) string {
+	t.Helper()
+	path, err := filepath.Abs("../../bin/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run make build first", err)
+	}
+	return path
+}
+
+// open makes a directory that libvirt's QEMU can use: its user is not the test's
+// where that is root.
+func openDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vmav-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func virsh(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("virsh", append([]string{"-q", "-c", uri}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("virsh %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// guest is a test guest that runs as a domain.
+type guest struct {
+	t    testing.TB
+	name string
+	conn net.Conn
+	in   *bufio.Scanner
+}
+
+// start boots a test guest and waits for its first heartbeat. It ends with the test.
+func start(t testing.TB, build string, more ...string) *guest {
+	t.Helper()
+	dir := openDir(t)
+	g := &guest{t: t, name: fmt.Sprintf("vmav-test-%s-%d-%d", build, os.Getpid(), time.Now().UnixNano()%1e6)}
+	socket := filepath.Join(dir, "console")
+	args := append([]string{"domain", "--build", build, "--name", g.name, "--kernel", filepath.Join(dir, "guest.elf"), "--console-socket", socket}, more...)
+	xml, err := exec.Command(bin(t, "ntguest"), args...).Output()
+	if err != nil {
+		t.Fatalf("ntguest %v: %v", args, err)
+	}
+	file := filepath.Join(dir, "domain.xml")
+	if err := os.WriteFile(file, xml, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	virsh(t, "create", file)
+	t.Cleanup(func() { exec.Command("virsh", "-q", "-c", uri, "destroy", g.name).Run() })
+	if g.conn, err = net.Dial("unix", socket); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.conn.Close() })
+	g.in = bufio.NewScanner(g.conn)
+	g.in.Buffer(nil, 1<<20)
+	g.expect("HB ")
+	return g
+}
+
+// expect reads the guest's lines up to one that starts with a prefix.
+func (g *guest) expect(prefix string) string {
+	g.t.Helper()
+	_ = g.conn.SetReadDeadline(time.Now().Add(3 * time.Minute))
+	for g.in.Scan() {
+		line := strings.TrimRight(g.in.Text(), "\r")
+		if strings.HasPrefix(line, "BUGCHECK") {
+			g.t.Fatalf("the guest says %q", line)
+		}
+		if strings.HasPrefix(line, prefix) {
+			return line
+		}
+	}
+	g.t.Fatalf("the guest's console ended before %q: %v", prefix, g.in.Err())
+	return ""
+}
+
+func (g *guest) say(command, answer string) string {
+	g.t.Helper()
+	if _, err := fmt.Fprintln(g.conn, command); err != nil {
+		g.t.Fatal(err)
+	}
+	return g.expect(answer)
+}
+
+// truth is what is compared of the guest's own account.
+type truth struct {
+	Processes []process
+	Drivers   []module
+}
+
+type process struct {
+	PID      uint64
+	PPID     uint64
+	Name     string
+	Path     string
+	Session  int
+	Created  string
+	Exited   *string
+	EPROCESS uint64
+	DTB      uint64
+	PEB      uint64
+	Threads  int
+	Modules  []module
+}
+
+type module struct {
+	PID  uint64 // in vmav's lists
+	Name string
+	Path string
+	Base number
+	Size uint64
+}
+
+// number is an address: a number in the guest's truth, text in vmav's lists.
+type number uint64
+
+func (n *number) UnmarshalJSON(text []byte) error {
+	_, err := fmt.Sscan(strings.Trim(string(text), `"`), (*uint64)(n))
+	return err
+}
+
+func (g *guest) truth() (out truth) {
+	g.t.Helper()
+	g.say("truth", "TRUTH-BEGIN")
+	var doc bytes.Buffer
+	for g.in.Scan() {
+		line := strings.TrimRight(g.in.Text(), "\r")
+		if line == "TRUTH-END" {
+			break
+		}
+		doc.WriteString(line)
+	}
+	if err := json.Unmarshal(doc.Bytes(), &out); err != nil {
+		g.t.Fatalf("the truth is no JSON: %v", err)
+	}
+	return out
+}
+
+// vmav runs the program and returns what it wrote and its exit status.
+func vmav(t testing.TB, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := exec.Command(bin(t, "vmav"), args...)
+	var out, errb bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errb
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errb.String(), cmd.ProcessState.ExitCode()
+}
+
+// decode runs vmav and reads its JSON.
+func decode(t testing.TB, into any, want int, args ...string) {
+	t.Helper()
+	out, errs, status := vmav(t, append(args, "--format", "json")...)
+	if status != want || errs != "" {
+		t.Errorf("vmav %v: status %d, want %d; stderr %q", args, status, want, errs)
+	}
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		t.Fatalf("vmav %v: %v in %q", args, err, out)
+	}
+}

@@ -13,7 +13,7 @@ packages=(
 	gcc libc6-dev make pkg-config libvirt-dev git ca-certificates
 	# the job itself: domains and the scanner
 	libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-	qemu-system-x86 seabios tini procps clamav clamav-daemon clamav-testfiles
+	qemu-system-x86 seabios tini procps bc clamav clamav-daemon clamav-testfiles
 	# the NT test guest: its programs, and real PE files to map
 	gcc-mingw-w64-x86-64-win32 gcc-mingw-w64-i686-win32 libwine wine64 libz-mingw-w64
 	# what an independent reader, Volatility 3, needs where one is given

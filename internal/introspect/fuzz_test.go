@@ -1,0 +1,139 @@
+package introspect
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"vmav.dev/vmav/internal/ntguest"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// patched is a guest's memory with words changed: what a hostile guest can do.
+type patched struct {
+	*machine
+	words map[uint64]uint64 // by guest-physical address, multiples of eight
+}
+
+func (s *patched) ReadPhys(p []byte, addr uint64) error {
+	if err := s.machine.ReadPhys(p, addr); err != nil {
+		return err
+	}
+	for at, v := range s.words {
+		var b [8]byte
+		binary.LittleEndian.PutUint64(b[:], v)
+		for i := range b {
+			if off := at + uint64(i) - addr; at+uint64(i) >= addr && off < uint64(len(p)) {
+				p[off] = b[i]
+			}
+		}
+	}
+	return nil
+}
+
+// FuzzHostileGuest changes words of a sound guest's structures (its process list,
+// EPROCESSes, handle table, VADs, loader data and page tables) and enumerates all of it:
+// everything ends, nothing panics, and what is returned is within bounds.
+func FuzzHostileGuest(f *testing.F) {
+	s := lay(f, ntguest.Options{Build: "10.0.19041", Seed: 1})
+	g := open(f, s)
+	// Where structures lie that an enumeration reads.
+	var places []uint64
+	add := func(as *AddressSpace, va uint64, size uint64) {
+		for off := uint64(0); off < size; off += 8 {
+			if pa, err := as.Translate(va + off); err == nil {
+				places = append(places, pa&^7)
+			}
+		}
+	}
+	procs, _, err := g.Processes(context.Background())
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i := range procs {
+		if i%7 != 0 && procs[i].Name != "malware.exe" {
+			continue
+		}
+		add(g.as, procs[i].EPROCESS, uint64(g.off.Process.Size))
+		if procs[i].PEB == 0 {
+			continue
+		}
+		as := g.space(procs[i].DTB)
+		add(as, procs[i].PEB, 0x80)
+		ldr, _ := as.word(procs[i].PEB + uint64(g.off.PEB.Ldr))
+		add(as, ldr, 0x400)
+		root, _ := g.as.word(procs[i].EPROCESS + uint64(g.off.VAD.TreeRoot))
+		add(g.as, root, 0x80)
+		for off := uint64(0); off < pageSize; off += 8 {
+			places = append(places, procs[i].DTB+off)
+		}
+	}
+	table, _ := g.as.word(g.kernel.Base + g.off.Sym.CidTable)
+	add(g.as, table, 0x40)
+	add(g.as, g.kernel.Base+g.off.Sym.ActiveProcessHead, 16)
+	add(g.as, g.kernel.Base+g.off.Sym.LoadedModuleList, 16)
+
+	seed := make([]byte, 20)
+	binary.LittleEndian.PutUint16(seed, 3)
+	f.Add(seed)
+	f.Add(bytes.Repeat([]byte{0xff}, 40))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p := &patched{machine: s, words: map[uint64]uint64{}}
+		for len(data) >= 10 && len(p.words) < 32 {
+			at := places[int(binary.LittleEndian.Uint16(data))*31%len(places)]
+			v := binary.LittleEndian.Uint64(data[2:])
+			if v&3 == 1 {
+				v = places[int(v>>2%uint64(len(places)))%len(places)] // another structure's address
+			}
+			p.words[at] = v
+			data = data[10:]
+		}
+		g, err := Open(context.Background(), p, winstruct.BuiltIn())
+		if err != nil {
+			return
+		}
+		procs, _, err := g.Processes(context.Background())
+		if err != nil {
+			return
+		}
+		if len(procs) > 2*maxProcesses {
+			t.Fatalf("%d processes", len(procs))
+		}
+		for i := range procs {
+			mods, _, err := g.Modules(context.Background(), &procs[i])
+			if err == nil && len(mods) > 2*maxModules+maxVADs {
+				t.Fatalf("%d modules", len(mods))
+			}
+		}
+		if _, _, err := g.Drivers(context.Background()); err != nil && errors.Is(err, source.ErrClosed) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzIdentifyKernel feeds memory that claims to be a kernel image.
+func FuzzIdentifyKernel(f *testing.F) {
+	f.Add([]byte("MZ"), []byte("RSDS"))
+	f.Fuzz(func(t *testing.T, head, rest []byte) {
+		// A flat identity map of 64 KiB in one page table.
+		mem := make([]byte, 96<<10)
+		copy(mem[0x4000:], head)
+		copy(mem[0x5000:], rest)
+		le := binary.LittleEndian
+		le.PutUint64(mem[0x1000+256*8:], 0x2003)
+		le.PutUint64(mem[0x2000:], 0x3003)
+		le.PutUint64(mem[0x3000:], 0x16003)
+		for i := range uint64(16) {
+			le.PutUint64(mem[0x16000+8*i:], (0x4000+i<<12)|3)
+		}
+		as := &AddressSpace{t: newTables(&memory{data: mem}), dtb: 0x1000, levels: 4}
+		id, size, err := identifyKernel(as, 0xffff800000000000)
+		if err == nil && (size > maxKernelSize || !kernelPDBs[id.PDB] || len(id.GUID) != 32) {
+			t.Fatalf("%+v, %d", id, size)
+		}
+		parseRSDS(rest)
+	})
+}

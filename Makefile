@@ -35,7 +35,7 @@ include testdata/ntguest/guest.mk
 
 # The tests boot guests as libvirt domains and read them.
 test: build lint
-	testdata/with-libvirt.sh $(GO) test ./...
+	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
 
 demo: deps
 	@$(MAKE) --no-print-directory build

@@ -38,7 +38,7 @@ func (s *patched) ReadPhys(p []byte, addr uint64) error {
 // EPROCESSes, handle table, VADs, loader data and page tables) and enumerates all of it:
 // everything ends, nothing panics, and what is returned is within bounds.
 func FuzzHostileGuest(f *testing.F) {
-	s := lay(f, ntguest.Options{Build: "10.0.19041", Seed: 1})
+	s := lay(f, ntguest.Options{Build: "10.0.19041", Seed: 1, MemoryMiB: 256})
 	g := open(f, s)
 	// Where structures lie that an enumeration reads.
 	var places []uint64

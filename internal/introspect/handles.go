@@ -9,9 +9,9 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// maxHandlePages bounds the pages of entries read from one handle table: enough for
-// the sixteen million handles that Windows allows.
-const maxHandlePages = 1 << 16
+// maxHandlePages bounds the pages read from one handle table: enough for a million
+// processes and threads.
+const maxHandlePages = 1 << 12
 
 // cidTable returns the objects that the table of process and thread ids refers to.
 func (g *Guest) cidTable(ctx context.Context) ([]uint64, error) {
@@ -61,16 +61,17 @@ func (g *Guest) handlePages(ctx context.Context, code uint64, f func(page []byte
 	if g.off.HandleEntrySize != 16 || g.off.HandleTableCode == winstruct.Missing {
 		return errors.New("handle table entries of this build have an unknown form")
 	}
-	left := maxHandlePages
+	seen := make(map[uint64]struct{})
 	page := make([][pageSize]byte, 3)
 	var walk func(at uint64, level int) error
 	walk = func(at uint64, level int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if left--; left < 0 {
-			return errors.New("the table has no end")
+		if _, again := seen[at]; again || len(seen) >= maxHandlePages {
+			return fmt.Errorf("the table does not end: after %d pages it is at %#x", len(seen), at)
 		}
+		seen[at] = struct{}{}
 		p := page[level][:]
 		if err := g.as.Read(p, at); err != nil {
 			return fmt.Errorf("read handle table page at %#x: %w", at, err)

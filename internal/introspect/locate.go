@@ -63,7 +63,8 @@ func locate(ctx context.Context, t *tables) (*located, error) {
 				return k, nil
 			}
 		}
-		if k := searchSpace(as); k != nil {
+		budget := searchBudget
+		if k := searchSpace(as, &budget); k != nil {
 			k.how = fmt.Sprintf("page tables of vCPU %d", r.CPU)
 			return k, nil
 		}
@@ -115,13 +116,19 @@ func tryKernel(as *AddressSpace, base uint64) *located {
 	return &located{as: as, base: base, size: size, id: id}
 }
 
+// searchBudget bounds the entries that one search for the kernel looks at, over all
+// the trees it tries: a guest can fill its memory with tables.
+const searchBudget = 1 << 20
+
 // searchSpace walks what a tree maps in the region of system images, from
-// 0xfffff80000000000 on, and returns the kernel in it, or nil. The number of tables
-// it reads is bounded.
-func searchSpace(as *AddressSpace) *located {
+// 0xfffff80000000000 on, and returns the kernel in it, or nil. Each page and each gap
+// costs one of the budget.
+func searchSpace(as *AddressSpace, budget *int) *located {
 	const first, span = 0xfffff80000000000, 1 << 39
-	tablesRead := 0
 	for va := uint64(first); va < first+span; {
+		if *budget--; *budget < 0 {
+			return nil
+		}
 		pte, shift, ok, err := as.walk(va)
 		if err != nil {
 			return nil
@@ -131,11 +138,11 @@ func searchSpace(as *AddressSpace) *located {
 			va = (va | (1<<shiftOf(shift) - 1)) + 1
 			continue
 		}
-		if tablesRead++; tablesRead > 1<<19 {
-			return nil
-		}
 		if pte&pteValid != 0 {
 			for off := uint64(0); off < 1<<shift; off += pageSize {
+				if *budget--; *budget < 0 {
+					return nil
+				}
 				if k := tryKernel(as, va+off); k != nil {
 					return k
 				}
@@ -164,7 +171,7 @@ const scanChunk = 1 << 20 // bytes read at once
 // the page itself, under which KUSER_SHARED_DATA and a kernel are mapped.
 func searchPhysical(ctx context.Context, t *tables, running bool) (*located, error) {
 	buf := make([]byte, scanChunk)
-	linux, empty := false, true
+	linux, empty, budget := false, true, searchBudget
 	firmware := uint64(1 << 20) // what lies below is the firmware's work
 	if rs := t.src.Ranges(); len(rs) > 0 && rs[len(rs)-1].End() <= firmware {
 		firmware = 0
@@ -191,7 +198,7 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 				if _, origin, err := as.translate(kuserShared); err != nil || origin != PageResident {
 					continue
 				}
-				if k := searchSpace(as); k != nil {
+				if k := searchSpace(as, &budget); k != nil {
 					k.how = "physical scan"
 					return k, nil
 				}

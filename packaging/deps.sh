@@ -58,7 +58,7 @@ if ! go_ok go && ! go_ok /usr/lib/go-1.$go_minor/bin/go; then
 	trap 'rm -rf "$lists"; [ -z "${policy:-}" ] || root rm -f "$policy"' EXIT
 	mkdir -p "$lists/lists/partial"
 	# The mirror is the one the host itself uses.
-	mirror=$(apt-get indextargets --format '$(REPO_URI)' "Suite: $VERSION_CODENAME" 2>/dev/null | head -n 1)
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $VERSION_CODENAME" 2>/dev/null | head -n 1)
 	if [ -z "$mirror" ]; then
 		echo "deps: no Go 1.$go_minor here, and the apt sources name no mirror of $VERSION_CODENAME to take it from" >&2
 		exit 1

@@ -10,11 +10,21 @@ require (
 	github.com/urfave/cli/v2 v2.27.7
 	golang.org/x/sys v0.30.0
 	libvirt.org/go/libvirt v1.11010.0
+	www.velocidex.com/golang/vfilter v0.0.0-20231014062339-d62b5a5877d2
+	www.velocidex.com/golang/vtypes v0.0.0-20250802153006-821cec8fd392
 )
 
 require (
+	github.com/Velocidex/json v0.0.0-20220224052537-92f3c0326e5a // indirect
+	github.com/Velocidex/ordereddict v0.0.0-20230909174157-2aa49cc5d11d // indirect
+	github.com/Velocidex/yaml/v2 v2.2.8 // indirect
+	github.com/alecthomas/participle v0.7.1 // indirect
+	github.com/alecthomas/repr v0.3.0 // indirect
 	github.com/cpuguy83/go-md2man/v2 v2.0.7 // indirect
+	github.com/davecgh/go-spew v1.1.1 // indirect
+	github.com/pkg/errors v0.9.1 // indirect
 	github.com/rivo/uniseg v0.2.0 // indirect
 	github.com/russross/blackfriday/v2 v2.1.0 // indirect
 	github.com/xrash/smetrics v0.0.0-20240521201337-686a1a2994c1 // indirect
+	golang.org/x/text v0.14.0 // indirect
 )

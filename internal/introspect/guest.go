@@ -250,3 +250,6 @@ func readUTF16(as *AddressSpace, at uint64, n uint32) (string, error) {
 	}
 	return string(utf16.Decode(units)), nil
 }
+
+// Space is the address space of a process.
+func (g *Guest) Space(p *Process) *AddressSpace { return g.space(p.DTB) }

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Boots a stock Debian kernel under QEMU's emulation of AMD SVM, on this host's
+# own file system (read-only, with an overlay in memory), and runs a command
+# there, in the current directory. Its output is shown, its exit status is this
+# script's. What the kernel complained of fails the run whatever the command
+# says.
+#
+#   run.sh [-m MIB] [-t SECONDS] [-o DIR] SERIES COMMAND...
+#
+#   -m   memory of the first level, MiB (3072)
+#   -t   give up after so many seconds (900)
+#   -o   directory for the console log and what the command leaves in
+#        /lab/out (a temporary one)
+#
+# Exit: the command's own status; 97 the kernel complained; 98 no result (the
+# lab hung, crashed or never came up); 99 the lab could not be set up.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+mem=3072 limit=900 out=
+while getopts m:t:o: f; do
+	case $f in
+	m) mem=$OPTARG ;;
+	t) limit=$OPTARG ;;
+	o) out=$OPTARG ;;
+	*) exit 99 ;;
+	esac
+done
+shift $((OPTIND - 1))
+[ $# -ge 2 ] || { sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 99; }
+series=$1
+shift
+
+setup_failed() { echo "run.sh: $*" >&2; exit 99; }
+
+"$here/kernels.sh" fetch "$series" || setup_failed "no kernel $series"
+eval "$("$here/kernels.sh" env "$series")"
+
+work=$(mktemp -d)
+cleanup() {
+	[ -z "${qemu:-}" ] || kill "$qemu" 2>/dev/null || true
+	rm -rf "$work"
+}
+trap cleanup EXIT
+out=${out:-$work/out}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+rm -f "$out/status" "$out/console.log" "$out/dmesg"
+
+# initramfs TREE: busybox and the modules of the root file system, in order.
+initramfs() {
+	local tree=$work/initramfs m f
+	mkdir -p "$tree/bin" "$tree/modules"
+	cp "$(command -v busybox)" "$tree/bin/busybox"
+	install -m 755 "$here/init.sh" "$tree/init"
+	printf 'RELEASE=%q MODULES=%q WORKDIR=%q\nexport RELEASE MODULES WORKDIR\n' "$RELEASE" "$MODULES" "$PWD" >"$tree/lab.conf"
+	for m in virtio_pci 9pnet_virtio 9p overlay; do
+		modprobe --show-depends -d "${MODULES%/lib/modules/*}" -S "$RELEASE" "$m" ||
+			{ echo "run.sh: module $m of $RELEASE is missing" >&2; return 1; }
+	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r f; do
+		m=$(basename "$f")
+		case $m in
+		*.xz) m=${m%.xz}; xz -dc "$f" >"$tree/modules/$m" ;;
+		*.zst) m=${m%.zst}; zstd -qdc "$f" >"$tree/modules/$m" ;;
+		*) cp "$f" "$tree/modules/$m" ;;
+		esac
+		echo "$m" >>"$tree/modules/order"
+	done
+	(cd "$tree" && find . | cpio -o -H newc --quiet) >"$work/initrd"
+}
+initramfs || setup_failed "cannot make the initramfs"
+
+printf '%s\n' "$*" >"$out/command"
+export LAB_VMLINUZ=$VMLINUZ
+# Only what is asked for crosses over: VMAV_* and LAB_* variables.
+env | grep -E '^(VMAV|LAB)_[A-Z_]*=' | while IFS='=' read -r k v; do printf 'export %s=%q\n' "$k" "$v"; done >"$out/env" || true
+
+# TCG always: where /dev/kvm exists here it may be a paravirtual variant.
+# Emulated time runs slowly on a loaded host, hence the long stall limits.
+nice -n 5 qemu-system-x86_64 \
+	-accel tcg,thread=multi -cpu max -smp 2 -m "$mem" -no-reboot -nodefaults \
+	-display none -monitor none \
+	-serial file:"$out/console.log" -serial stdio \
+	-kernel "$VMLINUZ" -initrd "$work/initrd" \
+	-append "console=ttyS0 ignore_loglevel panic=-1 oops=panic rcupdate.rcu_cpu_stall_timeout=180 watchdog_thresh=60 audit=0 ${LAB_APPEND:-}" \
+	-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
+	-virtfs local,path="$out",mount_tag=out,security_model=none \
+	-device virtio-rng-pci </dev/null &
+qemu=$!
+(sleep "$limit"; echo "run.sh: no result after $limit s" >&2; kill "$qemu") 2>/dev/null &
+timer=$!
+wait "$qemu" || true
+qemu=
+kill "$timer" 2>/dev/null || true
+
+# What a kernel prints at boot about RCU is not a complaint.
+complaints='BUG:|WARNING:|Oops|Call Trace|general protection fault|Unable to handle|KASAN|UBSAN|lockdep|detected (expedited )?stalls|self-detected stall|suspicious RCU|possible (recursive|circular) locking|blocked for more than|refcount_t:'
+if grep -aE "$complaints" "$out/console.log" | grep -avE 'RCU lockdep checking|ommand line:' >"$out/complaints"; then
+	echo "run.sh: the kernel complained:" >&2
+	head -n 20 "$out/complaints" >&2
+	grep -aE -A 40 -m 1 "$complaints" "$out/console.log" >&2 || true
+	exit 97
+fi
+if [ ! -s "$out/status" ]; then
+	echo "run.sh: no result; the console ends with" >&2
+	tail -n 20 "$out/console.log" >&2
+	exit 98
+fi
+exit "$(cat "$out/status")"

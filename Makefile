@@ -20,7 +20,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build test demo bench lint fuzz install clean"
+	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all module-matrix"
 
 deps:
 	@packaging/deps.sh
@@ -32,6 +32,14 @@ build: guest-assets
 	$(GO) build -trimpath -o bin/ntguest ./internal/ntguest/cmd/ntguest
 
 include testdata/ntguest/guest.mk
+include kernel/kvm-memhook/module.mk
+include kernel/kvm-memhook/lab/lab.mk
+
+# The module's selftests on stock kernels under nested KVM (docs/MODULE.md).
+.PHONY: test-kvm test-kvm-all
+test-kvm test-kvm-all: test-kvm%: 
+	@VMAV_EXTRA_PACKAGES="mmdebstrap busybox-static sparse cpio kmod" packaging/deps.sh
+	@$(MAKE) --no-print-directory module-test$*
 
 # The tests boot guests as libvirt domains and read them.
 test: build lint

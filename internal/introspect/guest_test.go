@@ -293,3 +293,55 @@ func TestOtherGuestsAreToldApart(t *testing.T) {
 		}
 	}
 }
+
+// Pages that Windows has trimmed are found through transition and prototype entries;
+// only those that are nowhere in memory are absent.
+func TestTrimmedPagesAreFoundWhereverTheyAre(t *testing.T) {
+	for _, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000"} {
+		s := lay(t, ntguest.Options{Build: build, Seed: 4, Absent: true})
+		g := open(t, s)
+		procs, _, err := g.Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages, trimmed, lost := 0, 0, 0
+		for i := range procs {
+			mods, _, err := g.Modules(context.Background(), &procs[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, w := range s.m.Truth.Processes {
+				if w.PID != procs[i].PID {
+					continue
+				}
+				for _, tm := range w.Modules {
+					j := slices.IndexFunc(mods, func(m Module) bool { return m.Base == tm.Base })
+					if j < 0 {
+						t.Fatalf("%s: pid %d lacks %s", build, w.PID, tm.Name)
+					}
+					mem, origins := make([]byte, tm.Size), make([]PageOrigin, tm.Size/pageSize)
+					if err := g.ReadImage(context.Background(), &procs[i], mods[j].VAD(), tm.Base, mem, origins); err != nil {
+						t.Fatal(err)
+					}
+					for n, o := range origins {
+						rva := uint64(n) * pageSize
+						pages++
+						gone := slices.Contains(tm.Lost, rva)
+						if (o == PageAbsent) != gone {
+							t.Errorf("%s: pid %d, %s+%#x is of origin %d, lost: %v", build, w.PID, tm.Name, rva, o, gone)
+						}
+						if gone {
+							lost++
+						} else if o != PageResident {
+							trimmed++
+						}
+					}
+				}
+			}
+		}
+		if trimmed == 0 || lost == 0 {
+			t.Errorf("%s: of %d pages %d are trimmed and %d lost: nothing was tested", build, pages, trimmed, lost)
+		}
+		t.Logf("%s: %d pages, %d found through transition or prototype entries, %d lost", build, pages, trimmed, lost)
+	}
+}

@@ -21,7 +21,7 @@ type listRow struct {
 	State   string `json:"state"`
 	Build   string `json:"build"`   // "" where it is not a Windows that was recognised
 	Source  string `json:"source"`  // "" where it does not run
-	Profile string `json:"profile"` // "ok", "missing PDB GUID+AGE", ""
+	Profile string `json:"profile"` // "ok", "missing", "" where it is not Windows
 	Note    string `json:"note"`    // why it cannot be scanned
 }
 
@@ -93,7 +93,7 @@ func inspect(ctx context.Context, h *domain.Host, d domain.Domain) (listRow, err
 	var missing *winstruct.MissingError
 	switch {
 	case errors.As(err, &missing):
-		row.Build, row.Profile, row.Note = "Windows", "missing "+missing.Identity.String(), "vmav profile import gets it"
+		row.Build, row.Profile, row.Note = "Windows", "missing", missing.Error()
 	case err != nil:
 		row.Note = err.Error()
 	default:

@@ -51,50 +51,37 @@ func modulesCommand(e *env) *cli.Command {
 		Usage:        "list the images mapped in the processes of a guest",
 		ArgsUsage:    "DOMAIN [PID]",
 		Flags:        targetFlags(),
-		Action:       func(c *cli.Context) error { return runModules(c, e) },
+		Action:       func(c *cli.Context) error { return look(c, func(v *view) error { return runModules(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }
 
-func runModules(c *cli.Context, e *env) error {
-	f, err := report.ParseFormat(c.String("format"))
+func runModules(c *cli.Context, e *env, v *view) error {
+	procs, problems, err := v.guest.Processes(c.Context)
 	if err != nil {
 		return err
 	}
-	t, rest, done, err := openTarget(c)
-	if err != nil {
-		return err
-	}
-	defer done()
-	g, err := t.guest(c.Context)
-	if err != nil {
-		return err
-	}
-	procs, problems, err := g.Processes(c.Context)
-	if err != nil {
-		return err
-	}
-	if len(rest) > 0 {
-		p, err := findProcess(procs, rest[0])
+	if len(v.rest) > 0 {
+		p, err := findProcess(procs, v.rest[0])
 		if err != nil {
-			return fmt.Errorf("%s: %w", t.describe(), err)
+			return fmt.Errorf("%s: %w", v.describe(), err)
 		}
 		procs, problems = []introspect.Process{*p}, nil
 	}
 	rows := []moduleRow{}
 	for i := range procs {
 		p := &procs[i]
-		mods, more, err := g.Modules(c.Context, p)
+		mods, more, err := v.guest.Modules(c.Context, p)
 		if err != nil {
 			return err
 		}
 		problems = append(problems, more...)
 		for _, m := range mods {
-			rows = append(rows, moduleRow{Domain: t.domain.Name, PID: &p.PID, Process: p.Name, Name: m.Name, Path: m.Path,
+			rows = append(rows, moduleRow{Domain: v.domain.Name, PID: &p.PID, Process: p.Name, Name: m.Name, Path: m.Path,
 				Base: report.Address(m.Base), Size: m.Size, Wow64: m.Wow64, Flags: m.Flags})
 		}
 	}
-	if err := report.Rows(e.stdout, f, rows, imageColumns(true)); err != nil {
+	if err := report.Rows(e.stdout, v.format, rows, imageColumns(true)); err != nil {
 		return err
 	}
 	return e.warnings(problems)
@@ -125,34 +112,21 @@ func driversCommand(e *env) *cli.Command {
 		Usage:        "list the kernel and the drivers of a guest",
 		ArgsUsage:    "DOMAIN",
 		Flags:        targetFlags(),
-		Action:       func(c *cli.Context) error { return runDrivers(c, e) },
+		Action:       func(c *cli.Context) error { return look(c, func(v *view) error { return runDrivers(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }
 
-func runDrivers(c *cli.Context, e *env) error {
-	f, err := report.ParseFormat(c.String("format"))
-	if err != nil {
-		return err
-	}
-	t, _, done, err := openTarget(c)
-	if err != nil {
-		return err
-	}
-	defer done()
-	g, err := t.guest(c.Context)
-	if err != nil {
-		return err
-	}
-	drivers, problems, err := g.Drivers(c.Context)
+func runDrivers(c *cli.Context, e *env, v *view) error {
+	drivers, problems, err := v.guest.Drivers(c.Context)
 	if err != nil {
 		return err
 	}
 	rows := []moduleRow{}
 	for _, m := range drivers {
-		rows = append(rows, moduleRow{Domain: t.domain.Name, Name: m.Name, Path: m.Path, Base: report.Address(m.Base), Size: m.Size, Flags: m.Flags})
+		rows = append(rows, moduleRow{Domain: v.domain.Name, Name: m.Name, Path: m.Path, Base: report.Address(m.Base), Size: m.Size, Flags: m.Flags})
 	}
-	if err := report.Rows(e.stdout, f, rows, imageColumns(false)); err != nil {
+	if err := report.Rows(e.stdout, v.format, rows, imageColumns(false)); err != nil {
 		return err
 	}
 	return e.warnings(problems)

@@ -59,34 +59,21 @@ func psCommand(e *env) *cli.Command {
 		Usage:        "list the processes of a guest, hidden ones too",
 		ArgsUsage:    "DOMAIN",
 		Flags:        targetFlags(),
-		Action:       func(c *cli.Context) error { return runPS(c, e) },
+		Action:       func(c *cli.Context) error { return look(c, func(v *view) error { return runPS(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }
 
-func runPS(c *cli.Context, e *env) error {
-	f, err := report.ParseFormat(c.String("format"))
-	if err != nil {
-		return err
-	}
-	t, _, done, err := openTarget(c)
-	if err != nil {
-		return err
-	}
-	defer done()
-	g, err := t.guest(c.Context)
-	if err != nil {
-		return err
-	}
-	procs, problems, err := g.Processes(c.Context)
+func runPS(c *cli.Context, e *env, v *view) error {
+	procs, problems, err := v.guest.Processes(c.Context)
 	if err != nil {
 		return err
 	}
 	rows := make([]processRow, 0, len(procs))
 	for i := range procs {
-		rows = append(rows, rowOf(t, &procs[i]))
+		rows = append(rows, rowOf(v.target, &procs[i]))
 	}
-	if err := report.Rows(e.stdout, f, rows, processColumns); err != nil {
+	if err := report.Rows(e.stdout, v.format, rows, processColumns); err != nil {
 		return err
 	}
 	return e.warnings(problems)

@@ -2,13 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/image"
 	"vmav.dev/vmav/internal/sweep"
@@ -68,7 +68,7 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 func (t *target) guest(ctx context.Context) (*introspect.Guest, error) {
 	g, err := introspect.Open(ctx, t.source, winstruct.OpenStore())
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.describe(), advise(err))
+		return nil, fmt.Errorf("%s: %w", t.describe(), err)
 	}
 	return g, nil
 }
@@ -89,15 +89,6 @@ func (t *target) sweep() sweep.Target {
 	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source}
 }
 
-// advise adds the command that gets a missing profile.
-func advise(err error) error {
-	var missing *winstruct.MissingError
-	if errors.As(err, &missing) {
-		return fmt.Errorf("%w; import its symbol file: vmav profile import %s.json.xz", err, missing.Identity.Key())
-	}
-	return err
-}
-
 // warnings writes what could not be read and returns errIncomplete if there was
 // anything.
 func (e *env) warnings(problems []introspect.Problem) error {
@@ -108,4 +99,31 @@ func (e *env) warnings(problems []introspect.Problem) error {
 		return errIncomplete
 	}
 	return nil
+}
+
+// view is a target whose Windows was found, with the format and the operands of the
+// command that looks at it.
+type view struct {
+	*target
+	guest  *introspect.Guest
+	format report.Format
+	rest   []string
+}
+
+// look opens the target of a listing command, runs it and closes the target.
+func look(c *cli.Context, do func(v *view) error) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	t, rest, done, err := openTarget(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	g, err := t.guest(c.Context)
+	if err != nil {
+		return err
+	}
+	return do(&view{t, g, f, rest})
 }

@@ -31,11 +31,13 @@ func (id Identity) String() string { return id.PDB + " " + id.Key() }
 // ErrNoProfile is wrapped by MissingError.
 var ErrNoProfile = errors.New("no profile for this kernel build")
 
-// MissingError reports a kernel whose profile no layer of the store has.
+// MissingError reports a kernel whose profile no layer of the store has. Its text
+// names the command that adds one.
 type MissingError struct{ Identity Identity }
 
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("no profile for %s, GUID %s, age %d", e.Identity.PDB, e.Identity.GUID, e.Identity.Age)
+	return fmt.Sprintf("no profile for %s, GUID %s, age %d; its symbol file adds one: vmav profile import %s-%d.json.xz",
+		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, e.Identity.GUID, e.Identity.Age)
 }
 
 func (e *MissingError) Unwrap() error { return ErrNoProfile }

@@ -23,18 +23,19 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# daemon NAME: starts a libvirt daemon unless it runs.
+# daemon NAME: starts a libvirt daemon.
 daemon() {
-	if pgrep -x "$1" >/dev/null; then return; fi
 	setsid tini -s -- "/usr/sbin/$1" -p "$run/$1.pid" >"$run/$1.log" 2>&1 </dev/null &
 	started+=($!)
 }
 
-if [ "$(id -u)" = 0 ]; then
-	daemon virtlogd
+answers() { virsh -q -c qemu:///session list >/dev/null 2>&1; }
+if [ "$(id -u)" = 0 ] && ! answers; then
+	# Another user's daemons are not ours.
+	pgrep -x -u 0 virtlogd >/dev/null || daemon virtlogd
 	daemon libvirtd
 	for _ in $(seq 100); do
-		virsh -q -c qemu:///session list >/dev/null 2>&1 && break
+		answers && break
 		sleep 0.1
 	done
 fi

@@ -27,7 +27,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
 say "A guest laid out and running as Windows $build, as a libvirt domain"
-bin/ntguest domain --build "$build" --name "$name" --kernel "$work/guest.elf" --truth "$work/truth.json" >"$work/domain.xml"
+bin/ntguest domain --build "$build" --name "$name" --kernel "$work/guest.elf" --console-log "$work/console.log" >"$work/domain.xml"
 virsh -q -c $uri create "$work/domain.xml"
 # vmav says by itself when the guest's kernel is up.
 for _ in $(seq 60); do $vmav -c $uri ps "$name" >/dev/null 2>&1 && break; sleep 1; done

@@ -35,6 +35,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			driversCommand(e),
 			scanCommand(e),
 			dumpCommand(e),
+			rebuildCommand(e),
 			structCommand(e),
 			profileCommand(e),
 			checkCommand(e),

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -82,32 +81,7 @@ func runDump(c *cli.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("%s: process %d (%s), image %s: rebuild: %w", t.describe(), p.PID, p.Name, m.Name, err)
 	}
-	record, err := json.MarshalIndent(struct {
-		Domain   string         `json:"domain"`
-		PID      uint64         `json:"pid"`
-		Process  string         `json:"process"`
-		Path     string         `json:"path"`
-		Base     report.Address `json:"base"`
-		Hashes   pe.Hashes      `json:"hashes"`
-		Fidelity *pe.Fidelity   `json:"fidelity"`
-	}{t.domain.Name, p.PID, p.Name, m.Path, report.Address(m.Base), pe.Hash(file), file.Fidelity}, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := writeNew(out, file.Data); err != nil {
-		return err
-	}
-	if err := writeNew(out+".json", append(record, '\n')); err != nil {
-		return err
-	}
-	fmt.Fprintf(e.stdout, "%s: %d bytes, rebuilt from %s\n", out, len(file.Data), report.Escape(m.Path))
-	for _, line := range file.Fidelity.Describe() {
-		fmt.Fprintln(e.stdout, "  "+report.Escape(line))
-	}
-	if !file.Fidelity.Complete() {
-		return errIncomplete
-	}
-	return nil
+	return e.writeRebuilt(out, file, origin{Domain: t.domain.Name, PID: p.PID, Process: p.Name, Path: m.Path, Base: report.Address(m.Base)})
 }
 
 func asErrors(problems []introspect.Problem) []error {

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/pe"
+	"vmav.dev/vmav/internal/report"
+)
+
+func rebuildCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:      "rebuild",
+		Usage:     "rebuild the file of a mapped image that another tool saved",
+		ArgsUsage: "MAPPED",
+		Description: "MAPPED holds an image as it lay in memory, from its base on. The rebuilt file is written to\n" +
+			"FILE and its fidelity record beside it to FILE.json. With parts missing the exit status is 2.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "base", Required: true, Usage: "`ADDRESS` that the image was mapped at"},
+			&cli.StringFlag{Name: "missing", Usage: "what the tool could not read: `RANGES` of offsets, as 0x3000-0x5000,0x9000-0xa000"},
+			&cli.StringFlag{Name: "preferred", Usage: "base `ADDRESS` that the file prefers, where it is known"},
+			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Required: true, Usage: "`FILE` to write"}},
+		Action: func(c *cli.Context) error { return runRebuild(c, e) },
+	})
+}
+
+// maxMapped bounds the file that is read, in bytes.
+const maxMapped = 1 << 30
+
+func runRebuild(c *cli.Context, e *env) error {
+	if c.NArg() != 1 {
+		return errors.New("rebuild needs one mapped image; vmav rebuild --help shows the usage")
+	}
+	path := c.Args().First()
+	base, err := strconv.ParseUint(c.String("base"), 0, 64)
+	if err != nil {
+		return fmt.Errorf("base %q is no address", c.String("base"))
+	}
+	var opt pe.Options
+	if s := c.String("preferred"); s != "" {
+		if opt.PreferredBase, err = strconv.ParseUint(s, 0, 64); err != nil {
+			return fmt.Errorf("preferred base %q is no address", s)
+		}
+	}
+	holes, err := pe.ParseRanges(c.String("missing"))
+	if err != nil {
+		return fmt.Errorf("missing ranges %q: %w", c.String("missing"), err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if st.Size() > maxMapped {
+		return fmt.Errorf("%s: its %d bytes are more than an image has", path, st.Size())
+	}
+	mapped, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	img, err := pe.ImageFromMapped(filepath.Base(path), mapped, base, holes)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	file, err := pe.Rebuild(img, opt)
+	if err != nil {
+		return fmt.Errorf("rebuild %s: %w", path, err)
+	}
+	return e.writeRebuilt(c.Path("output"), file, origin{Path: path, Base: report.Address(base)})
+}
+
+// origin says where a rebuilt file comes from, in its record.
+type origin struct {
+	Domain  string         `json:"domain,omitempty"`
+	PID     uint64         `json:"pid,omitempty"`
+	Process string         `json:"process,omitempty"`
+	Path    string         `json:"path"`
+	Base    report.Address `json:"base"`
+}
+
+// maxRecorded bounds the gaps that a written record lists one by one.
+const maxRecorded = 10000
+
+// writeRebuilt writes a rebuilt file and its record, and says in words how far it is the
+// file that was loaded.
+func (e *env) writeRebuilt(out string, file *pe.File, from origin) error {
+	record, err := json.MarshalIndent(struct {
+		origin
+		Hashes   pe.Hashes    `json:"hashes"`
+		Fidelity *pe.Fidelity `json:"fidelity"`
+	}{from, pe.Hash(file), file.Fidelity.Compact(maxRecorded)}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeNew(out, file.Data); err != nil {
+		return err
+	}
+	if err := writeNew(out+".json", append(record, '\n')); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "%s: %d bytes, rebuilt from %s\n", out, len(file.Data), report.Escape(from.Path))
+	for _, line := range file.Fidelity.Describe() {
+		fmt.Fprintln(e.stdout, "  "+report.Escape(line))
+	}
+	if !file.Fidelity.Complete() {
+		return errIncomplete
+	}
+	return nil
+}

@@ -50,10 +50,10 @@ demo: deps
 	@testdata/with-libvirt.sh testdata/demo/run.sh
 
 bench: build
-	@testdata/with-libvirt.sh testdata/bench/run.sh
+	@GO=$(GO) testdata/with-libvirt.sh testdata/bench/run.sh
 
 lint:
-	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
+	@out=$$("$$($(GO) env GOROOT)/bin/gofmt" -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.6.1 ./...
 

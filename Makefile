@@ -8,8 +8,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-# Debian's versioned Go is not on PATH by itself.
-GO      ?= $(shell command -v go >/dev/null && go env GOVERSION | grep -qE '^go1\.(2[3-9]|[3-9][0-9])' && echo go || echo /usr/lib/go-1.23/bin/go)
+# Debian's versioned Go, which make deps installs where there is none new enough, is not
+# on PATH by itself.
+ifeq ($(shell go env GOVERSION 2>/dev/null | grep -E '^go1\.(2[3-9]|[3-9][0-9])'),)
+export PATH := /usr/lib/go-1.23/bin:$(PATH)
+endif
+GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -53,7 +57,7 @@ bench: build
 	@GO=$(GO) testdata/with-libvirt.sh testdata/bench/run.sh
 
 lint:
-	@out=$$("$$($(GO) env GOROOT)/bin/gofmt" -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
+	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.6.1 ./...
 

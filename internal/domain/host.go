@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 
 	"libvirt.org/go/libvirt"
 )
@@ -27,6 +29,10 @@ var (
 type Host struct {
 	conn *libvirt.Connect
 	uri  string
+
+	mu     sync.Mutex
+	calls  int // that may outlive their caller
+	closed bool
 }
 
 // Domain is one libvirt domain at the moment it was looked up.
@@ -93,8 +99,37 @@ func (h *Host) URI() string { return h.uri }
 // Close ends the connection. Sources opened through it can be read on, but not
 // asked for registers.
 func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	if h.calls > 0 {
+		return nil // the last of them closes the connection
+	}
 	_, err := h.conn.Close()
 	return err
+}
+
+// begin notes a call that may go on after its caller gave up, and fails once the Host is
+// closed; end notes that it is over.
+func (h *Host) begin() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return os.ErrClosed
+	}
+	h.calls++
+	return nil
+}
+
+func (h *Host) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.calls--; h.calls == 0 && h.closed {
+		_, _ = h.conn.Close()
+	}
 }
 
 // List returns the domains in the order of their names: all, or those that run.

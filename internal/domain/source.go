@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
@@ -25,7 +27,7 @@ func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 	if !d.Running {
 		return nil, fmt.Errorf("domain %s is %s: %w", d.Name, d.State, ErrNotRunning)
 	}
-	pid, err := findQEMU(d.UUID)
+	pid, err := findQEMU(d)
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", d.Name, err)
 	}
@@ -35,6 +37,12 @@ func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	// The process that was opened is the one that was found, and not a later one of the
+	// same id: it is still the domain's, and src would know had it ended.
+	if again, err := findQEMU(d); err != nil || again != pid {
+		src.Close()
+		return nil, fmt.Errorf("domain %s: its QEMU process went away: %w", d.Name, source.ErrGone)
 	}
 	return src, nil
 }
@@ -47,8 +55,12 @@ func (h *Host) monitor(d Domain) func(context.Context, string) (string, error) {
 			text string
 			err  error
 		}
+		if err := h.begin(); err != nil {
+			return "", err
+		}
 		done := make(chan answer, 1)
 		go func() {
+			defer h.end()
 			dom, err := h.conn.LookupDomainByUUIDString(d.UUID)
 			if err != nil {
 				done <- answer{err: err}
@@ -74,20 +86,57 @@ func (h *Host) monitor(d Domain) func(context.Context, string) (string, error) {
 	}
 }
 
-// findQEMU returns the process that runs the domain of a UUID: libvirt starts QEMU
-// with `-uuid`. Pid files are not asked, because a stale one names a stranger.
-func findQEMU(uuid string) (int, error) {
+// findQEMU returns the process that runs a domain: a QEMU program that was started with
+// the domain's UUID, as libvirt does. Any user can start one like it; where there are
+// several, libvirt's own pid file decides, and without it none is read.
+func findQEMU(d Domain) (int, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return 0, err
 	}
-	want := []byte("\x00-uuid\x00" + uuid + "\x00")
+	want := []byte("\x00-uuid\x00" + d.UUID + "\x00")
+	var found []int
 	for _, dir := range dirs {
 		line, err := os.ReadFile(dir + "/cmdline")
 		if err != nil || !bytes.Contains(line, want) {
 			continue
 		}
-		return strconv.Atoi(filepath.Base(dir))
+		exe, err := os.Readlink(dir + "/exe")
+		if err == nil && !strings.HasPrefix(filepath.Base(exe), "qemu") {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+			found = append(found, pid)
+		}
 	}
-	return 0, fmt.Errorf("no process on this host runs it: %w", ErrNotRunning)
+	switch len(found) {
+	case 0:
+		return 0, fmt.Errorf("no process on this host runs it: %w", ErrNotRunning)
+	case 1:
+		return found[0], nil
+	}
+	for _, file := range pidFiles(d.Name) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err == nil && slices.Contains(found, pid) {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("processes %v all claim to run it, and libvirt's pid file names none of them", found)
+}
+
+// pidFiles are where libvirt's system and session daemons keep a domain's pid.
+func pidFiles(name string) []string {
+	name = filepath.Base(name) + ".pid"
+	files := []string{filepath.Join("/run/libvirt/qemu", name)}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		files = append(files, filepath.Join(dir, "libvirt/qemu/run", name))
+	}
+	if os.Getuid() != 0 {
+		files = append(files, filepath.Join(fmt.Sprintf("/run/user/%d", os.Getuid()), "libvirt/qemu/run", name))
+	}
+	return files
 }

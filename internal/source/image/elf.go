@@ -11,7 +11,11 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-const maxNotes = 16 << 20 // bytes of notes that are read
+// Bounds on the notes of one core: bytes in all, and vCPUs.
+const (
+	maxNotes = 16 << 20
+	maxCPUs  = 4096
+)
 
 // parseELF reads the program headers of a core and the registers in its notes. The
 // physical addresses of its segments are the guest's.
@@ -26,6 +30,7 @@ func parseELF(r io.ReaderAt, size uint64) (segs []segment, regs []source.Registe
 	if len(f.Progs) > maxSegments {
 		return nil, nil, fmt.Errorf("%d program headers", len(f.Progs))
 	}
+	left := uint64(maxNotes)
 	for _, p := range f.Progs {
 		switch p.Type {
 		case elf.PT_LOAD:
@@ -33,9 +38,10 @@ func parseELF(r io.ReaderAt, size uint64) (segs []segment, regs []source.Registe
 				segs = append(segs, segment{source.Range{Start: p.Paddr, Size: n}, p.Off})
 			}
 		case elf.PT_NOTE:
-			if p.Filesz > maxNotes {
-				return nil, nil, fmt.Errorf("%d bytes of notes", p.Filesz)
+			if p.Filesz > left {
+				return nil, nil, fmt.Errorf("more than %d bytes of notes", maxNotes)
 			}
+			left -= p.Filesz
 			notes := make([]byte, p.Filesz)
 			if _, err := r.ReadAt(notes, int64(p.Off)); err != nil {
 				return nil, nil, fmt.Errorf("read notes: %w", err)
@@ -44,7 +50,9 @@ func parseELF(r io.ReaderAt, size uint64) (segs []segment, regs []source.Registe
 			if err != nil {
 				return nil, nil, err
 			}
-			regs = append(regs, found...)
+			if regs = append(regs, found...); len(regs) > maxCPUs {
+				return nil, nil, fmt.Errorf("more than %d vCPUs", maxCPUs)
+			}
 		}
 	}
 	return segs, regs, nil

@@ -62,14 +62,21 @@ func parseMemoryTree(text string) ([]region, error) {
 	return merge(out)
 }
 
-// notGuestRAM tells what QEMU backs with RAM beside the guest's memory.
+// notGuestRAM tells what QEMU backs with RAM beside the guest's memory: firmware, option
+// ROMs, video memory, tables handed over by firmware, memory shared with other guests. The
+// names are QEMU's own; a memory backend of the user's is called as the user likes, so
+// only whole parts of a name count.
 func notGuestRAM(name string) bool {
-	for _, s := range []string{"vram", "vga", "qxl", ".rom", ".bios", "bios", "rom", "flash", "acpi", "smram", "tseg"} {
-		if strings.Contains(name, s) {
+	switch name {
+	case "pc.bios", "pc.rom", "isa-bios", "smram", "tseg":
+		return true
+	}
+	for _, prefix := range []string{"vga.", "qxl.", "virtio-vga", "cirrus_vga.", "ati.", "bochs", "system.flash", "etc/", "/rom@", "ivshmem"} {
+		if strings.HasPrefix(name, prefix) {
 			return true
 		}
 	}
-	return false
+	return strings.HasSuffix(name, ".rom") || strings.HasSuffix(name, ".vram") || strings.HasSuffix(name, ".bios")
 }
 
 // merge checks the order of ranges and joins neighbours of one block.

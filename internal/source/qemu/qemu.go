@@ -187,8 +187,19 @@ func (g *Guest) alive() error {
 	return source.ErrGone
 }
 
-// ReadPhysBatch implements source.BatchReader: many requests a system call.
+// ReadPhysBatch implements source.BatchReader: many requests a system call. Where it
+// fails as a whole, every request carries the error.
 func (g *Guest) ReadPhysBatch(reqs []source.Request) error {
+	err := g.readBatch(reqs)
+	if err != nil {
+		for i := range reqs {
+			reqs[i].Err = err
+		}
+	}
+	return err
+}
+
+func (g *Guest) readBatch(reqs []source.Request) error {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	if g.closed {

@@ -27,7 +27,9 @@
 #define KVM_MEMHOOK_MAX_RANGES		1024U		/* ranges in one READ or WRITE */
 #define KVM_MEMHOOK_MAX_RANGE_BYTES	(64U << 20)	/* bytes in one range */
 #define KVM_MEMHOOK_MAX_ACTIONS		64U		/* pending on one descriptor */
-#define KVM_MEMHOOK_MAX_WATCHES		64U		/* DTBs in one hook */
+#define KVM_MEMHOOK_MAX_SAVED		16U		/* contexts kept on one descriptor */
+#define KVM_MEMHOOK_MAX_GUARDS		4U		/* guards of one action */
+#define KVM_MEMHOOK_MAX_WATCHES		64U		/* DTBs in one set of hooks */
 #define KVM_MEMHOOK_RING_EVENTS		1024U		/* events kept for one descriptor */
 
 /* Argument of KVM_MEMHOOK_ATTACH; the ioctl returns the VM's descriptor. */
@@ -133,7 +135,8 @@ struct kvm_memhook_regs {
  * and an empty mask removes it. NEW_DTB reports each DTB the first time it is
  * seen loaded since the set was made (from a table of the most recent 512;
  * a DTB pushed out of it is reported again); the other two only the DTBs listed.
- * A DTB is seen when a vCPU enters the guest with it loaded, not at every CR3 write.
+ * A DTB is seen when a vCPU enters the guest with it loaded, not at every CR3
+ * write: what comes and goes between two exits of a vCPU is not seen.
  */
 #define KVM_MEMHOOK_HOOK_NEW_DTB	(1U << 0) /* a DTB not seen before */
 #define KVM_MEMHOOK_HOOK_SWITCH		(1U << 1) /* a vCPU has one of dtb[] loaded, and had not at its entry before */
@@ -143,33 +146,72 @@ struct kvm_memhook_hooks {
 	__u32 mask;		/* KVM_MEMHOOK_HOOK_* */
 	__u32 count;		/* DTBs that follow */
 	__u64 dtb;		/* __u64 *, physical addresses; flag bits are ignored */
+	__u32 period_us;	/* interrupt vCPUs that run this often, 500 to 1000000; 0: never */
+	__u32 reserved;
 };
 
 /*
- * Actions on a guest process, named by its DTBs. Delivered to a vCPU that is
- * about to enter the guest at CPL 3 with one of them loaded, with no event
- * injection in flight, no interrupt shadow and no nested guest.
+ * Actions on a guest process, named by its DTBs. But for HOLD they are delivered
+ * to a vCPU that is about to enter the guest at CPL 3 with one of the DTBs
+ * loaded, with no event injection in flight, no interrupt shadow, no nested
+ * guest, and CR0.TS clear. While one is pending, vCPUs that run are interrupted
+ * about once a millisecond.
  */
 #define KVM_MEMHOOK_ACTION_REDIRECT	1 /* set registers of a thread */
 #define KVM_MEMHOOK_ACTION_PAGE_IN	2 /* raise a page fault at address */
 #define KVM_MEMHOOK_ACTION_CAPTURE	3 /* change nothing: report the thread's registers */
+#define KVM_MEMHOOK_ACTION_RESTORE	4 /* give a thread its saved context back */
+/*
+ * HOLD: no thread of the process executes an instruction in user mode until the
+ * action is cancelled or expires, which releases it. The top-level entries of
+ * the user half of the table that user mode runs on are made non-executable, and
+ * every vCPU's TLB is flushed; it is applied once that has happened. The guest
+ * sees instruction fetch faults on pages that are present and executable, finds
+ * nothing to do and schedules other threads meanwhile. Long mode only.
+ */
+#define KVM_MEMHOOK_ACTION_HOLD		5
 
-/* REDIRECT: every thread, one by one, until the deadline; default is one. */
+/* REDIRECT, CAPTURE: every thread, one by one, until the deadline; default is one. */
 #define KVM_MEMHOOK_ACTION_ALL_THREADS	(1U << 0)
 /* Deliver only to a thread whose RIP is in [rip_min, rip_max]. */
 #define KVM_MEMHOOK_ACTION_RIP_RANGE	(1U << 1)
-/* Deliver only to the thread whose TEB (GS base; FS base in 32-bit code) is teb. */
+/* Deliver only to the thread whose TEB (GS base in long mode, else FS base) is teb. */
 #define KVM_MEMHOOK_ACTION_TEB		(1U << 2)
+/* Deliver only to a thread that executes 64-bit code (CS.L), or only to one that does not. */
+#define KVM_MEMHOOK_ACTION_CODE64	(1U << 3)
+#define KVM_MEMHOOK_ACTION_CODE32	(1U << 4)
+/*
+ * REDIRECT of one thread to rip and nothing else: its whole context (general
+ * registers, RIP, RFLAGS, CS, x87, SSE and AVX state) is kept under the action's
+ * cookie. rip, the park address, must be an instruction that jumps to itself:
+ * the thread is parked while its RIP is there. The context must be given back by
+ * RESTORE; when the descriptor is closed first, the module does so itself.
+ */
+#define KVM_MEMHOOK_ACTION_SAVE		(1U << 5)
+/* REDIRECT, CAPTURE: only the thread whose context is kept as saved, while it is parked. */
+#define KVM_MEMHOOK_ACTION_PARKED	(1U << 6)
 
 /* Bits of kvm_memhook_action.set beyond the 16 general registers. */
 #define KVM_MEMHOOK_SET_RIP		(1U << 16)
 #define KVM_MEMHOOK_SET_RFLAGS		(1U << 17) /* only the arithmetic flags and DF */
+#define KVM_MEMHOOK_SET_CODE64		(1U << 18) /* CS becomes flat 64-bit user code of selector cs */
+
+/*
+ * A condition on guest memory, looked at in the moment of delivery while this
+ * vCPU stands still: (*(u64 *)gpa & mask) == value. If it does not hold the
+ * action ends as cancelled and nothing is done.
+ */
+struct kvm_memhook_guard {
+	__u64 gpa;		/* guest RAM, a multiple of 8 */
+	__u64 mask;		/* not 0 */
+	__u64 value;		/* no bits outside mask */
+};
 
 struct kvm_memhook_action {
 	__u32 type;		/* KVM_MEMHOOK_ACTION_* */
 	__u32 flags;
-	__u64 cookie;		/* returned in the outcome; unique while pending */
-	__u64 dtb;		/* kernel DTB of the process */
+	__u64 cookie;		/* returned in the outcome; unique while pending or saved */
+	__u64 dtb;		/* kernel DTB of the process; flag bits are ignored */
 	__u64 user_dtb;		/* KVA-shadow DTB, or 0 */
 	__u32 timeout_ms;	/* 1 to 600000 */
 	__u32 set;		/* REDIRECT: registers to set */
@@ -178,10 +220,14 @@ struct kvm_memhook_action {
 	__u64 rflags;
 	__u64 address;		/* PAGE_IN: user address */
 	__u32 error_code;	/* PAGE_IN: of the page fault; user (4) is required, write (2), fetch (16) allowed */
-	__u32 reserved;
+	__u32 cs;		/* SET_CODE64: selector, RPL 3 */
 	__u64 rip_min;
 	__u64 rip_max;
 	__u64 teb;
+	__u64 saved;		/* PARKED, RESTORE: cookie of the SAVE */
+	__u32 guards;		/* valid entries of guard[] */
+	__u32 reserved;
+	struct kvm_memhook_guard guard[KVM_MEMHOOK_MAX_GUARDS];
 };
 
 struct kvm_memhook_cancel {
@@ -192,14 +238,19 @@ struct kvm_memhook_cancel {
 
 #define KVM_MEMHOOK_CANCEL_ALL		(1U << 0)
 
-/* Events, read(2) whole from the VM's descriptor. */
+/* Events, read(2) whole from the VM's descriptor or out of its ring. */
 #define KVM_MEMHOOK_EVENT_GONE		1 /* the VM's process has ended; last event */
 #define KVM_MEMHOOK_EVENT_NEW_DTB	2
 #define KVM_MEMHOOK_EVENT_SWITCH	3
 #define KVM_MEMHOOK_EVENT_USER		4
 #define KVM_MEMHOOK_EVENT_APPLIED	5 /* action: regs are the thread's own, before it */
 #define KVM_MEMHOOK_EVENT_EXPIRED	6 /* action: deadline passed; count threads were reached */
-#define KVM_MEMHOOK_EVENT_CANCELLED	7
+#define KVM_MEMHOOK_EVENT_CANCELLED	7 /* action: see reason */
+
+#define KVM_MEMHOOK_REASON_ASKED	0 /* CANCEL */
+#define KVM_MEMHOOK_REASON_GUARD	1 /* a guard did not hold */
+#define KVM_MEMHOOK_REASON_MOVED	2 /* the VMM changed what backs a guard's or a held table's page */
+#define KVM_MEMHOOK_REASON_STATE	3 /* this vCPU's state cannot be read or set (confidential guest, foreign KVM) */
 
 struct kvm_memhook_event {
 	__u32 type;		/* KVM_MEMHOOK_EVENT_* */
@@ -214,8 +265,28 @@ struct kvm_memhook_event {
 	__u64 gpr[16];
 	__u32 cpl;
 	__u32 count;		/* threads reached so far */
+	__u32 reason;		/* KVM_MEMHOOK_REASON_* */
 	__u16 cs;
-	__u16 reserved16[3];
+	__u16 code64;		/* CS.L */
+};
+
+/*
+ * The ring of events, mapped at offset KVM_MEMHOOK_RING_OFFSET of the VM's
+ * descriptor, readable and writable: this page, then the events. An event at
+ * index i is in slot i % capacity; those from tail to head (both counted without
+ * end) are there to be read. The reader reads head, then the events, then moves
+ * tail up to it. poll(2) waits for head != tail. read(2) takes events out of the
+ * same ring.
+ */
+#define KVM_MEMHOOK_RING_OFFSET		(1ULL << 56)
+
+struct kvm_memhook_ring {
+	__u32 head;		/* written by the module */
+	__u32 tail;		/* written by the reader */
+	__u32 capacity;		/* KVM_MEMHOOK_RING_EVENTS */
+	__u32 event_size;	/* bytes */
+	__u64 lost;		/* events that found the ring full, since attach */
+	__u64 events_offset;	/* bytes from the start of the mapping */
 };
 
 #define KVM_MEMHOOK_IOC		0xB7

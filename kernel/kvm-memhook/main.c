@@ -4,6 +4,8 @@
  * device node's owner and group allow, plus what it takes to have a VM's
  * descriptor at all (pidfd_getfd(2): ptrace access to the VMM).
  */
+#define pr_fmt(fmt) "kvm-memhook: " fmt
+
 #include <linux/compat.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -31,11 +33,11 @@ static long kmh_vm_info(struct kmh_vm *vm, struct kvm_memhook_info __user *uarg)
 {
 	struct kvm_memhook_info info = {
 		.api = KVM_MEMHOOK_API,
-		.vendor = boot_cpu_has(X86_FEATURE_SVM) ? KVM_MEMHOOK_VENDOR_AMD :
-							  KVM_MEMHOOK_VENDOR_INTEL,
+		.vendor = kmh_cpu->vendor,
 		.state = kmh_vm_gone(vm) ? KVM_MEMHOOK_STATE_GONE : 0,
 		.vcpus = atomic_read(&vm->kvm->online_vcpus),
 		.slots_generation = kmh_slots_generation(vm),
+		.events_lost = READ_ONCE(vm->events_lost),
 	};
 
 	return copy_to_user(uarg, &info, sizeof(info)) ? -EFAULT : 0;
@@ -61,6 +63,14 @@ static long kmh_vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	case KVM_MEMHOOK_SYNC:
 		kmh_map_sync(vm);
 		return 0;
+	case KVM_MEMHOOK_GET_REGS:
+		return kmh_vcpu_regs(vm, uarg);
+	case KVM_MEMHOOK_SET_HOOKS:
+		return kmh_hooks_ioctl(vm, uarg);
+	case KVM_MEMHOOK_ADD_ACTION:
+		return kmh_action_add(vm, uarg);
+	case KVM_MEMHOOK_CANCEL:
+		return kmh_action_cancel(vm, uarg);
 	default:
 		return -ENOTTY;
 	}
@@ -78,6 +88,8 @@ const struct file_operations kmh_vm_fops = {
 	.unlocked_ioctl = kmh_vm_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 	.mmap = kmh_mmap,
+	.read = kmh_event_read,
+	.poll = kmh_event_poll,
 	.llseek = noop_llseek,
 };
 
@@ -95,19 +107,41 @@ static struct miscdevice kmh_dev = {
 	.mode = 0660,
 };
 
+struct workqueue_struct *kmh_wq;
+
 static int __init kmh_init(void)
 {
-	if (!boot_cpu_has(X86_FEATURE_SVM) && !boot_cpu_has(X86_FEATURE_VMX)) {
-		pr_err("kvm-memhook: this CPU has neither SVM nor VMX; a paravirtual KVM is not supported\n");
+	struct module *kvm;
+	int err;
+
+	if (kmh_cpu_init()) {
+		pr_err("this CPU has neither SVM nor VMX; a paravirtual KVM is not supported\n");
 		return -ENODEV;
 	}
-	return misc_register(&kmh_dev);
+	if (!kmh_kvm_module(&kvm)) {
+		pr_err("no kvm module is loaded; load kvm_amd or kvm_intel first (a KVM that is built in, or another's, is not supported)\n");
+		return -ENODEV;
+	}
+	module_put(kvm);
+	err = kmh_fpu_init();
+	if (err) {
+		pr_err("this CPU's XSAVE area is laid out in an unknown way\n");
+		return err;
+	}
+	kmh_wq = alloc_workqueue("kvm-memhook", WQ_UNBOUND, 0);
+	if (!kmh_wq)
+		return -ENOMEM;
+	err = misc_register(&kmh_dev);
+	if (err)
+		destroy_workqueue(kmh_wq);
+	return err;
 }
 
 static void __exit kmh_exit(void)
 {
 	misc_deregister(&kmh_dev);
-	/* Frees by kfree_rcu() are the core's; nothing of ours runs after this. */
+	/* A worker that has given up the last attachment may still be on its way out. */
+	destroy_workqueue(kmh_wq);
 }
 
 module_init(kmh_init);

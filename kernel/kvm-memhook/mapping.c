@@ -28,7 +28,7 @@
 static const struct address_space_operations kmh_aops;
 static struct lock_class_key kmh_i_mmap_key;
 
-int kmh_map_init(struct kmh_vm *vm, struct inode *host)
+int kmh_map_init(struct kmh_vm *vm)
 {
 	vm->windows = kvcalloc(KMH_MAX_WINDOWS, sizeof(*vm->windows), GFP_KERNEL_ACCOUNT);
 	if (!vm->windows)
@@ -36,11 +36,10 @@ int kmh_map_init(struct kmh_vm *vm, struct inode *host)
 	init_rwsem(&vm->map_lock);
 	spin_lock_init(&vm->windows_lock);
 	/*
-	 * An address_space of our own on the shared anonymous inode: entries of
-	 * this descriptor can be removed without touching anyone else's.
+	 * An address_space of our own, put on the shared anonymous inode when there
+	 * is a descriptor: its entries can be removed without touching anyone else's.
 	 */
 	address_space_init_once(&vm->mapping);
-	vm->mapping.host = host;
 	vm->mapping.a_ops = &kmh_aops;
 	mapping_set_gfp_mask(&vm->mapping, GFP_USER);
 	/* It nests inside the i_mmap lock of the file that backs guest RAM. */
@@ -61,7 +60,7 @@ static void kmh_zap(struct kmh_vm *vm, gfn_t gfn, u64 npages)
 
 void kmh_map_zap_all(struct kmh_vm *vm)
 {
-	unmap_mapping_range(&vm->mapping, 0, 0, 1);
+	unmap_mapping_range(&vm->mapping, 0, KVM_MEMHOOK_RING_OFFSET, 1);
 }
 
 /* Remembers the slot; false when the table is full. */
@@ -146,6 +145,7 @@ int kmh_map_invalidate_start(struct kmh_vm *vm, const struct mmu_notifier_range 
 	}
 	vm->invalidating++;
 	up_write(&vm->map_lock);
+	kmh_actions_invalidate(vm, range->start, range->end);
 	/*
 	 * A window added between the test above and here belongs to an insertion
 	 * that sees invalidating and inserts nothing.
@@ -359,6 +359,10 @@ int kmh_mmap(struct file *file, struct vm_area_struct *vma)
 
 	if (kmh_vm_gone(vm))
 		return -ESRCH;
+	if (vma->vm_pgoff >= KVM_MEMHOOK_RING_OFFSET >> PAGE_SHIFT)
+		return kmh_ring_mmap(vm, vma);
+	if (vma->vm_pgoff + vma_pages(vma) > KVM_MEMHOOK_RING_OFFSET >> PAGE_SHIFT)
+		return -EINVAL;
 	/*
 	 * A writable entry could not be told from one of a page that KSM or a
 	 * fork shares, so writing goes through WRITE.

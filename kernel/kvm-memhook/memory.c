@@ -90,6 +90,34 @@ long kmh_get_pages(struct kmh_vm *vm, unsigned long hva, unsigned long n,
 	return got;
 }
 
+/*
+ * kmh_get_guest_page() - a reference to the page that backs gfn now
+ *
+ * For writing it is pinned (unpin_user_pages_dirty_lock()), otherwise referenced
+ * (put_page()). hva is its address in the VMM. May sleep.
+ */
+int kmh_get_guest_page(struct kmh_vm *vm, gfn_t gfn, bool write, struct page **page,
+		       unsigned long *hva)
+{
+	struct kvm_memory_slot *slot;
+	long got = -ENXIO;
+	int idx;
+
+	if (!mmget_not_zero(vm->mm))
+		return -ESRCH;
+	idx = kmh_slots_enter(vm);
+	slot = kmh_slot_of(vm, gfn);
+	if (slot && write && slot->flags & KVM_MEM_READONLY) {
+		got = -EROFS;
+	} else if (slot) {
+		*hva = kmh_hva(slot, gfn);
+		got = kmh_get_pages(vm, *hva, 1, write ? FOLL_WRITE : 0, page);
+	}
+	kmh_slots_exit(vm, idx);
+	mmput(vm->mm);
+	return got < 0 ? got : got == 1 ? 0 : -EFAULT;
+}
+
 static void *kmh_kmap(struct page *page)
 {
 #ifdef KMH_HAS_KMAP_LOCAL

@@ -79,6 +79,7 @@ static void kmh_mn_release(struct mmu_notifier *mn, struct mm_struct *mm)
 
 	smp_store_release(&vm->gone, true);
 	kmh_map_zap_all(vm);
+	kmh_event_gone(vm);
 	wake_up_all(&vm->wait);
 }
 
@@ -98,87 +99,117 @@ static const struct mmu_notifier_ops kmh_mn_ops = {
 	.invalidate_range_end = kmh_mn_end,
 };
 
-/* kmh_vm_attach() - make a descriptor for the VM that arg->vm_fd names */
-int kmh_vm_attach(const struct kvm_memhook_attach *arg)
+/*
+ * kmh_vm_create() - an attachment to the VM that vm_fd names
+ *
+ * Its events go to the client or, with NULL, to its ring. kmh_vm_release() undoes it.
+ */
+struct kmh_vm *kmh_vm_create(int vm_fd, const struct kvm_memhook_client *client)
 {
 	struct kmh_vm *vm;
-	struct file *file;
-	int fd, err;
-
-	if (arg->api >> 16 != KVM_MEMHOOK_API_MAJOR || arg->api > KVM_MEMHOOK_API)
-		return -EPROTO;
-	if (arg->flags || arg->reserved)
-		return -EINVAL;
+	int err;
 
 	vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	if (!vm)
-		return -ENOMEM;
+		return ERR_PTR(-ENOMEM);
+	vm->client = client;
 	init_waitqueue_head(&vm->wait);
-	vm->mn.ops = &kmh_mn_ops;
-
-	vm->vm_file = fget(arg->vm_fd);
-	if (!vm->vm_file) {
-		err = -EBADF;
+	kmh_actions_init(vm);
+	vm->vm_file = fget(vm_fd);
+	err = -EBADF;
+	if (!vm->vm_file)
 		goto free;
-	}
 	err = kmh_check_file(vm->vm_file);
 	if (err)
 		goto put_file;
 	vm->kvm = vm->vm_file->private_data;
 	vm->mm = vm->kvm->mm;
 	mmgrab(vm->mm);
-
-	err = get_unused_fd_flags(O_CLOEXEC);
-	if (err < 0)
-		goto drop_mm;
-	fd = err;
-
-	/* The file's release undoes the rest, so it is made before it. */
-	file = anon_inode_getfile("kvm-memhook-vm", &kmh_vm_fops, vm, O_RDWR | O_CLOEXEC);
-	if (IS_ERR(file)) {
-		err = PTR_ERR(file);
-		goto put_fd;
-	}
-	err = kmh_map_init(vm, file_inode(file));
+	err = kmh_map_init(vm);
 	if (err)
-		goto put_new;
-	file->f_mapping = &vm->mapping;
+		goto drop_mm;
+	err = kmh_ring_init(vm);
+	if (err)
+		goto map_destroy;
 
 	/* Registration needs the address space alive; a dying VMM is no VM. */
 	err = -ESRCH;
 	if (!mmget_not_zero(vm->mm))
-		goto put_new;
+		goto ring_destroy;
+	vm->mn.ops = &kmh_mn_ops;
 	err = mmu_notifier_register(&vm->mn, vm->mm);
 	mmput(vm->mm);
 	if (err)
-		goto put_new;
-	fd_install(fd, file);
-	return fd;
+		goto ring_destroy;
+	return vm;
 
-put_new:
-	/* kmh_vm_release() gives back mm, file and vm. */
-	put_unused_fd(fd);
-	vm->mn.ops = NULL; /* not registered */
-	fput(file);
-	return err;
-put_fd:
-	put_unused_fd(fd);
+ring_destroy:
+	kmh_ring_destroy(vm);
+map_destroy:
+	kmh_map_destroy(vm);
 drop_mm:
 	mmdrop(vm->mm);
 put_file:
 	fput(vm->vm_file);
 free:
 	kfree(vm);
-	return err;
+	return ERR_PTR(err);
 }
 
-/* kmh_vm_release() - the last reference to the descriptor has gone */
-void kmh_vm_release(struct kmh_vm *vm)
+/* kmh_vm_free() - give everything back; nothing refers to the attachment any more */
+void kmh_vm_free(struct kmh_vm *vm)
 {
-	if (vm->mn.ops)
-		mmu_notifier_unregister(&vm->mn, vm->mm);
+	mmu_notifier_unregister(&vm->mn, vm->mm);
+	kmh_actions_destroy(vm);
+	kmh_ring_destroy(vm);
 	kmh_map_destroy(vm);
 	mmdrop(vm->mm);
 	fput(vm->vm_file);
 	kfree(vm);
+	module_put(THIS_MODULE);
+}
+
+/*
+ * kmh_vm_release() - the last reference to the attachment has gone
+ *
+ * Where threads of the guest are parked it goes on by itself until they have their
+ * contexts back, and keeps the module that long.
+ */
+void kmh_vm_release(struct kmh_vm *vm)
+{
+	__module_get(THIS_MODULE);
+	if (!kmh_actions_close(vm))
+		kmh_vm_free(vm);
+}
+
+/* kmh_vm_attach() - make a descriptor for the VM that arg->vm_fd names */
+int kmh_vm_attach(const struct kvm_memhook_attach *arg)
+{
+	struct kmh_vm *vm;
+	struct file *file;
+	int fd;
+
+	if (arg->api >> 16 != KVM_MEMHOOK_API_MAJOR || arg->api > KVM_MEMHOOK_API)
+		return -EPROTO;
+	if (arg->flags || arg->reserved)
+		return -EINVAL;
+	vm = kmh_vm_create(arg->vm_fd, NULL);
+	if (IS_ERR(vm))
+		return PTR_ERR(vm);
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
+		kmh_vm_release(vm);
+		return fd;
+	}
+	file = anon_inode_getfile("kvm-memhook-vm", &kmh_vm_fops, vm, O_RDWR | O_CLOEXEC);
+	if (IS_ERR(file)) {
+		put_unused_fd(fd);
+		kmh_vm_release(vm);
+		return PTR_ERR(file);
+	}
+	/* The file's release undoes the rest from here on. */
+	vm->mapping.host = file_inode(file);
+	file->f_mapping = &vm->mapping;
+	fd_install(fd, file);
+	return fd;
 }

@@ -35,7 +35,7 @@ if ! as_root unshare -m sh -c 'mount -t proc proc "$1/proc" && exec chroot "$1" 
 	echo "build.sh: the module does not build for $RELEASE; the log is $log" >&2
 	exit 1
 fi
-for ko in "$src"/*.ko; do install -m 644 "$ko" "$out/"; done
+for ko in "$src"/*.ko "$src"/sample/*.ko; do install -m 644 "$ko" "$out/"; done
 warnings=$(grep -ciE 'warning|undefined!' "$log" || true)
 compiler=$(readelf -p .comment "$out/kvm_memhook.ko" | sed -n 's/.*\(GCC: .*\)/\1/p' | head -n 1)
 printf '%-24s %-48s warnings: %s\n' "$RELEASE" "${compiler%%$'\n'*}" "$warnings"

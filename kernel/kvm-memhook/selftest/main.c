@@ -39,7 +39,7 @@ static int run(const struct test *t)
 
 int main(int argc, char **argv)
 {
-	const struct test *sets[] = { memory_tests, mapping_tests, lifetime_tests };
+	const struct test *sets[] = { memory_tests, mapping_tests, lifetime_tests, vcpu_tests, hook_tests, action_tests };
 	int failed = 0, count = 0;
 
 	for (size_t i = 0; i < sizeof(sets) / sizeof(*sets); i++)

@@ -182,7 +182,7 @@ struct kvm_memhook_hooks {
 #define KVM_MEMHOOK_ACTION_CODE32	(1U << 4)
 /*
  * REDIRECT of one thread to rip and nothing else: its whole context (general
- * registers, RIP, RFLAGS, CS, x87, SSE and AVX state) is kept under the action's
+ * registers, RIP, RFLAGS, x87, SSE and AVX state) is kept under the action's
  * cookie. rip, the park address, must be an instruction that jumps to itself:
  * the thread is parked while its RIP is there. The context must be given back by
  * RESTORE; when the descriptor is closed first, the module does so itself.

@@ -7,9 +7,6 @@ set -euo pipefail
 module=$1 selftest=$2
 shift 2
 
-export KMH_SAMPLE
-KMH_SAMPLE=$(dirname "$module")/kmh_sample.ko # for the test of hooks from within the kernel
-
 modprobe kvm_amd
 insmod "$module"
 status=0

@@ -69,6 +69,9 @@ func start(t testing.TB, build string, more ...string) *guest {
 	g := &guest{t: t, name: fmt.Sprintf("vmav-test-%s-%d-%d", build, os.Getpid(), time.Now().UnixNano()%1e6)}
 	socket := filepath.Join(dir, "console")
 	args := append([]string{"domain", "--build", build, "--name", g.name, "--kernel", filepath.Join(dir, "guest.elf"), "--console-socket", socket}, more...)
+	if inLab() {
+		args = append(args, "--type", "kvm")
+	}
 	xml, err := exec.Command(bin(t, "ntguest"), args...).Output()
 	if err != nil {
 		t.Fatalf("ntguest %v: %v", args, err)

@@ -30,12 +30,13 @@ ip link set lo up
 
 cat >/new/lab/run <<'S'
 cd "$WORKDIR" && . /lab/out/env
-bash /lab/out/command </dev/null >/dev/ttyS1 2>&1
-echo $? >/lab/out/status
+bash /lab/out/command </dev/null 2>&1 | cat >/dev/ttyS1 # no terminal
+echo ${PIPESTATUS[0]} >/lab/out/status
 dmesg >/lab/out/dmesg
 sync
+busybox poweroff -f
 S
 stty -F /new/dev/ttyS1 115200 -opost 2>/dev/null
-WORKDIR=$WORKDIR PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
-	chroot /new /bin/bash /lab/run
-poweroff -f
+export WORKDIR PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+# tini reaps what the daemons leave behind.
+exec /bin/busybox switch_root /new /usr/bin/tini -- /bin/bash /lab/run

@@ -12,6 +12,9 @@
 #   -o   directory for the console log and what the command leaves in
 #        /lab/out (a temporary one)
 #
+# LAB_QEMU, LAB_THREAD (single or multi) and LAB_SMP choose another emulation, and
+# LAB_APPEND adds to the kernel's command line. VMAV_* and LAB_* variables cross over.
+#
 # Exit: the command's own status; 97 the kernel complained; 98 no result (the
 # lab hung, crashed or never came up); 99 the lab could not be set up.
 set -euo pipefail
@@ -78,8 +81,8 @@ env | grep -E '^(VMAV|LAB)_[A-Z_]*=' | while IFS='=' read -r k v; do printf 'exp
 
 # TCG always: where /dev/kvm exists here it may be a paravirtual variant.
 # Emulated time runs slowly on a loaded host, hence the long stall limits.
-nice -n 5 qemu-system-x86_64 \
-	-accel tcg,thread=multi -cpu max -smp 2 -m "$mem" -no-reboot -nodefaults \
+nice -n 5 timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
+	-accel tcg,thread=${LAB_THREAD:-single} -cpu max -smp ${LAB_SMP:-2} -m "$mem" -no-reboot -nodefaults \
 	-display none -monitor none \
 	-serial file:"$out/console.log" -serial stdio \
 	-kernel "$VMLINUZ" -initrd "$work/initrd" \
@@ -88,11 +91,10 @@ nice -n 5 qemu-system-x86_64 \
 	-virtfs local,path="$out",mount_tag=out,security_model=none \
 	-device virtio-rng-pci </dev/null &
 qemu=$!
-(sleep "$limit"; echo "run.sh: no result after $limit s" >&2; kill "$qemu") 2>/dev/null &
-timer=$!
-wait "$qemu" || true
+ended=0
+wait "$qemu" || ended=$?
 qemu=
-kill "$timer" 2>/dev/null || true
+[ $ended != 124 ] || echo "run.sh: no result after $limit s" >&2
 
 # What a kernel prints at boot about RCU is not a complaint.
 complaints='BUG:|WARNING:|Oops|Call Trace|general protection fault|Unable to handle|KASAN|UBSAN|lockdep|detected (expedited )?stalls|self-detected stall|suspicious RCU|possible (recursive|circular) locking|blocked for more than|refcount_t:'

@@ -26,6 +26,8 @@ fi
 module=$1
 shift
 export VMAV_LAB=1
+KMH_SAMPLE=$(dirname "$module")/kmh_sample.ko # for the selftest of hooks from within the kernel
+export KMH_SAMPLE
 
 modprobe kvm_amd
 [ -c /dev/kvm ] || { echo "with-module.sh: no /dev/kvm" >&2; exit 1; }

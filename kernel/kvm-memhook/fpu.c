@@ -16,18 +16,23 @@
 
 static bool kmh_has_xsave;
 
+/* End of component i in an area of the standard form, in bytes (CPUID leaf 0Dh). */
+static u64 kmh_component_end(u32 i)
+{
+	u32 size = 0xd, offset, ecx = i, edx;
+
+	asm volatile("cpuid" : "+a" (size), "=b" (offset), "+c" (ecx), "=d" (edx));
+	return (u64)size + offset;
+}
+
 int kmh_fpu_init(void)
 {
-	unsigned int i, eax, ebx, ecx, edx;
+	u32 i;
 
 	kmh_has_xsave = boot_cpu_has(X86_FEATURE_OSXSAVE);
-	for (i = 2; kmh_has_xsave && i < 8; i++) {
-		if (!(KMH_XMASK & BIT_ULL(i)))
-			continue;
-		cpuid_count(0xd, i, &eax, &ebx, &ecx, &edx);
-		if ((u64)eax + ebx > KMH_FPU_BYTES)
+	for (i = 2; kmh_has_xsave && i < 8; i++)
+		if (KMH_XMASK & BIT_ULL(i) && kmh_component_end(i) > KMH_FPU_BYTES)
 			return -EOPNOTSUPP;
-	}
 	return 0;
 }
 

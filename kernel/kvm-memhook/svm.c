@@ -4,6 +4,8 @@
  * chapter 15 and appendix B). KVM keeps a vCPU's control block in memory; the
  * pointer to it follows struct kvm_vcpu in its struct vcpu_svm.
  */
+#include <linux/kvm_host.h>
+
 #include <asm/svm.h>
 
 #include "kmh.h"

@@ -4,6 +4,8 @@
  * control structure is reached by VMREAD and VMWRITE of the current one, which
  * in the probe is the vCPU's. Not run by us yet.
  */
+#include <linux/kvm_host.h>
+
 #include <asm/msr.h>
 #include <asm/vmx.h>
 
@@ -49,17 +51,17 @@ static bool kmh_vmx_usable(const struct kvm_vcpu *vcpu)
 
 static bool kmh_vmx_state(struct kvm_vcpu *vcpu, struct kmh_state *st)
 {
-	u64 cr0, cr3, cr4, efer, cs, cs_ar, ss_ar, base, rip, rflags, event, blocked;
+	u64 cr0, cr3, cr4, cs, cs_ar, ss_ar, base, rip, rflags, event, blocked;
 
 	if (!kmh_vmx_usable(vcpu) ||
 	    !kmh_vmread(GUEST_CR0, &cr0) || !kmh_vmread(GUEST_CR3, &cr3) ||
-	    !kmh_vmread(GUEST_CR4, &cr4) || !kmh_vmread(GUEST_IA32_EFER, &efer) ||
+	    !kmh_vmread(GUEST_CR4, &cr4) ||
 	    !kmh_vmread(GUEST_CS_SELECTOR, &cs) || !kmh_vmread(GUEST_CS_AR_BYTES, &cs_ar) ||
 	    !kmh_vmread(GUEST_SS_AR_BYTES, &ss_ar) || !kmh_vmread(GUEST_RIP, &rip) ||
 	    !kmh_vmread(GUEST_RFLAGS, &rflags) || !kmh_vmread(VM_ENTRY_INTR_INFO_FIELD, &event) ||
 	    !kmh_vmread(GUEST_INTERRUPTIBILITY_INFO, &blocked))
 		return false;
-	/* KVM loads EFER with the entry or leaves it to the MSR, which is its copy. */
+	/* Its writes are intercepted: KVM's copy is the guest's, the field need not be there. */
 	st->efer = vcpu->arch.efer;
 	st->cs = cs;
 	st->code64 = st->efer & EFER_LMA && cs_ar & KMH_AR_L;
@@ -96,10 +98,18 @@ static bool kmh_seg(struct kvm_memhook_segment *to, unsigned int index)
 	return true;
 }
 
+/* 0 where there is no such register. */
+static u64 kmh_msr(u32 index)
+{
+	u32 lo = 0, hi = 0;
+
+	return rdmsr_safe(index, &lo, &hi) ? 0 : lo | (u64)hi << 32;
+}
+
 static bool kmh_vmx_regs(struct kvm_vcpu *vcpu, struct kvm_memhook_regs *r)
 {
 	struct kmh_state st;
-	u64 limit, v;
+	u64 limit;
 	int i;
 
 	if (!kmh_vmx_state(vcpu, &st))
@@ -125,13 +135,10 @@ static bool kmh_vmx_regs(struct kvm_vcpu *vcpu, struct kvm_memhook_regs *r)
 	r->cr2 = vcpu->arch.cr2;
 	r->efer = st.efer;
 	/* In the probe these registers of the processor hold the guest's values. */
-	rdmsrl_safe(MSR_KERNEL_GS_BASE, &r->kernel_gs_base);
+	r->kernel_gs_base = kmh_msr(MSR_KERNEL_GS_BASE);
 	if (st.efer & EFER_SCE) {
-		v = 0;
-		rdmsrl_safe(MSR_STAR, &v);
-		r->star = v;
-		rdmsrl_safe(MSR_LSTAR, &v);
-		r->lstar = v;
+		r->star = kmh_msr(MSR_STAR);
+		r->lstar = kmh_msr(MSR_LSTAR);
 	}
 	return true;
 }

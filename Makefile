@@ -29,6 +29,7 @@ help:
 deps:
 	@packaging/deps.sh
 	@testdata/linux.sh
+	@$(MAKE) --no-print-directory lab-deps
 
 build: guest-assets
 	@mkdir -p bin
@@ -39,15 +40,16 @@ include testdata/ntguest/guest.mk
 include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
 
-# The module's selftests on stock kernels under nested KVM (docs/MODULE.md).
+# The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
 .PHONY: test-kvm test-kvm-all
-test-kvm test-kvm-all: test-kvm%: 
-	@VMAV_EXTRA_PACKAGES="mmdebstrap busybox-static sparse cpio kmod" packaging/deps.sh
-	@$(MAKE) --no-print-directory module-test$*
+test-kvm: lab-test
+test-kvm-all:
+	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
 
 # The tests boot guests as libvirt domains and read them.
 test: build lint
 	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
+	@$(MAKE) --no-print-directory test-kvm
 
 demo: deps
 	@$(MAKE) --no-print-directory build

@@ -16,10 +16,11 @@ packages=(
 	qemu-system-x86 seabios tini procps bc clamav clamav-daemon clamav-testfiles
 	# the NT test guest: its programs, and real PE files to map
 	gcc-mingw-w64-x86-64-win32 gcc-mingw-w64-i686-win32 libwine wine64 libz-mingw-w64
+	# the nested lab: other Debian kernels and their compilers, an initramfs
+	mmdebstrap busybox-static cpio kmod xz-utils zstd
 	# what an independent reader, Volatility 3, needs where one is given
 	python3-pefile python3-capstone
 )
-[ -n "${VMAV_EXTRA_PACKAGES:-}" ] && read -ra extra <<<"$VMAV_EXTRA_PACKAGES" && packages+=("${extra[@]}")
 go_packages=(golang-1.23-go golang-1.23-src)
 go_minor=23
 

@@ -41,6 +41,10 @@ fetch() {
 	[ -e "$dir/complete" ] && return
 	m=$(mirror)
 	mkdir -p "$cache"
+	# One at a time: whoever waited finds it done.
+	exec 9>"$cache/lock"
+	flock 9
+	[ -e "$dir/complete" ] && return
 	as_root rm -rf "$dir"
 	mkdir -p "$dir"
 	log=$dir/log
@@ -62,7 +66,7 @@ fetch() {
 			done
 			for d in "$1"/kernel/deb/*.deb; do dpkg-deb -x "$d" "$1/kernel"; done
 			rm -r "$1/kernel/deb"' \
-		"$suite" "$dir/root" "$m" >"$log" 2>&1 || {
+		"$suite" "$dir/root" "$m" >"$log" 2>&1 9>&- || {
 		tail -n 20 "$log" >&2
 		echo "kernels.sh: cannot make the private root for $series; the log is $log" >&2
 		return 1

@@ -1,30 +1,44 @@
 # The nested lab: stock Debian kernels under QEMU's emulated SVM, with the module
-# and a guest of their own inside. Included by the top-level Makefile; also runs
-# by itself: make -f kernel/kvm-memhook/lab/lab.mk lab-hello
+# and guests inside (docs/MODULE.md). Included by the top-level Makefile.
 
-KVM_MEMHOOK_LAB := $(dir $(lastword $(MAKEFILE_LIST)))
+KVM_MEMHOOK_LAB := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))
 # The series every test run takes; test-kvm-all takes all of them.
 LAB_KERNELS     ?= 6.1 6.12
 LAB_KERNELS_ALL ?= 5.10 6.1 6.12 7.2
+GO              ?= go
 
-.PHONY: lab-hello
+include $(KVM_MEMHOOK_LAB)/../selftest/selftest.mk
+
+.PHONY: lab-hello lab-deps module-test lab-go-test lab-test build/kvm-memhook/e2e.test
 
 # Does KVM work in the lab at all?
 lab-hello:
-	@for k in $(LAB_KERNELS); do \
-	  $(KVM_MEMHOOK_LAB)run.sh $$k $(abspath $(KVM_MEMHOOK_LAB))/nested.sh; \
-	done
+	@for k in $(LAB_KERNELS); do $(KVM_MEMHOOK_LAB)/run.sh $$k $(KVM_MEMHOOK_LAB)/nested.sh || exit; done
 
-include $(KVM_MEMHOOK_LAB)../selftest/selftest.mk
+lab-deps:
+	@for k in $(LAB_KERNELS); do $(KVM_MEMHOOK_LAB)/kernels.sh fetch $$k || exit; done
 
-.PHONY: module-test module-test-all
-
-# The module's selftests on a stock kernel; TESTS="memory/ mapping/" to choose.
+# The module's selftests; TESTS="memory/ mapping/" to choose.
 module-test: build/kvm-memhook/kmh-selftest
 	@for k in $(LAB_KERNELS); do \
-	  $(KVM_MEMHOOK_LAB)build.sh $$k build/kvm-memhook/$$k && \
-	  $(KVM_MEMHOOK_LAB)run.sh -o build/kvm-memhook/lab-$$k $$k "$(KVM_MEMHOOK_LAB)selftest.sh build/kvm-memhook/$$k/kvm_memhook.ko build/kvm-memhook/kmh-selftest $(TESTS)" || exit; \
+	  $(KVM_MEMHOOK_LAB)/run-module.sh -o build/kvm-memhook/lab-$$k-selftest $$k build/kvm-memhook/kmh-selftest $(TESTS) || exit; \
 	done
 
-module-test-all:
-	@$(MAKE) --no-print-directory -f $(KVM_MEMHOOK_LAB)lab.mk module-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
+# The Go tests named Lab: bin/vmav on KVM guests. LAB_RUN is a pattern of go test.
+LAB_RUN ?= Lab
+lab-go-test: build/kvm-memhook/e2e.test
+	@for k in $(LAB_KERNELS); do \
+	  (cd internal/e2e && $(KVM_MEMHOOK_LAB)/run-module.sh -l -t 1800 -o ../../build/kvm-memhook/lab-$$k-go $$k \
+	    ../../build/kvm-memhook/e2e.test -test.v -test.timeout 25m -test.run '$(LAB_RUN)') || exit; \
+	done
+
+build/kvm-memhook/e2e.test:
+	@mkdir -p $(@D)
+	$(GO) test -c -trimpath -o $@ ./internal/e2e
+
+# All that is tested in the lab, kernel by kernel.
+lab-test: build
+	@for k in $(LAB_KERNELS); do \
+	  echo "== Linux $$k"; \
+	  $(MAKE) --no-print-directory module-test lab-go-test LAB_KERNELS=$$k || exit; \
+	done

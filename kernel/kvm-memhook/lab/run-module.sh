@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command in the lab with the module loaded and a libvirt there, and with -g
-# with the NT test guest running as a KVM domain. One boot of the lab each; what the
-# command sees is said in with-module.sh.
+# Runs a command in the lab with the module loaded, and if asked to with a libvirt, and
+# with the NT test guest running as a KVM domain. One boot of the lab each time.
 #
-#   run-module.sh [-m MIB] [-t SECONDS] [-o DIR] [-g 'NTGUEST OPTIONS'] SERIES COMMAND [ARG...]
+#   run-module.sh [-m MIB] [-t SECONDS] [-o DIR] [-l] [-g 'NTGUEST OPTIONS'] SERIES COMMAND [ARG...]
 #
-#   -g            as for with-module.sh
+#   -l            with a libvirt at qemu:///session
+#   -g            with the guest too (with-domain.sh)
 #   -m -t -o      as for run.sh
 #
 # The module is built first if it is older than its source; bin/ must be there
@@ -14,10 +14,11 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../../.." && pwd)
 
-lab=() guest=()
-while getopts m:t:o:g: f; do
+lab=() around=()
+while getopts m:t:o:lg: f; do
 	case $f in
-	g) guest=(-g "$OPTARG") ;;
+	l) around=("$top/testdata/with-libvirt.sh") ;;
+	g) around=("$top/testdata/with-libvirt.sh" "$here/with-domain.sh" "$OPTARG") ;;
 	m | t | o) lab+=("-$f" "$OPTARG") ;;
 	*) exit 99 ;;
 	esac
@@ -29,4 +30,4 @@ shift
 
 module=build/kvm-memhook/$series/kvm_memhook.ko
 make -s -C "$top" -f kernel/kvm-memhook/module.mk "$module" >&2 || exit 99
-exec "$here/run.sh" "${lab[@]}" "$series" "$(printf '%q ' "$here/with-module.sh" "${guest[@]}" "$top/$module" "$@")"
+exec "$here/run.sh" "${lab[@]}" "$series" "$(printf '%q ' "$here/with-module.sh" "$top/$module" "${around[@]}" "$@")"

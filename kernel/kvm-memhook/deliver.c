@@ -4,8 +4,6 @@
  * interrupts off and vm->lock held. Everything here is bounded by the number of
  * pending actions; nothing is freed, which action.c does.
  */
-#include <asm/fpu/api.h>
-
 #include "action.h"
 
 /* RFLAGS that REDIRECT may set: CF PF AF ZF SF DF OF. */
@@ -191,6 +189,8 @@ bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_action *ac
 	bool changed = true;
 
 	if (!kmh_matches(act, st))
+		return false;
+	if ((a->flags & KVM_MEMHOOK_ACTION_SAVE || a->type == KVM_MEMHOOK_ACTION_RESTORE) && !kmh_fpu_live())
 		return false;
 	switch (kmh_look(act)) {
 	case KMH_LATER:

@@ -44,6 +44,17 @@ static u64 kmh_xcr0(void)
 	return lo | (u64)hi << 32;
 }
 
+/*
+ * kmh_fpu_live() - are the guest's registers in this CPU?
+ *
+ * Until 5.11 the tracepoint comes before KVM has loaded them again where the host
+ * has used the FPU in between. The next entry will do then.
+ */
+bool kmh_fpu_live(void)
+{
+	return !test_thread_flag(TIF_NEED_FPU_LOAD);
+}
+
 /* kmh_fpu_save() - to area, KMH_FPU_BYTES of zeros on a boundary of 64 */
 void kmh_fpu_save(void *area)
 {

@@ -197,6 +197,7 @@ void kmh_regs_entry(struct kmh_vm *vm, struct kvm_vcpu *vcpu);
 /* fpu.c: the guest's x87, SSE and AVX state, which is live in this CPU in the probe. */
 #define KMH_FPU_BYTES PAGE_SIZE
 int kmh_fpu_init(void);
+bool kmh_fpu_live(void);
 void kmh_fpu_save(void *area);
 bool kmh_fpu_restore(void *area);
 

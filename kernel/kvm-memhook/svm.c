@@ -28,8 +28,10 @@ static struct vmcb *kmh_vmcb(const struct kvm_vcpu *vcpu)
 	if (kmh_cpu_protected(vcpu) || !PAGE_ALIGNED(vmcb) || !virt_addr_valid(vmcb))
 		return NULL;
 	/* Without nested paging CR3 is KVM's, not the guest's. */
-	if (!(vmcb->save.efer & EFER_SVME) || !vmcb->control.nested_cr3)
+	if (!(vmcb->save.efer & EFER_SVME) || !vmcb->control.nested_cr3) {
+		pr_info("DBG vmcb %px efer %llx ncr3 %llx cpl %d cr3 %llx mode %d cpu %d me %d exits %llu\n", vmcb, vmcb->save.efer, vmcb->control.nested_cr3, vmcb->save.cpl, vmcb->save.cr3, vcpu->mode, vcpu->cpu, smp_processor_id(), (u64)vcpu->stat.exits);
 		return NULL;
+	}
 	return vmcb;
 }
 

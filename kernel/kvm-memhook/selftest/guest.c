@@ -67,6 +67,12 @@ __asm__(".pushsection .rodata\n"
 	"	jmp guest_check\n"
 	"9:	lock incq 0x30018\n"
 	"	jmp guest_check\n"
+	/* CPUID is intercepted. */
+	"guest_exits:\n"
+	"1:	xor %eax, %eax\n"
+	"	cpuid\n"
+	"	lock incq 0x30000\n"
+	"	jmp 1b\n"
 	"guest_kernel:\n"
 	"1:	lock incq 0x30000\n"
 	"	jmp 1b\n"
@@ -74,7 +80,7 @@ __asm__(".pushsection .rodata\n"
 	".popsection\n");
 
 extern const uint8_t guest_begin[], guest_fault[], guest_spin[], guest_spin32[], guest_other_[],
-	guest_park_[], guest_check[], guest_kernel[], guest_end[];
+	guest_park_[], guest_check[], guest_exits[], guest_kernel[], guest_end[];
 
 uint64_t guest_other(void) { return G_USER + (guest_other_ - guest_begin); }
 uint64_t guest_park(void) { return G_USER + (guest_park_ - guest_begin); }
@@ -141,7 +147,7 @@ static struct kvm_segment segment(uint16_t sel, uint8_t type, int dpl, int l, in
 
 static void set_vcpu(struct guest *g, int i, enum guest_code code)
 {
-	const uint8_t *start[] = { guest_spin, guest_spin32, guest_check, guest_kernel };
+	const uint8_t *start[] = { guest_spin, guest_spin32, guest_check, guest_exits, guest_kernel };
 	int user = code != CODE_KERNEL, dpl = user ? 3 : 0;
 	uint64_t tss = 0x8000 + 0x100 * i, stack = 0xa000 + 0x1000 * (i + 1);
 	struct kvm_regs r = { .rflags = 2, .rsp = G_STACK - 16,

@@ -26,7 +26,7 @@
 enum { D_SPIN, D_OTHER, D_ARG, D_BROKEN, D_FAULTS, D_CR2, D_ERROR, D_CHECKS, D_GUARD };
 
 /* What the vCPU does from its start. */
-enum guest_code { CODE_SPIN, CODE_SPIN32, CODE_CHECK, CODE_KERNEL };
+enum guest_code { CODE_SPIN, CODE_SPIN32, CODE_CHECK, CODE_EXITS, CODE_KERNEL };
 
 #define TEB_VALUE	0x7ff123456000ULL
 #define SEL_UCODE32	0x1b

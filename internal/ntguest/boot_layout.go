@@ -9,7 +9,7 @@ package ntguest
 // it has room for, BootNone an offset or index that a build lacks.
 const (
 	BootMagic   uint64 = 0x544f4f424d41564e
-	BootVersion uint32 = 1
+	BootVersion uint32 = 2
 	BootMaxCPU         = 4
 	BootNone    uint32 = 0xffffffff
 
@@ -33,6 +33,7 @@ const (
 	ProcKernel   = 2
 	ProcExited   = 4
 	ProcCritical = 8
+	ProcSystem   = 16
 )
 
 // States of BootThread (low byte) and the flag that may be added.
@@ -123,6 +124,8 @@ type BootOff struct {
 	EtExitTime        uint32 `c:"et_exit_time"`
 	HtTableCode       uint32 `c:"ht_table_code"`
 	OhBody            uint32 `c:"oh_body"`
+	OhPointerCount    uint32 `c:"oh_pointer_count"`
+	OhHandleCount     uint32 `c:"oh_handle_count"`
 	PcrCurrentThread  uint32 `c:"pcr_current_thread"`
 	PcrNextThread     uint32 `c:"pcr_next_thread"`
 	PcrKernelDTB      uint32 `c:"pcr_kernel_dtb"`
@@ -167,6 +170,9 @@ type BootProc struct {
 	Regions     uint32   `c:"regions"`
 	TruthLen    uint32   `c:"truth_len"`
 	Truth       uint64   `c:"truth"`
+	Progress    uint64   `c:"progress"`
+	Protection  uint32   `c:"protection"`
+	Reserved    uint32   `c:"reserved"`
 	Name        [16]byte `c:"name"`
 }
 
@@ -226,7 +232,8 @@ type BootTemplate struct {
 	TruthLen   uint32    `c:"truth_len"`
 	Session    uint32    `c:"session"`
 	Flags      uint32    `c:"flags"`
-	Reserved   uint32    `c:"reserved"`
+	Protection uint32    `c:"protection"`
+	Progress   uint64    `c:"progress"`
 }
 
 // BootArena is kernel address space set aside in slots of equal size.

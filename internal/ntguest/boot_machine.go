@@ -240,9 +240,22 @@ func (w *bootWriter) offsets() BootOff {
 		KtThreadListEntry: off("_KTHREAD", "ThreadListEntry"), EtThreadListEntry: off("_ETHREAD", "ThreadListEntry"),
 		EtExitStatus: off("_ETHREAD", "ExitStatus"), EtExitTime: off("_ETHREAD", "ExitTime"),
 		HtTableCode: off("_HANDLE_TABLE", "TableCode"), OhBody: off("_OBJECT_HEADER", "Body"),
+		OhPointerCount: off("_OBJECT_HEADER", "PointerCount"), OhHandleCount: off("_OBJECT_HEADER", "HandleCount"),
 		PcrCurrentThread: prcb("CurrentThread"), PcrNextThread: prcb("NextThread"),
 		PcrKernelDTB: prcb("KernelDirectoryTableBase"), PcrRSPShadow: prcb("RspBaseShadow"), PcrUserRSPShadow: prcb("UserRspShadow"),
 	}
+}
+
+// progress is the address of the counter that a program exports, 0 without one.
+func (p *process) progress() uint64 {
+	if p.exe == nil {
+		return 0
+	}
+	e, ok := p.exe.file.exports["progress"]
+	if !ok {
+		return 0
+	}
+	return p.exe.base + e.rva
 }
 
 // vadRoot is where the pointer to the tree's root lies in _EPROCESS: in a tree of
@@ -340,11 +353,15 @@ func (w *bootWriter) processes() {
 		if p.spec.critical {
 			bp.Flags |= ProcCritical
 		}
+		if b.account(p.spec) == sidSystem {
+			bp.Flags |= ProcSystem
+		}
+		bp.Protection, bp.Progress = uint32(b.protection(p.spec)), p.progress()
 		if p.user != nil {
 			w.regions = append(w.regions, w.userRegions(p.user)...)
 		}
 		bp.Regions = uint32(len(w.regions)) - bp.FirstRegion
-		va, n := w.text(p.live())
+		va, n := w.text(b.liveTruth(p))
 		bp.Truth, bp.TruthLen = va, uint32(n)
 		procs = append(procs, bp)
 		for _, t := range p.threads {
@@ -378,10 +395,11 @@ type liveProcess struct {
 	Session  int           `json:"session"`
 	Wow64    bool          `json:"wow64"`
 	Critical bool          `json:"critical"`
+	SID      string        `json:"sid"`
 	Modules  []TruthModule `json:"modules"`
 }
 
-func (p *process) live() liveProcess {
-	t := p.truth()
-	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, Modules: withoutAbsent(t.Modules)}
+func (b *builder) liveTruth(p *process) liveProcess {
+	t := b.processTruth(p)
+	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, SID: t.SID, Modules: withoutAbsent(t.Modules)}
 }

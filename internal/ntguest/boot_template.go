@@ -17,6 +17,8 @@ func (b *builder) templates() []processSpec {
 		s.dir, s.wow64 = `\Program Files (x86)\Test`, true
 		return s
 	}
+	sentry := processSpec{name: "svchost.exe", file: "svchost.exe", dir: sys32, cmd: `C:\Windows\system32\svchost.exe -k netsvcs -p -s BITS`,
+		parent: "services.exe", session: 0, threads: 1, runs: true}
 	malware := app("malware.exe", "malware.exe", 1)
 	malware.dir = `\Users\user\AppData\Local\Temp`
 	return []processSpec{
@@ -24,7 +26,7 @@ func (b *builder) templates() []processSpec {
 		app("burn.exe", "burn.exe", 1), app("spin.exe", "spin.exe", 1), app("sleeper.exe", "sleeper.exe", 1),
 		app("faulter.exe", "faulter.exe", 1), app("threads.exe", "threads.exe", 4), app("service.exe", "service.exe", 2), malware, app("syscheck.exe", "syscheck.exe", 1),
 		wow("wowworker.exe", "worker.exe", 1), wow("wowburn.exe", "burn.exe", 1), wow("wowsleeper.exe", "sleeper.exe", 1),
-		wow("wowthreads.exe", "threads.exe", 4),
+		wow("wowthreads.exe", "threads.exe", 4), sentry,
 	}
 }
 
@@ -59,6 +61,13 @@ func (w *bootWriter) template(spec processSpec) BootTemplate {
 	if spec.wow64 {
 		out.Flags |= ProcWow64
 	}
+	if spec.critical {
+		out.Flags |= ProcCritical
+	}
+	if b.account(spec) == sidSystem {
+		out.Flags |= ProcSystem
+	}
+	out.Protection, out.Progress = uint32(b.protection(spec)), p.progress()
 	var threads []BootTemplateThread
 	for _, t := range p.threads {
 		threads = append(threads, BootTemplateThread{ETHREAD: t.ethread - base, TEB: t.teb, TEB32: t.teb32,
@@ -67,7 +76,7 @@ func (w *bootWriter) template(spec processSpec) BootTemplate {
 	out.Threads = table(w, threads)
 	regions, touch := w.templateRegions(p)
 	out.Regions, out.Touch = table(w, regions), table(w, touch)
-	va, n := w.text(p.live())
+	va, n := w.text(b.liveTruth(p))
 	out.Truth, out.TruthLen = va, uint32(n)
 	return out
 }

@@ -87,6 +87,8 @@ type builder struct {
 	blob     *blob
 	live     liveState
 
+	userSID string // of the account that session 1 belongs to
+
 	truth Truth
 }
 
@@ -124,6 +126,7 @@ func newBuilder(opts Options) (*builder, error) {
 	b.now = b.boot.Add(2 * time.Hour)
 	b.mem = newMemory(opts.MemoryMiB<<20, b.rng)
 	b.cookie = b.rng.Uint64N(255) + 1
+	b.userSID = fmt.Sprintf("S-1-5-21-%d-%d-%d-1001", b.rng.Uint32(), b.rng.Uint32(), b.rng.Uint32())
 	b.layoutSpaces()
 	return b, nil
 }

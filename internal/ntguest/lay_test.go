@@ -141,7 +141,7 @@ func TestAbsent(t *testing.T) {
 			if p.user == nil {
 				continue
 			}
-			for _, module := range p.truth().Modules {
+			for _, module := range m.b.processTruth(p).Modules {
 				missing := make(map[uint64]bool)
 				for _, rva := range module.Absent {
 					missing[rva] = true

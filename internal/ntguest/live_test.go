@@ -23,12 +23,13 @@ type guest struct {
 	in      io.Writer
 	lines   chan string
 	seen    []string
+	bad     []string // parts of lines that fail the test
 }
 
 const hang = 3 * time.Minute
 
 // boot lays a guest out and starts it; it ends with the test.
-func boot(t *testing.T, opts Options, qemuMachine string) *guest {
+func boot(t *testing.T, opts Options, qemuMachine string, qemuArgs ...string) *guest {
 	t.Helper()
 	m, err := Lay(opts)
 	if err != nil {
@@ -45,8 +46,9 @@ func boot(t *testing.T, opts Options, qemuMachine string) *guest {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("qemu-system-x86_64", "-M", qemuMachine, "-smp", "2", "-m", "512", "-display", "none", "-nic", "none",
-		"-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel", path)
+	args := []string{"-M", qemuMachine, "-smp", "2", "-m", "512", "-display", "none", "-nic", "none",
+		"-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel", path}
+	cmd := exec.Command("qemu-system-x86_64", append(args, qemuArgs...)...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +61,7 @@ func boot(t *testing.T, opts Options, qemuMachine string) *guest {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	g := &guest{t: t, machine: m, in: in, lines: make(chan string, 4096)}
+	g := &guest{t: t, machine: m, in: in, lines: make(chan string, 4096), bad: []string{"BUGCHECK", "EXCEPTION", "ERROR", "0xdead", "CONTEXT"}}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -92,7 +94,7 @@ func (g *guest) next() string {
 		} else {
 			g.seen = append(g.seen, line)
 		}
-		for _, bad := range []string{"BUGCHECK", "EXCEPTION", "ERROR", "0xdead"} {
+		for _, bad := range g.bad {
 			if strings.Contains(line, bad) {
 				g.t.Fatalf("the guest says %q", line)
 			}
@@ -153,6 +155,7 @@ type liveTruthProcess struct {
 	TruthProcess
 	Status   uint32 `json:"exit_status"`
 	State    string
+	Handles  int
 	Faults   uint64
 	Syscalls uint64
 	Ticks    uint64

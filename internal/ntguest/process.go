@@ -95,6 +95,9 @@ func (b *builder) newProcess(spec processSpec) *process {
 		ep.set(b.session(spec.session), "Session")
 	}
 	ep.set(b.newToken(p)|7, "Token")
+	if level := b.protection(spec); level != 0 {
+		ep.set(level, "Protection.Level")
+	}
 	p.handles = b.newHandleTable(p.pid, 1)
 	ep.set(p.handles.va, "ObjectTable")
 	if spec.file != "" {
@@ -189,17 +192,6 @@ func (b *builder) session(id int) uint64 {
 	o.set(1, "ReferenceCount")
 	b.listInit(b.kernel, o.addr("ProcessList"))
 	b.sessions[id] = va
-	return va
-}
-
-// newToken makes the primary token of a process.
-func (b *builder) newToken(p *process) uint64 {
-	va := b.newObject("Token", "", b.sizeof("_TOKEN"), 0)
-	o := b.at("_TOKEN", va)
-	b.live.luid += 0x11 + b.rng.Uint64N(0x100)
-	o.set(b.live.luid, "TokenId")
-	o.set(uint64(max(p.spec.session, 0)), "SessionId")
-	o.set(1, "TokenType") // TokenPrimary
 	return va
 }
 

@@ -110,6 +110,18 @@ u32 handle_close(struct proc *p, u64 handle)
 	return 0;
 }
 
+/* How many handles p has open. */
+u32 handle_count(struct proc *p)
+{
+	u32 n = 0;
+
+	for (u64 h = 4; h < 4 * ENTRIES; h += 4) {
+		u64 *e = entry_of(p, h);
+		n += e && e[0];
+	}
+	return n;
+}
+
 /* At its end a process loses its table. */
 void handle_close_all(struct proc *p)
 {

@@ -20,7 +20,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define NT_BOOT_MAGIC   0x544f4f424d41564eULL /* "NVAMBOOT" */
-#define NT_BOOT_VERSION 1
+#define NT_BOOT_VERSION 2
 #define NT_MAX_CPU      4
 #define NT_NONE         0xffffffffu /* an offset or index that this build lacks */
 
@@ -68,6 +68,8 @@ struct nt_off {
 	u32 et_exit_time;
 	u32 ht_table_code;        /* _HANDLE_TABLE.TableCode */
 	u32 oh_body;              /* _OBJECT_HEADER.Body */
+	u32 oh_pointer_count;     /* u64 */
+	u32 oh_handle_count;      /* u64 */
 	u32 pcr_current_thread;   /* from the KPCR: Prcb.CurrentThread, 0x188 */
 	u32 pcr_next_thread;
 	u32 pcr_kernel_dtb;       /* Prcb.KernelDirectoryTableBase, KVA shadow */
@@ -115,6 +117,7 @@ struct nt_region {
 #define NT_PROC_KERNEL   2 /* System, Registry: no user part, never exits */
 #define NT_PROC_EXITED   4
 #define NT_PROC_CRITICAL 8
+#define NT_PROC_SYSTEM   16 /* runs as LocalSystem, with SeDebugPrivilege */
 
 /* A process of the moment that the image shows. */
 struct nt_proc {
@@ -131,6 +134,9 @@ struct nt_proc {
 	u64 truth;                 /* va of a JSON fragment: members that do not
 	                              change, `"name":"x.exe","path":...,"modules":[...]`,
 	                              no braces, no trailing comma */
+	u64 progress;              /* user va of the program's u32 counter, or 0 */
+	u32 protection;            /* _EPROCESS.Protection.Level */
+	u32 reserved;
 	char name[16];
 };
 
@@ -207,8 +213,9 @@ struct nt_template {
 	u64 truth;
 	u32 truth_len;
 	u32 session;
-	u32 flags;             /* NT_PROC_WOW64 */
-	u32 reserved;
+	u32 flags;             /* NT_PROC_WOW64, CRITICAL, SYSTEM */
+	u32 protection;        /* as in nt_proc */
+	u64 progress;
 };
 
 /* Address space set aside for kernel parts of started processes and stacks. */

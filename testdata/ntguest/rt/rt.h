@@ -165,6 +165,7 @@ u32 handle_open(struct proc *p, u64 object, u64 *handle);
 u32 handle_object(struct proc *p, u64 handle, u64 *object);
 u32 handle_close(struct proc *p, u64 handle);
 void handle_close_all(struct proc *p);
+u32 handle_count(struct proc *p);
 
 /* entry.S: let interrupts in, with and without waiting for one. */
 void idle_wait(void);

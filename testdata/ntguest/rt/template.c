@@ -197,6 +197,8 @@ struct proc *proc_start(const char *name, u32 ppid, u32 *status)
 	p->id.ppid = ppid;
 	p->id.session = tm->session;
 	p->id.flags = tm->flags;
+	p->id.protection = tm->protection;
+	p->id.progress = tm->progress;
 	p->id.truth = tm->truth;
 	p->id.truth_len = tm->truth_len;
 	memcpy(p->id.name, tm->name, sizeof p->id.name - 1);

@@ -20,6 +20,7 @@ u32 WINAPI start(void *peb)
 			Sleep(30);
 			break;
 		case 1:
+			progress++;
 			Sleep(50);
 			break;
 		case 2:

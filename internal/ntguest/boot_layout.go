@@ -33,7 +33,6 @@ const (
 	ProcKernel   = 2
 	ProcExited   = 4
 	ProcCritical = 8
-	ProcSystem   = 16
 )
 
 // States of BootThread (low byte) and the flag that may be added.
@@ -172,7 +171,7 @@ type BootProc struct {
 	Truth       uint64   `c:"truth"`
 	Progress    uint64   `c:"progress"`
 	Protection  uint32   `c:"protection"`
-	Reserved    uint32   `c:"reserved"`
+	Account     uint32   `c:"account"`
 	Name        [16]byte `c:"name"`
 }
 
@@ -234,6 +233,8 @@ type BootTemplate struct {
 	Flags      uint32    `c:"flags"`
 	Protection uint32    `c:"protection"`
 	Progress   uint64    `c:"progress"`
+	Account    uint32    `c:"account"`
+	Reserved   uint32    `c:"reserved"`
 }
 
 // BootArena is kernel address space set aside in slots of equal size.

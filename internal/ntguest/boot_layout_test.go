@@ -28,7 +28,7 @@ var mirroredConstants = map[string]uint64{
 	"NT_RT_MAGIC": runtimeMagic, "NT_STUB_MAGIC": stubMagic,
 	"NT_REGION_ZERO": RegionZero, "NT_REGION_INIT": RegionInit, "NT_REGION_IMAGE": RegionImage, "NT_REGION_SHARED": RegionShared,
 	"NT_REGION_NONE": RegionNone, "NT_REGION_ALLOC": RegionAlloc,
-	"NT_PROC_WOW64": ProcWow64, "NT_PROC_KERNEL": ProcKernel, "NT_PROC_EXITED": ProcExited, "NT_PROC_CRITICAL": ProcCritical, "NT_PROC_SYSTEM": ProcSystem,
+	"NT_PROC_WOW64": ProcWow64, "NT_PROC_KERNEL": ProcKernel, "NT_PROC_EXITED": ProcExited, "NT_PROC_CRITICAL": ProcCritical,
 	"NT_THREAD_READY": ThreadReady, "NT_THREAD_BLOCKED": ThreadBlocked, "NT_THREAD_KERNEL": ThreadKernel, "NT_THREAD_IDLE": ThreadIdle,
 	"NT_THREAD_WOW64": ThreadWow64,
 	"NT_FIX_RELOC":    FixReloc, "NT_FIX_RELOC16": FixReloc16, "NT_FIX_PID": FixPID, "NT_FIX_PPID": FixPPID, "NT_FIX_TID": FixTID,

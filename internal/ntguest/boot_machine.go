@@ -14,9 +14,9 @@ import (
 const (
 	bootHeap      = 4 << 20 // bytes for the runtime's tables and its serial ring
 	hyperPages    = 64
-	stackSlots    = 192
+	stackSlots    = 384
 	stackStride   = kernelStack + 2*pageSize // the gap catches overflows
-	templateSlots = 48
+	templateSlots = 96
 )
 
 // bootWriter adds to a laid-out machine what the runtime needs beside Windows' own
@@ -353,10 +353,7 @@ func (w *bootWriter) processes() {
 		if p.spec.critical {
 			bp.Flags |= ProcCritical
 		}
-		if b.account(p.spec) == sidSystem {
-			bp.Flags |= ProcSystem
-		}
-		bp.Protection, bp.Progress = uint32(b.protection(p.spec)), p.progress()
+		bp.Protection, bp.Progress, bp.Account = uint32(b.protection(p.spec)), p.progress(), lastRID(b.account(p.spec))
 		if p.user != nil {
 			w.regions = append(w.regions, w.userRegions(p.user)...)
 		}

@@ -67,7 +67,7 @@ func (b *builder) scenario() []processSpec {
 		app("spin.exe", "spin.exe", 1, true),
 		app("sleeper.exe", "sleeper.exe", 1, true),
 		app("faulter.exe", "faulter.exe", 1, true),
-		app("threads.exe", "threads.exe", 4, true),
+		app("threads.exe", "threads.exe", 5, true),
 		app("spawner.exe", "spawner.exe", 1, true),
 		processSpec{name: "service.exe", file: "service.exe", dir: `\Program Files\Test`, parent: "services.exe", session: 0, threads: 1, runs: true},
 		processSpec{name: "malware.exe", file: "malware.exe", dir: `\Users\user\AppData\Local\Temp`, parent: "explorer.exe", session: 1, threads: 1, runs: true},

@@ -226,8 +226,11 @@ func TestSurrogate(t *testing.T) {
 	}
 	open, terminate, closeHandle := g.machine.address(t, ntdllPath, "NtOpenProcess"), g.machine.address(t, ntdllPath, "NtTerminateProcess"),
 		g.machine.address(t, ntdllPath, "NtClose")
+	protected := g.start("MsMpEng.exe")
+	body := uint64(g.machine.b.at("_OBJECT_HEADER", 0).must("Body").Offset)
 	for range 16 {
 		pid := g.start("service.exe")
+		header := g.truth().byPID(pid).EPROCESS - body
 		d := attach(t, socket)
 		s := borrow(d, spaces, ntdll.base+uint64(loop))
 		// OBJECT_ATTRIBUTES, CLIENT_ID and the handle, above the calls' own stack.
@@ -236,8 +239,23 @@ func TestSurrogate(t *testing.T) {
 		binary.LittleEndian.PutUint32(block, 48)
 		binary.LittleEndian.PutUint64(block[0x30:], pid)
 		d.write(at, block)
+		counts := func() (pointers, handles uint64) {
+			raw := d.read(header, 16)
+			return binary.LittleEndian.Uint64(raw), binary.LittleEndian.Uint64(raw[8:])
+		}
+		references, handlesOpen := counts()
+		for _, refused := range []struct{ pid, status uint64 }{{protected, 0xc0000022}, {4, 0xc0000022}, {0x7ffffffc, 0xc000000b}} {
+			d.write(at+0x30, binary.LittleEndian.AppendUint64(nil, refused.pid))
+			if status := s.call(open, at+0x40, 1, at, at+0x30); status != refused.status {
+				t.Fatalf("NtOpenProcess(%d): %#x, want %#x", refused.pid, status, refused.status)
+			}
+		}
+		d.write(at+0x30, binary.LittleEndian.AppendUint64(nil, pid))
 		if status := s.call(open, at+0x40, 1, at, at+0x30); status != 0 {
 			t.Fatalf("NtOpenProcess(%d): %#x", pid, status)
+		}
+		if r, h := counts(); r != references+1 || h != handlesOpen+1 {
+			t.Errorf("with a handle more, process %d has %d references and %d handles; had %d and %d", pid, r, h, references, handlesOpen)
 		}
 		handle := binary.LittleEndian.Uint64(d.read(at+0x40, 8))
 		if status := s.call(terminate, handle, 0xc0000906); status != 0 {
@@ -245,6 +263,9 @@ func TestSurrogate(t *testing.T) {
 		}
 		if status := s.call(closeHandle, handle); status != 0 {
 			t.Fatalf("NtClose(%#x): %#x", handle, status)
+		}
+		if r, h := counts(); r != references || h != handlesOpen {
+			t.Errorf("with the handle closed, process %d has %d references and %d handles; had %d and %d", pid, r, h, references, handlesOpen)
 		}
 		s.giveBack()
 		d.put("D")

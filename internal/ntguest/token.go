@@ -122,10 +122,17 @@ func sidBytes(text string) []byte {
 	return out
 }
 
+// lastRID is the last part of a SID, which tells the guest's accounts apart.
+func lastRID(sid string) uint32 {
+	raw := sidBytes(sid)
+	return binary.LittleEndian.Uint32(raw[len(raw)-4:])
+}
+
 // Levels of _PS_PROTECTION: type in bits 0 to 2, signer in bits 4 to 7.
 const (
 	protectedSystem = 0x72 // protected, WinSystem
 	lightWinTcb     = 0x61 // protected light, WinTcb
+	lightAntimal    = 0x31 // protected light, Antimalware
 )
 
 // protection is the level of a process, as Windows has protected its own since 8.1.
@@ -138,6 +145,8 @@ func (b *builder) protection(s processSpec) uint64 {
 		return protectedSystem
 	case "smss.exe", "csrss.exe", "wininit.exe", "services.exe":
 		return lightWinTcb
+	case "MsMpEng.exe":
+		return lightAntimal
 	}
 	return 0
 }

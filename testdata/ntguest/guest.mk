@@ -33,9 +33,9 @@ GUEST_SERVICES := service smss csrss wininit winlogon services lsass lsm taskhos
 GUEST_SLEEPERS := sleeper explorer notepad ctfmon cmd calc
 GUEST_WORKERS := worker notify update
 GUEST_SENTRIES := svchost spoolsv
-GUEST_OTHERS := syscheck spin burn faulter threads spawner malware
+GUEST_OTHERS := syscheck spin burn faulter thrash threads spawner malware
 GUEST_PROGRAMS := $(GUEST_SERVICES) $(GUEST_SLEEPERS) $(GUEST_WORKERS) $(GUEST_SENTRIES) $(GUEST_OTHERS)
-GUEST_PROGRAMS32 := spin burn sleeper service worker faulter threads malware
+GUEST_PROGRAMS32 := spin burn sleeper service worker faulter thrash threads malware
 GUEST_DLLS := ntdll kernel32 wow64 wow64cpu
 GUEST_DLLS32 := ntdll kernel32
 

@@ -178,14 +178,15 @@ void address_space_clear(struct proc *p)
 				for (u64 l = 0; l < 512; l++) {
 					u64 va = i << 39 | j << 30 | k << 21 | l << 12;
 					const struct nt_region *r;
-					if (!(l1[l] & PTE_V))
+					u64 pfn = l1[l] & PTE_V ? PFN(l1[l]) : invalid_pfn(l1[l]);
+					if (!(l1[l] & PTE_V) && !is_transition(l1[l]))
 						continue;
 					r = region_of(p, va);
 					if (!r || r->kind == NT_REGION_SHARED)
 						continue;
-					if (r->kind == NT_REGION_IMAGE && pfn_of_proto(r, va) == PFN(l1[l]))
+					if (r->kind == NT_REGION_IMAGE && pfn_of_proto(r, va) == pfn)
 						continue;
-					frame_free(PFN(l1[l]));
+					frame_free(pfn);
 				}
 				frame_free(PFN(l2[k]));
 			}

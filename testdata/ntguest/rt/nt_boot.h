@@ -117,7 +117,6 @@ struct nt_region {
 #define NT_PROC_KERNEL   2 /* System, Registry: no user part, never exits */
 #define NT_PROC_EXITED   4
 #define NT_PROC_CRITICAL 8
-#define NT_PROC_SYSTEM   16 /* runs as LocalSystem, with SeDebugPrivilege */
 
 /* A process of the moment that the image shows. */
 struct nt_proc {
@@ -136,7 +135,7 @@ struct nt_proc {
 	                              no braces, no trailing comma */
 	u64 progress;              /* user va of the program's u32 counter, or 0 */
 	u32 protection;            /* _EPROCESS.Protection.Level */
-	u32 reserved;
+	u32 account;               /* last part of its user's SID; 18 is LocalSystem */
 	char name[16];
 };
 
@@ -213,9 +212,11 @@ struct nt_template {
 	u64 truth;
 	u32 truth_len;
 	u32 session;
-	u32 flags;             /* NT_PROC_WOW64, CRITICAL, SYSTEM */
-	u32 protection;        /* as in nt_proc */
+	u32 flags;             /* NT_PROC_WOW64, CRITICAL */
+	u32 protection;        /* as in nt_proc, and so are the next two */
 	u64 progress;
+	u32 account;
+	u32 reserved;
 };
 
 /* Address space set aside for kernel parts of started processes and stacks. */

@@ -73,6 +73,7 @@ const (
 	BootKVAShadow = 1
 	BootObCookie  = 2
 	BootCIDPacked = 4
+	BootLA57      = 8
 )
 
 // BootTable is an array in guest memory: Count elements of a fixed type at the
@@ -319,5 +320,6 @@ type StubHeader struct {
 	SystemDTB uint64             `c:"system_dtb"`
 	RTEntry   uint64             `c:"rt_entry"`
 	NtBoot    uint64             `c:"nt_boot"`
+	LA57      uint64             `c:"la57"`
 	Stack     [BootMaxCPU]uint64 `c:"stack"`
 }

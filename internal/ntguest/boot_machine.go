@@ -54,7 +54,10 @@ func (m *Machine) WriteKernel(w io.Writer) (err error) {
 	}
 	bw := &bootWriter{b: m.b}
 	at := bw.write()
-	params := StubParams{SystemDTB: m.b.kernel.pml4 << pageShift, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
+	params := StubParams{SystemDTB: m.b.kernel.root << pageShift, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
+	if m.b.opts.LA57 {
+		params.LA57 = 1
+	}
 	for i, c := range m.b.cpus {
 		params.Stacks[i] = c.bootStack
 	}
@@ -111,7 +114,7 @@ func (w *bootWriter) text(v any) (va, n uint64) {
 func (w *bootWriter) write() uint64 {
 	b := w.b
 	w.boot = Boot{Magic: BootMagic, Version: BootVersion, Size: uint32(binary.Size(Boot{})),
-		KernelBase: b.image.base, SystemDTB: b.kernel.pml4 << pageShift,
+		KernelBase: b.image.base, SystemDTB: b.kernel.root << pageShift,
 		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)),
 		Syscall64: b.sym("KiSystemCall64"), Syscall32: b.sym("KiSystemCall32"),
 		TimerVector: timerVector, IPIVector: ipiVector,
@@ -126,11 +129,14 @@ func (w *bootWriter) write() uint64 {
 	if _, ok := b.profile.Symbol("ObHeaderCookie"); ok {
 		bt.Flags |= BootObCookie
 	}
+	if b.opts.LA57 {
+		bt.Flags |= BootLA57
+	}
 	if b.opts.KVAShadow {
 		bt.Flags |= BootKVAShadow
 		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
 		bt.Syscall32 = b.sym("KiSystemCall32Shadow")
-		bt.ShadowPML4 = b.shadow.pml4 << pageShift
+		bt.ShadowPML4 = b.shadow.root << pageShift
 	}
 	bt.Off = w.offsets()
 	w.cpus()
@@ -333,7 +339,7 @@ func (w *bootWriter) processes() {
 	var procs []BootProc
 	var threads []BootThread
 	for i, p := range b.procs {
-		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.pml4 << pageShift, UserDTB: p.userPML4 << pageShift,
+		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.root << pageShift, UserDTB: p.userRoot << pageShift,
 			PEB: p.peb, PEB32: p.peb32, CreateTime: filetime(p.created), ExitTime: filetime(p.exited),
 			ExitStatus: p.status, PID: uint32(p.pid), PPID: uint32(p.ppid), Session: uint32(int32(p.spec.session)),
 			FirstRegion: uint32(len(w.regions))}

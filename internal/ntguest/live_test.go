@@ -48,6 +48,9 @@ func boot(t *testing.T, opts Options, qemuMachine string, qemuArgs ...string) *g
 	}
 	args := []string{"-M", qemuMachine, "-smp", "2", "-m", "512", "-display", "none", "-nic", "none",
 		"-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel", path}
+	if opts.LA57 {
+		args = append(args, "-cpu", "max")
+	}
 	cmd := exec.Command("qemu-system-x86_64", append(args, qemuArgs...)...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -215,28 +218,33 @@ func (g *guest) pidOf(name string) uint64 {
 // TestLive boots every build and has it do everything once.
 func TestLive(t *testing.T) {
 	for _, c := range []struct {
-		build, machine string
-		shadow, absent bool
+		build, machine       string
+		shadow, absent, la57 bool
 	}{
-		{"6.1.7601", "pc", false, true},
-		{"10.0.19041", "q35", false, true},
-		{"10.0.22000", "q35", false, false},
-		{"10.0.19041", "pc", true, false},
-		{"10.0.22000", "q35", true, true},
+		{"6.1.7601", "pc", false, true, false},
+		{"10.0.19041", "q35", false, true, false},
+		{"10.0.22000", "q35", false, false, false},
+		{"10.0.19041", "pc", true, false, false},
+		{"10.0.22000", "q35", true, true, false},
+		{"10.0.22000", "q35", false, false, true},
+		{"10.0.19041", "q35", true, false, true},
 	} {
 		name := c.build + "-" + c.machine
 		if c.shadow {
 			name += "-shadow"
 		}
+		if c.la57 {
+			name += "-la57"
+		}
 		t.Run(name, func(t *testing.T) {
-			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow, Absent: c.absent}, c.machine)
+			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow, Absent: c.absent, LA57: c.la57}, c.machine)
 			g.expect(`^processor 1 up$`)
 			g.heartbeats(2)
 			checkAgainstLayout(t, g)
 			checkProgress(t, g)
 			pid := g.start("syscheck.exe")
 			g.expect(fmt.Sprintf(`^EXIT %d syscheck.exe 0x0$`, pid))
-			if !c.shadow { // the same code with and without
+			if !c.shadow && !c.la57 { // the same code with and without
 				checkChurn(t, g)
 				checkFreeze(t, g)
 			}

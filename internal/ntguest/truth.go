@@ -25,6 +25,8 @@ type TruthKernel struct {
 	GUID string `json:"guid"`
 	Age  uint32 `json:"age"`
 	DTB  uint64 `json:"dtb"` // physical
+	// Levels of page tables: 4, or 5 with LA57.
+	Levels int `json:"levels"`
 }
 
 // TruthProcess is one process.
@@ -87,7 +89,7 @@ func (b *builder) writeTruth() {
 	t := &b.truth
 	t.Build, t.Version = b.build.Name, b.build.Version
 	id := b.build.Identity
-	t.Kernel = TruthKernel{Base: b.image.base, Size: b.image.size, PDB: id.PDB, GUID: id.GUID, Age: id.Age, DTB: b.kernel.pml4 << pageShift}
+	t.Kernel = TruthKernel{Base: b.image.base, Size: b.image.size, PDB: id.PDB, GUID: id.GUID, Age: id.Age, DTB: b.kernel.root << pageShift, Levels: 4 + boolBit(b.opts.LA57)}
 	t.Unbound = b.files.unbound
 	if t.Hidden == nil {
 		t.Hidden = []uint64{}
@@ -102,7 +104,7 @@ func (b *builder) writeTruth() {
 
 func (b *builder) processTruth(p *process) TruthProcess {
 	t := TruthProcess{PID: p.pid, PPID: p.ppid, Name: clip(p.spec.name, 14), Path: p.path, Session: p.spec.session,
-		Created: p.created.UTC().Truncate(100), DTB: p.space.pml4 << pageShift, UserDTB: p.userPML4 << pageShift,
+		Created: p.created.UTC().Truncate(100), DTB: p.space.root << pageShift, UserDTB: p.userRoot << pageShift,
 		EPROCESS: p.eprocess, PEB: p.peb, PEB32: p.peb32, Wow64: p.spec.wow64 && !p.spec.exited, Critical: p.spec.critical, SID: b.account(p.spec),
 		Threads: len(p.threads), TIDs: []uint64{}, Modules: []TruthModule{}, VADs: []TruthVAD{}}
 	if !p.exited.IsZero() {

@@ -233,6 +233,7 @@ struct nt_range {
 
 #define NT_BOOT_KVA_SHADOW 1
 #define NT_BOOT_OB_COOKIE  2 /* object types are encoded with ob_cookie */
+#define NT_BOOT_LA57       8 /* 5-level paging */
 #define NT_BOOT_CID_PACKED 4 /* CID entries are (object << 16) | 1, else object */
 
 struct nt_boot {
@@ -241,8 +242,8 @@ struct nt_boot {
 	u64 flags;
 	u64 kernel_base;
 	u64 system_dtb;        /* pa */
-	u64 shadow_pml4;       /* pa of a user PML4 whose kernel half new processes copy */
-	u32 self_index;        /* PML4 index of the self map */
+	u64 shadow_pml4;       /* pa of a user root whose kernel half new processes copy */
+	u32 self_index;        /* root table's index of the self map */
 	u32 ncpu;
 	u64 invalid_pte_mask;  /* xor for the frame number of non-present PTEs, or 0 */
 	u64 swizzle_bit;       /* mask: set in a PTE that is not inverted, or 0 */
@@ -291,9 +292,10 @@ struct nt_stub_header {
 	u64 magic;
 	u64 entry32;        /* pa of the PVH entry point */
 	u64 size;           /* bytes, page multiple */
-	u64 system_dtb;     /* the builder writes these four */
+	u64 system_dtb;     /* the builder writes these five */
 	u64 rt_entry;       /* va of rt.bin's entry */
 	u64 nt_boot;        /* va */
+	u64 la57;           /* 1: 5-level paging */
 	u64 stack[NT_MAX_CPU];
 };
 

@@ -110,7 +110,8 @@ void *heap_alloc(u64 size);
 u64 frame_alloc(void);          /* pfn of a zeroed frame; never fails, bugchecks */
 void frame_free(u64 pfn);
 u64 frames_free(void);
-void *map_frame(u32 slot, u64 pfn);
+u64 *self_pte(u64 va);
+void *map_frame(u32 slot, u64 pfn); /* 0..4 and 7: page tables; 5 and 6: new ones */
 u64 *pte_of(u64 dtb, u64 va);   /* NULL without a page table; valid till the next call */
 u64 *pte_make(const struct proc *p, u64 va);
 void kernel_map_new(u64 va, u64 size);

@@ -21,7 +21,9 @@ const (
 	gdbFlags  = 17
 	gdbCS     = 18
 	gdbGSBase = 25
+	gdbCR0    = 27
 	gdbCR3    = 29
+	gdbCR4    = 30
 	gdbST0    = 33
 	gdbFCtrl  = 41
 	gdbXMM0   = 49
@@ -185,7 +187,11 @@ func (d *debugger) halt() {
 // threads lists the vCPUs.
 func (d *debugger) threads() []string {
 	d.t.Helper()
-	return strings.Split(strings.TrimPrefix(d.ask("qfThreadInfo"), "m"), ",")
+	var out []string
+	for reply := d.ask("qfThreadInfo"); strings.HasPrefix(reply, "m"); reply = d.ask("qsThreadInfo") {
+		out = append(out, strings.Split(reply[1:], ",")...)
+	}
+	return out
 }
 
 func parseHex(t *testing.T, s string) uint64 {

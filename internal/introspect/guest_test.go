@@ -64,9 +64,14 @@ func forEachGuest(t *testing.T, f func(t *testing.T, s *machine)) {
 			if shadow && b.Major < 10 {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s/shadow=%v", b.Name, shadow), func(t *testing.T) {
-				f(t, lay(t, ntguest.Options{Build: b.Name, Seed: uint64(i) + 7, KVAShadow: shadow, Hide: "malware.exe"}))
-			})
+			for _, la57 := range []bool{false, true} {
+				if la57 && b.Major < 10 {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/shadow=%v/la57=%v", b.Name, shadow, la57), func(t *testing.T) {
+					f(t, lay(t, ntguest.Options{Build: b.Name, Seed: uint64(i) + 7, KVAShadow: shadow, LA57: la57, Hide: "malware.exe"}))
+				})
+			}
 		}
 	}
 }
@@ -84,6 +89,9 @@ func TestKernelIsWhatTheTruthSays(t *testing.T) {
 		k := open(t, s).Kernel()
 		if k.Base != want.Base || k.DTB != want.DTB || uint64(k.Size) != want.Size || k.Identity.GUID != want.GUID || k.Identity.Age != want.Age {
 			t.Errorf("got %+v, want %+v", k, want)
+		}
+		if paging := map[int]string{4: "x64", 5: "x64-la57"}[want.Levels]; k.Paging != paging {
+			t.Errorf("paging %q, want %q", k.Paging, paging)
 		}
 		if k.Version != s.m.Build.Name {
 			t.Errorf("version %q, want %q", k.Version, s.m.Build.Name)
@@ -217,16 +225,37 @@ func TestAddressRangesAreWhatTheTruthSays(t *testing.T) {
 }
 
 func TestKernelIsFoundFromAnyAddressSpace(t *testing.T) {
-	for _, shadow := range []bool{false, true} {
-		s := lay(t, ntguest.Options{Build: "10.0.19041", Seed: 3, KVAShadow: shadow})
+	for i := range 4 {
+		shadow, la57 := i&1 != 0, i&2 != 0
+		s := lay(t, ntguest.Options{Build: "10.0.19041", Seed: 3, KVAShadow: shadow, LA57: la57})
 		p := s.m.Truth.Processes[len(s.m.Truth.Processes)-1]
 		cr3 := p.DTB
 		if shadow {
 			cr3 = p.UserDTB | 1
 		}
-		s.regs = []source.Registers{{CR0: 0x80050033, CR3: cr3, CR4: 0x20, RIP: 0x7ff600001000, CPL: 3}}
+		cr4 := uint64(0x20)
+		if la57 {
+			cr4 |= 1 << 12
+		}
+		s.regs = []source.Registers{{CR0: 0x80050033, CR3: cr3, CR4: cr4, RIP: 0x7ff600001000, CPL: 3}}
 		if k := open(t, s).Kernel(); k.Base != s.m.Truth.Kernel.Base || k.DTB != s.m.Truth.Kernel.DTB {
-			t.Errorf("shadow %v: kernel %+v", shadow, k)
+			t.Errorf("shadow %v, la57 %v: kernel %+v", shadow, la57, k)
+		}
+	}
+}
+
+func TestCanonical(t *testing.T) {
+	for _, c := range []struct {
+		va         uint64
+		four, five bool
+	}{
+		{0, true, true}, {0x00007fffffffffff, true, true}, {0x0000800000000000, false, true},
+		{0x00ffffffffffffff, false, true}, {0x0100000000000000, false, false}, {0xfeffffffffffffff, false, false},
+		{0xff00000000000000, false, true}, {0xffff7fffffffffff, false, true}, {0xffff800000000000, true, true}, {^uint64(0), true, true},
+	} {
+		four, five := &AddressSpace{levels: 4}, &AddressSpace{levels: 5}
+		if four.canonical(c.va) != c.four || five.canonical(c.va) != c.five {
+			t.Errorf("%#x is canonical with 4 levels: %v, with 5: %v; want %v, %v", c.va, four.canonical(c.va), five.canonical(c.va), c.four, c.five)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // kernelPDBs are the names that a kernel's debug record may carry: one and several
-// processors, with and without PAE.
-var kernelPDBs = map[string]bool{"ntkrnlmp.pdb": true, "ntoskrnl.pdb": true, "ntkrnlpa.pdb": true, "ntkrpamp.pdb": true}
+// processors, with and without PAE, and with 5-level paging.
+var kernelPDBs = map[string]bool{"ntkrnlmp.pdb": true, "ntoskrnl.pdb": true, "ntkrnlpa.pdb": true, "ntkrpamp.pdb": true, "ntkrla57.pdb": true}
 
 const (
 	maxKernelSize = 64 << 20 // bytes of SizeOfImage that are believed

@@ -194,13 +194,16 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 				if !selfMapped(page, pa) {
 					continue
 				}
-				as := &AddressSpace{t: t, dtb: pa, levels: 4}
-				if _, origin, err := as.translate(kuserShared); err != nil || origin != PageResident {
-					continue
-				}
-				if k := searchSpace(as, &budget); k != nil {
-					k.how = "physical scan"
-					return k, nil
+				// Nothing but what lies under it tells a PML4 from a PML5.
+				for _, levels := range []int{4, 5} {
+					as := &AddressSpace{t: t, dtb: pa, levels: levels}
+					if _, origin, err := as.translate(kuserShared); err != nil || origin != PageResident {
+						continue
+					}
+					if k := searchSpace(as, &budget); k != nil {
+						k.how = "physical scan"
+						return k, nil
+					}
 				}
 			}
 			if empty && at >= firmware && !zero(chunk) {

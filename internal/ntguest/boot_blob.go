@@ -75,6 +75,7 @@ type StubParams struct {
 	SystemDTB uint64             // physical
 	RTEntry   uint64             // virtual address of the runtime's Entry
 	NtBoot    uint64             // virtual address of the encoded Boot
+	LA57      uint64             // 1 for 5-level paging
 	Stacks    [BootMaxCPU]uint64 // stack tops, 0 for processors that do not exist
 }
 
@@ -92,7 +93,7 @@ func LoadStub(file []byte, p StubParams) (PhysRun, uint32, error) {
 	if p.SystemDTB == 0 || p.SystemDTB>>32 != 0 {
 		return PhysRun{}, 0, fmt.Errorf("boot stub: system DTB %#x is not below 4 GiB", p.SystemDTB)
 	}
-	h.SystemDTB, h.RTEntry, h.NtBoot, h.Stack = p.SystemDTB, p.RTEntry, p.NtBoot, p.Stacks
+	h.SystemDTB, h.RTEntry, h.NtBoot, h.LA57, h.Stack = p.SystemDTB, p.RTEntry, p.NtBoot, p.LA57, p.Stacks
 	var out bytes.Buffer
 	if err := binary.Write(&out, binary.LittleEndian, &h); err != nil {
 		return PhysRun{}, 0, fmt.Errorf("write header of boot.bin: %w", err)

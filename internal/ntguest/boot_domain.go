@@ -13,6 +13,7 @@ type Domain struct {
 	Machine   string // "q35" or "pc"; "" for "q35"
 	Kernel    string // path of the ELF file that WriteKernel wrote
 	MemoryMiB uint64 // as in Options
+	LA57      bool   // as in Options: a processor with 5-level paging
 	// ConsoleLog is a file that receives what the guest says; ConsoleSocket a UNIX
 	// socket, made by QEMU, for its console. Without a socket it is a terminal.
 	ConsoleLog    string
@@ -30,7 +31,12 @@ type domainXML struct {
 		ACPI struct{} `xml:"acpi"`
 		APIC struct{} `xml:"apic"`
 	} `xml:"features"`
+	CPU     *domainCPU    `xml:"cpu"`
 	Devices domainDevices `xml:"devices"`
+}
+
+type domainCPU struct {
+	Mode string `xml:"mode,attr"`
 }
 
 type domainSize struct {
@@ -91,6 +97,9 @@ func (d Domain) XML() ([]byte, error) {
 		x.OS.Type.Machine = "q35"
 	}
 	x.OS.Kernel = d.Kernel
+	if d.LA57 {
+		x.CPU = &domainCPU{Mode: "maximum"}
+	}
 	x.Devices.Controller.Type, x.Devices.Controller.Model = "usb", "none"
 	x.Devices.Balloon.Model = "none"
 	x.Devices.Serial.Type = "pty"

@@ -9,7 +9,7 @@ package ntguest
 // it has room for, BootNone an offset or index that a build lacks.
 const (
 	BootMagic   uint64 = 0x544f4f424d41564e
-	BootVersion uint32 = 1
+	BootVersion uint32 = 2
 	BootMaxCPU         = 4
 	BootNone    uint32 = 0xffffffff
 
@@ -73,6 +73,7 @@ const (
 	BootKVAShadow = 1
 	BootObCookie  = 2
 	BootCIDPacked = 4
+	BootLA57      = 8
 )
 
 // BootTable is an array in guest memory: Count elements of a fixed type at the
@@ -123,6 +124,8 @@ type BootOff struct {
 	EtExitTime        uint32 `c:"et_exit_time"`
 	HtTableCode       uint32 `c:"ht_table_code"`
 	OhBody            uint32 `c:"oh_body"`
+	OhPointerCount    uint32 `c:"oh_pointer_count"`
+	OhHandleCount     uint32 `c:"oh_handle_count"`
 	PcrCurrentThread  uint32 `c:"pcr_current_thread"`
 	PcrNextThread     uint32 `c:"pcr_next_thread"`
 	PcrKernelDTB      uint32 `c:"pcr_kernel_dtb"`
@@ -167,6 +170,9 @@ type BootProc struct {
 	Regions     uint32   `c:"regions"`
 	TruthLen    uint32   `c:"truth_len"`
 	Truth       uint64   `c:"truth"`
+	Progress    uint64   `c:"progress"`
+	Protection  uint32   `c:"protection"`
+	Account     uint32   `c:"account"`
 	Name        [16]byte `c:"name"`
 }
 
@@ -226,6 +232,9 @@ type BootTemplate struct {
 	TruthLen   uint32    `c:"truth_len"`
 	Session    uint32    `c:"session"`
 	Flags      uint32    `c:"flags"`
+	Protection uint32    `c:"protection"`
+	Progress   uint64    `c:"progress"`
+	Account    uint32    `c:"account"`
 	Reserved   uint32    `c:"reserved"`
 }
 
@@ -311,5 +320,6 @@ type StubHeader struct {
 	SystemDTB uint64             `c:"system_dtb"`
 	RTEntry   uint64             `c:"rt_entry"`
 	NtBoot    uint64             `c:"nt_boot"`
+	LA57      uint64             `c:"la57"`
 	Stack     [BootMaxCPU]uint64 `c:"stack"`
 }

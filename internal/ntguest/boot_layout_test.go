@@ -36,7 +36,7 @@ var mirroredConstants = map[string]uint64{
 	"NT_FIX_STACK_LIMIT": FixStackLimit, "NT_FIX_LINK": FixLink, "NT_FIX_CID_PROC": FixCIDProc, "NT_FIX_CID_THREAD": FixCIDThread,
 	"NT_FIX_TYPE_INDEX": FixTypeIndex, "NT_FIX_INC32": FixInc32, "NT_FIX_INC64": FixInc64, "NT_FIX_POOL_TAG": FixPoolTag,
 	"NT_FIX_PID32": FixPID32, "NT_FIX_COUNTER64": FixCounter64, "NT_FIX_TID32": FixTID32,
-	"NT_BOOT_KVA_SHADOW": BootKVAShadow, "NT_BOOT_OB_COOKIE": BootObCookie, "NT_BOOT_CID_PACKED": BootCIDPacked,
+	"NT_BOOT_KVA_SHADOW": BootKVAShadow, "NT_BOOT_OB_COOKIE": BootObCookie, "NT_BOOT_CID_PACKED": BootCIDPacked, "NT_BOOT_LA57": BootLA57,
 }
 
 // TestLayoutMatchesHeader has the C compiler say sizes, offsets and values.

@@ -14,9 +14,9 @@ import (
 const (
 	bootHeap      = 4 << 20 // bytes for the runtime's tables and its serial ring
 	hyperPages    = 64
-	stackSlots    = 192
+	stackSlots    = 384
 	stackStride   = kernelStack + 2*pageSize // the gap catches overflows
-	templateSlots = 48
+	templateSlots = 96
 )
 
 // bootWriter adds to a laid-out machine what the runtime needs beside Windows' own
@@ -54,7 +54,10 @@ func (m *Machine) WriteKernel(w io.Writer) (err error) {
 	}
 	bw := &bootWriter{b: m.b}
 	at := bw.write()
-	params := StubParams{SystemDTB: m.b.kernel.pml4 << pageShift, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
+	params := StubParams{SystemDTB: m.b.kernel.root << pageShift, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
+	if m.b.opts.LA57 {
+		params.LA57 = 1
+	}
 	for i, c := range m.b.cpus {
 		params.Stacks[i] = c.bootStack
 	}
@@ -111,7 +114,7 @@ func (w *bootWriter) text(v any) (va, n uint64) {
 func (w *bootWriter) write() uint64 {
 	b := w.b
 	w.boot = Boot{Magic: BootMagic, Version: BootVersion, Size: uint32(binary.Size(Boot{})),
-		KernelBase: b.image.base, SystemDTB: b.kernel.pml4 << pageShift,
+		KernelBase: b.image.base, SystemDTB: b.kernel.root << pageShift,
 		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)),
 		Syscall64: b.sym("KiSystemCall64"), Syscall32: b.sym("KiSystemCall32"),
 		TimerVector: timerVector, IPIVector: ipiVector,
@@ -126,11 +129,14 @@ func (w *bootWriter) write() uint64 {
 	if _, ok := b.profile.Symbol("ObHeaderCookie"); ok {
 		bt.Flags |= BootObCookie
 	}
+	if b.opts.LA57 {
+		bt.Flags |= BootLA57
+	}
 	if b.opts.KVAShadow {
 		bt.Flags |= BootKVAShadow
 		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
 		bt.Syscall32 = b.sym("KiSystemCall32Shadow")
-		bt.ShadowPML4 = b.shadow.pml4 << pageShift
+		bt.ShadowPML4 = b.shadow.root << pageShift
 	}
 	bt.Off = w.offsets()
 	w.cpus()
@@ -240,9 +246,22 @@ func (w *bootWriter) offsets() BootOff {
 		KtThreadListEntry: off("_KTHREAD", "ThreadListEntry"), EtThreadListEntry: off("_ETHREAD", "ThreadListEntry"),
 		EtExitStatus: off("_ETHREAD", "ExitStatus"), EtExitTime: off("_ETHREAD", "ExitTime"),
 		HtTableCode: off("_HANDLE_TABLE", "TableCode"), OhBody: off("_OBJECT_HEADER", "Body"),
+		OhPointerCount: off("_OBJECT_HEADER", "PointerCount"), OhHandleCount: off("_OBJECT_HEADER", "HandleCount"),
 		PcrCurrentThread: prcb("CurrentThread"), PcrNextThread: prcb("NextThread"),
 		PcrKernelDTB: prcb("KernelDirectoryTableBase"), PcrRSPShadow: prcb("RspBaseShadow"), PcrUserRSPShadow: prcb("UserRspShadow"),
 	}
+}
+
+// progress is the address of the counter that a program exports, 0 without one.
+func (p *process) progress() uint64 {
+	if p.exe == nil {
+		return 0
+	}
+	e, ok := p.exe.file.exports["progress"]
+	if !ok {
+		return 0
+	}
+	return p.exe.base + e.rva
 }
 
 // vadRoot is where the pointer to the tree's root lies in _EPROCESS: in a tree of
@@ -320,7 +339,7 @@ func (w *bootWriter) processes() {
 	var procs []BootProc
 	var threads []BootThread
 	for i, p := range b.procs {
-		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.pml4 << pageShift, UserDTB: p.userPML4 << pageShift,
+		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.root << pageShift, UserDTB: p.userRoot << pageShift,
 			PEB: p.peb, PEB32: p.peb32, CreateTime: filetime(p.created), ExitTime: filetime(p.exited),
 			ExitStatus: p.status, PID: uint32(p.pid), PPID: uint32(p.ppid), Session: uint32(int32(p.spec.session)),
 			FirstRegion: uint32(len(w.regions))}
@@ -340,11 +359,12 @@ func (w *bootWriter) processes() {
 		if p.spec.critical {
 			bp.Flags |= ProcCritical
 		}
+		bp.Protection, bp.Progress, bp.Account = uint32(b.protection(p.spec)), p.progress(), lastRID(b.account(p.spec))
 		if p.user != nil {
 			w.regions = append(w.regions, w.userRegions(p.user)...)
 		}
 		bp.Regions = uint32(len(w.regions)) - bp.FirstRegion
-		va, n := w.text(p.live())
+		va, n := w.text(b.liveTruth(p))
 		bp.Truth, bp.TruthLen = va, uint32(n)
 		procs = append(procs, bp)
 		for _, t := range p.threads {
@@ -378,10 +398,11 @@ type liveProcess struct {
 	Session  int           `json:"session"`
 	Wow64    bool          `json:"wow64"`
 	Critical bool          `json:"critical"`
+	SID      string        `json:"sid"`
 	Modules  []TruthModule `json:"modules"`
 }
 
-func (p *process) live() liveProcess {
-	t := p.truth()
-	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, Modules: withoutAbsent(t.Modules)}
+func (b *builder) liveTruth(p *process) liveProcess {
+	t := b.processTruth(p)
+	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, SID: t.SID, Modules: withoutAbsent(t.Modules)}
 }

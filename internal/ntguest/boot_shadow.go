@@ -12,12 +12,12 @@ func (b *builder) patchRuntime(rt *Runtime) error {
 
 // buildShadow makes the kernel half that user page tables have under KVA shadow:
 // the entry code, and what the processor and that code touch before CR3 is the
-// kernel's. Every process's user PML4 gets its top-level entries.
+// kernel's. Every process's user root gets its top-level entries.
 func (b *builder) buildShadow() {
 	if !b.opts.KVAShadow {
 		return
 	}
-	b.shadow = newSpace(b.mem, b.mem.alloc())
+	b.shadow = b.newSpace(b.mem.alloc())
 	show := func(va, n uint64) {
 		for page := va &^ (pageSize - 1); page < va+n; page += pageSize {
 			if pte := b.mem.get64(b.kernel.pteAddress(page)); pte&pteValid != 0 {
@@ -48,17 +48,17 @@ func (b *builder) buildShadow() {
 	}
 }
 
-// finishShadow fills a process's user PML4: its own user half, the shadow kernel
+// finishShadow fills a process's user root: its own user half, the shadow kernel
 // half.
 func (b *builder) finishShadow(p *process) {
-	if p.userPML4 == 0 {
+	if p.userRoot == 0 {
 		return
 	}
 	for i := range uint64(512) {
-		from := p.space.pml4
+		from := p.space.root
 		if i >= 256 {
-			from = b.shadow.pml4
+			from = b.shadow.root
 		}
-		b.mem.put64(p.userPML4<<pageShift+8*i, b.mem.get64(from<<pageShift+8*i))
+		b.mem.put64(p.userRoot<<pageShift+8*i, b.mem.get64(from<<pageShift+8*i))
 	}
 }

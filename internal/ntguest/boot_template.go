@@ -17,14 +17,21 @@ func (b *builder) templates() []processSpec {
 		s.dir, s.wow64 = `\Program Files (x86)\Test`, true
 		return s
 	}
+	defender := processSpec{name: "MsMpEng.exe", file: "MsMpEng.exe", dir: `\ProgramData\Microsoft\Windows Defender\Platform`,
+		parent: "services.exe", session: 0, threads: 1, runs: true}
+	sentry := processSpec{name: "svchost.exe", file: "svchost.exe", dir: sys32, cmd: `C:\Windows\system32\svchost.exe -k netsvcs -p -s BITS`,
+		parent: "services.exe", session: 0, threads: 1, runs: true}
+	critical := app("critical.exe", "burn.exe", 1)
+	critical.critical = true
 	malware := app("malware.exe", "malware.exe", 1)
 	malware.dir = `\Users\user\AppData\Local\Temp`
 	return []processSpec{
 		app("worker.exe", "worker.exe", 1), app("notify.exe", "notify.exe", 1), app("update.exe", "update.exe", 1),
 		app("burn.exe", "burn.exe", 1), app("spin.exe", "spin.exe", 1), app("sleeper.exe", "sleeper.exe", 1),
-		app("faulter.exe", "faulter.exe", 1), app("threads.exe", "threads.exe", 4), app("service.exe", "service.exe", 2), malware, app("syscheck.exe", "syscheck.exe", 1),
+		app("faulter.exe", "faulter.exe", 1), app("thrash.exe", "thrash.exe", 1), app("threads.exe", "threads.exe", 5), app("service.exe", "service.exe", 2), malware, app("syscheck.exe", "syscheck.exe", 1),
 		wow("wowworker.exe", "worker.exe", 1), wow("wowburn.exe", "burn.exe", 1), wow("wowsleeper.exe", "sleeper.exe", 1),
-		wow("wowthreads.exe", "threads.exe", 4),
+		wow("wowfaulter.exe", "faulter.exe", 1), wow("wowthrash.exe", "thrash.exe", 1), wow("wowservice.exe", "service.exe", 2),
+		wow("wowthreads.exe", "threads.exe", 5), sentry, critical, defender,
 	}
 }
 
@@ -59,6 +66,10 @@ func (w *bootWriter) template(spec processSpec) BootTemplate {
 	if spec.wow64 {
 		out.Flags |= ProcWow64
 	}
+	if spec.critical {
+		out.Flags |= ProcCritical
+	}
+	out.Protection, out.Progress, out.Account = uint32(b.protection(spec)), p.progress(), lastRID(b.account(spec))
 	var threads []BootTemplateThread
 	for _, t := range p.threads {
 		threads = append(threads, BootTemplateThread{ETHREAD: t.ethread - base, TEB: t.teb, TEB32: t.teb32,
@@ -67,7 +78,7 @@ func (w *bootWriter) template(spec processSpec) BootTemplate {
 	out.Threads = table(w, threads)
 	regions, touch := w.templateRegions(p)
 	out.Regions, out.Touch = table(w, regions), table(w, touch)
-	va, n := w.text(p.live())
+	va, n := w.text(b.liveTruth(p))
 	out.Truth, out.TruthLen = va, uint32(n)
 	return out
 }

@@ -52,6 +52,7 @@ type Options struct {
 	Seed      uint64
 	MemoryMiB uint64 // RAM; 0 for 512
 	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
+	LA57      bool   // 5-level paging; 10.0 builds only
 	Absent    bool   // leave pages of images out of processes, and some out of memory
 	Hide      string // name of a process to unlink from the process list
 	Assets    string // directory of the guest's programs; "" to find it
@@ -87,6 +88,8 @@ type builder struct {
 	blob     *blob
 	live     liveState
 
+	userSID string // of the account that session 1 belongs to
+
 	truth Truth
 }
 
@@ -110,6 +113,9 @@ func newBuilder(opts Options) (*builder, error) {
 	if opts.KVAShadow && b.build.Major < 10 {
 		return nil, fmt.Errorf("build %s has no KVA shadow", b.build.Name)
 	}
+	if opts.LA57 && b.build.Major < 10 {
+		return nil, fmt.Errorf("build %s has no 5-level paging", b.build.Name)
+	}
 	if opts.MemoryMiB == 0 {
 		opts.MemoryMiB = 512
 	}
@@ -124,13 +130,16 @@ func newBuilder(opts Options) (*builder, error) {
 	b.now = b.boot.Add(2 * time.Hour)
 	b.mem = newMemory(opts.MemoryMiB<<20, b.rng)
 	b.cookie = b.rng.Uint64N(255) + 1
+	b.userSID = fmt.Sprintf("S-1-5-21-%d-%d-%d-1001", b.rng.Uint32(), b.rng.Uint32(), b.rng.Uint32())
 	b.layoutSpaces()
 	return b, nil
 }
 
 // layoutSpaces makes the System process's page tables and divides the kernel half
 // of the address space. Windows 7 has fixed regions; since Windows 10 each has a
-// random PML4 slot ("Windows Internals", 7th edition, part 1, chapter 5).
+// random PML4 slot ("Windows Internals", 7th edition, part 1, chapter 5). With LA57 what
+// no 48-bit pointer form refers to lies in random PML5 slots: handles hold 44 bits of an
+// object's address, prototype PTEs are named by 48.
 func (b *builder) layoutSpaces() {
 	taken := map[uint64]bool{0x1ef: true, 0x1f0: true, 0x1ff: true}
 	slot := func(fixed uint64) uint64 {
@@ -144,26 +153,40 @@ func (b *builder) layoutSpaces() {
 			}
 		}
 	}
-	pml4 := b.mem.allocAt(0x187)
+	root := b.mem.allocAt(0x187)
 	if b.build.Major >= 10 {
-		delete(b.mem.frames, pml4)
-		pml4 = b.mem.allocAt(0x1ad)
+		delete(b.mem.frames, root)
+		root = b.mem.allocAt(0x1ad)
 	}
-	b.kernel = newSpace(b.mem, pml4)
+	b.kernel = b.newSpace(root)
 	b.selfIndex = slot(0x1ed)
 	base := func(fixed uint64) uint64 {
 		return 0xffff000000000000 | slot(fixed)<<39 | b.rng.Uint64N(1<<8)<<21
 	}
 	data := uint64(pteWrite | pteDirty | pteNX | pteGlobal)
-	region := func(fixed uint64) arena {
+	slot5 := func() uint64 {
+		for {
+			if s := 0x100 + b.rng.Uint64N(0xff); !taken[s<<9] {
+				taken[s<<9] = true
+				return s
+			}
+		}
+	}
+	region := func(fixed uint64, wide bool) arena {
 		va := base(fixed)
+		if wide && b.opts.LA57 {
+			va = 0xfe00000000000000 | slot5()<<48 | va&(1<<48-1)
+		}
 		return arena{s: b.kernel, start: va, next: va, bits: data}
 	}
-	b.nonPaged = region(0x1f5)
-	b.paged = region(0x1f1)
-	b.system = region(0x1f3)
-	b.runtime = region(0x1f6)
-	b.mem.put64(pml4<<pageShift+8*b.selfIndex, pml4<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
+	b.nonPaged = region(0x1f5, false)
+	b.paged = region(0x1f1, false)
+	b.system = region(0x1f3, true)
+	b.runtime = region(0x1f6, true)
+	if b.opts.LA57 {
+		b.selfIndex = slot5()
+	}
+	b.mem.put64(root<<pageShift+8*b.selfIndex, root<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
 }
 
 // sym is the address of a kernel symbol.

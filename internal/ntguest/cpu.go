@@ -57,7 +57,7 @@ func (b *builder) buildCPUs() {
 		c.idle = b.idleThread(c)
 		p.set(c.idle, "CurrentThread")
 		p.set(c.idle, "IdleThread")
-		p.opt(b.kernel.pml4<<pageShift|2*uint64(boolBit(b.opts.KVAShadow)), "KernelDirectoryTableBase")
+		p.opt(b.kernel.root<<pageShift|2*uint64(boolBit(b.opts.KVAShadow)), "KernelDirectoryTableBase")
 		b.kernel.write(p.addr("VendorString"), []byte("AuthenticAMD"))
 		b.cpus = append(b.cpus, c)
 	}

@@ -26,7 +26,11 @@ func (b *builder) writeGlobals() {
 	if b.opts.KVAShadow {
 		put("KiKvaShadow", 1, 1)
 	}
-	put("MmSystemRangeStart", 0xffff800000000000, 8)
+	start := uint64(0xffff800000000000)
+	if b.opts.LA57 {
+		start = 0xff00000000000000
+	}
+	put("MmSystemRangeStart", start, 8)
 	put("PspCidTable", b.cid.va, 8)
 	put("PsInitialSystemProcess", b.procs[0].eprocess, 8)
 	for i, c := range b.cpus {

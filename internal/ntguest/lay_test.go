@@ -121,6 +121,7 @@ func TestLayRefuses(t *testing.T) {
 	for name, opts := range map[string]Options{
 		"unknown build": {Build: "5.0.2195"},
 		"shadow":        {Build: "6.1.7601", KVAShadow: true},
+		"la57":          {Build: "6.1.7601", LA57: true},
 		"memory":        {Build: "10.0.19041", MemoryMiB: 16},
 		"hidden":        {Build: "10.0.19041", Hide: "nothing.exe"},
 		"assets":        {Build: "10.0.19041", Assets: t.TempDir()},
@@ -141,7 +142,7 @@ func TestAbsent(t *testing.T) {
 			if p.user == nil {
 				continue
 			}
-			for _, module := range p.truth().Modules {
+			for _, module := range m.b.processTruth(p).Modules {
 				missing := make(map[uint64]bool)
 				for _, rva := range module.Absent {
 					missing[rva] = true

@@ -23,12 +23,13 @@ type guest struct {
 	in      io.Writer
 	lines   chan string
 	seen    []string
+	bad     []string // parts of lines that fail the test
 }
 
 const hang = 3 * time.Minute
 
 // boot lays a guest out and starts it; it ends with the test.
-func boot(t *testing.T, opts Options, qemuMachine string) *guest {
+func boot(t *testing.T, opts Options, qemuMachine string, qemuArgs ...string) *guest {
 	t.Helper()
 	m, err := Lay(opts)
 	if err != nil {
@@ -45,8 +46,12 @@ func boot(t *testing.T, opts Options, qemuMachine string) *guest {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("qemu-system-x86_64", "-M", qemuMachine, "-smp", "2", "-m", "512", "-display", "none", "-nic", "none",
-		"-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel", path)
+	args := []string{"-M", qemuMachine, "-smp", "2", "-m", "512", "-display", "none", "-nic", "none",
+		"-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel", path}
+	if opts.LA57 {
+		args = append(args, "-cpu", "max")
+	}
+	cmd := exec.Command("qemu-system-x86_64", append(args, qemuArgs...)...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +64,7 @@ func boot(t *testing.T, opts Options, qemuMachine string) *guest {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	g := &guest{t: t, machine: m, in: in, lines: make(chan string, 4096)}
+	g := &guest{t: t, machine: m, in: in, lines: make(chan string, 4096), bad: []string{"BUGCHECK", "EXCEPTION", "ERROR", "0xdead", "CONTEXT"}}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -92,7 +97,7 @@ func (g *guest) next() string {
 		} else {
 			g.seen = append(g.seen, line)
 		}
-		for _, bad := range []string{"BUGCHECK", "EXCEPTION", "ERROR", "0xdead"} {
+		for _, bad := range g.bad {
 			if strings.Contains(line, bad) {
 				g.t.Fatalf("the guest says %q", line)
 			}
@@ -153,6 +158,7 @@ type liveTruthProcess struct {
 	TruthProcess
 	Status   uint32 `json:"exit_status"`
 	State    string
+	Handles  int
 	Faults   uint64
 	Syscalls uint64
 	Ticks    uint64
@@ -212,28 +218,33 @@ func (g *guest) pidOf(name string) uint64 {
 // TestLive boots every build and has it do everything once.
 func TestLive(t *testing.T) {
 	for _, c := range []struct {
-		build, machine string
-		shadow, absent bool
+		build, machine       string
+		shadow, absent, la57 bool
 	}{
-		{"6.1.7601", "pc", false, true},
-		{"10.0.19041", "q35", false, true},
-		{"10.0.22000", "q35", false, false},
-		{"10.0.19041", "pc", true, false},
-		{"10.0.22000", "q35", true, true},
+		{"6.1.7601", "pc", false, true, false},
+		{"10.0.19041", "q35", false, true, false},
+		{"10.0.22000", "q35", false, false, false},
+		{"10.0.19041", "pc", true, false, false},
+		{"10.0.22000", "q35", true, true, false},
+		{"10.0.22000", "q35", false, false, true},
+		{"10.0.19041", "q35", true, false, true},
 	} {
 		name := c.build + "-" + c.machine
 		if c.shadow {
 			name += "-shadow"
 		}
+		if c.la57 {
+			name += "-la57"
+		}
 		t.Run(name, func(t *testing.T) {
-			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow, Absent: c.absent}, c.machine)
+			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow, Absent: c.absent, LA57: c.la57}, c.machine)
 			g.expect(`^processor 1 up$`)
 			g.heartbeats(2)
 			checkAgainstLayout(t, g)
 			checkProgress(t, g)
 			pid := g.start("syscheck.exe")
 			g.expect(fmt.Sprintf(`^EXIT %d syscheck.exe 0x0$`, pid))
-			if !c.shadow { // the same code with and without
+			if !c.shadow && !c.la57 { // the same code with and without
 				checkChurn(t, g)
 				checkFreeze(t, g)
 			}

@@ -94,9 +94,9 @@ func (b *builder) finishSpaces() {
 			continue
 		}
 		for i := uint64(256); i < 512; i++ {
-			b.mem.put64(p.space.pml4<<pageShift+8*i, b.mem.get64(b.kernel.pml4<<pageShift+8*i))
+			b.mem.put64(p.space.root<<pageShift+8*i, b.mem.get64(b.kernel.root<<pageShift+8*i))
 		}
-		b.mem.put64(p.space.pml4<<pageShift+8*b.selfIndex, p.space.pml4<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
+		b.mem.put64(p.space.root<<pageShift+8*b.selfIndex, p.space.root<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
 	}
 }
 

@@ -22,15 +22,21 @@ const (
 	ptePFN        = 0x000ffffffffff000
 )
 
-// space is one address space: a tree of x64 page tables under a PML4.
+// space is one address space: a tree of x64 page tables under a PML4, or with LA57
+// under a PML5.
 type space struct {
 	mem  *memory
-	pml4 uint64            // frame number
+	root uint64            // frame number
+	top  int               // shift of the root's index: 39, or 48
 	pt   map[uint64]uint64 // page table frame by va >> 21
 }
 
-func newSpace(mem *memory, pml4 uint64) *space {
-	return &space{mem: mem, pml4: pml4, pt: make(map[uint64]uint64)}
+func (b *builder) newSpace(root uint64) *space {
+	s := &space{mem: b.mem, root: root, top: 39, pt: make(map[uint64]uint64)}
+	if b.opts.LA57 {
+		s.top = 48
+	}
+	return s
 }
 
 // table returns the frame of the page table that maps va, made where missing.
@@ -42,8 +48,8 @@ func (s *space) table(va uint64) uint64 {
 	if va>>47 == 0 {
 		bits |= pteUser
 	}
-	at := s.pml4
-	for shift := 39; shift >= 21; shift -= 9 {
+	at := s.root
+	for shift := s.top; shift >= 21; shift -= 9 {
 		pa := at<<pageShift + va>>shift&511*8
 		entry := s.mem.get64(pa)
 		if entry == 0 {

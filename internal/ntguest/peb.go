@@ -248,7 +248,7 @@ func (b *builder) userThread(p *process, t *thread, i int) {
 	u.private(top-stackUsed, top)
 	u.vad(vadSpec{start: limit, end: top, prot: mmReadWrite, private: true, commit: stackUsed/pageSize + 1})
 	u.region(limit, top, RegionZero, mmReadWrite)
-	t.teb = pebArea + 0x20000 + uint64(i)*2*pageSize
+	t.teb = pebArea + 0x20000 + uint64(i)*4*pageSize
 	u.private(t.teb, t.teb+2*pageSize)
 	teb := u.view("_TEB", t.teb)
 	teb.set(top, "NtTib.StackBase")
@@ -273,7 +273,9 @@ func (b *builder) userThread(p *process, t *thread, i int) {
 		return
 	}
 	// A wow64 thread has a 32-bit stack and TEB too; the 64-bit one leads to them.
-	t.teb32 = t.teb + pageSize
+	t.teb32 = t.teb + 2*pageSize
+	u.private(t.teb32, t.teb32+pageSize)
+	teb.set(t.teb32, "NtTib.ExceptionList")
 	limit32 := limit + stackSize + 0x10000
 	top32 := limit32 + stackSize - 0x20000
 	u.private(top32-stackUsed, top32)

@@ -34,7 +34,7 @@ type process struct {
 	exited   time.Time
 	status   uint32
 	space    *space
-	userPML4 uint64 // KVA shadow: frame of the user PML4, 0 without
+	userRoot uint64 // KVA shadow: frame of the user root, 0 without
 	user     *userSpace
 	exe      *image
 	modules  []*image
@@ -72,7 +72,7 @@ func (b *builder) newProcess(spec processSpec) *process {
 		}
 	}
 	p.eprocess = b.newObject("Process", "", b.sizeof("_EPROCESS"), infoQuota)
-	p.space = newSpace(b.mem, b.mem.alloc())
+	p.space = b.newSpace(b.mem.alloc())
 	if spec.name == "System" {
 		p.space = b.kernel
 	}
@@ -95,6 +95,9 @@ func (b *builder) newProcess(spec processSpec) *process {
 		ep.set(b.session(spec.session), "Session")
 	}
 	ep.set(b.newToken(p)|7, "Token")
+	if level := b.protection(spec); level != 0 {
+		ep.set(level, "Protection.Level")
+	}
 	p.handles = b.newHandleTable(p.pid, 1)
 	ep.set(p.handles.va, "ObjectTable")
 	if spec.file != "" {
@@ -155,13 +158,13 @@ func (b *builder) nextID() uint64 {
 // shadow uses: 2 in the kernel's tables, 1 in the user's.
 func (b *builder) writeDTB(p *process) {
 	ep := b.at("_EPROCESS", p.eprocess)
-	dtb := p.space.pml4 << pageShift
+	dtb := p.space.root << pageShift
 	if b.opts.KVAShadow {
 		dtb |= 2
 		user := uint64(1)
 		if p.spec.file != "" && !p.spec.exited {
-			p.userPML4 = b.mem.alloc()
-			user |= p.userPML4 << pageShift
+			p.userRoot = b.mem.alloc()
+			user |= p.userRoot << pageShift
 		}
 		ep.set(user, "Pcb.UserDirectoryTableBase")
 	}
@@ -189,17 +192,6 @@ func (b *builder) session(id int) uint64 {
 	o.set(1, "ReferenceCount")
 	b.listInit(b.kernel, o.addr("ProcessList"))
 	b.sessions[id] = va
-	return va
-}
-
-// newToken makes the primary token of a process.
-func (b *builder) newToken(p *process) uint64 {
-	va := b.newObject("Token", "", b.sizeof("_TOKEN"), 0)
-	o := b.at("_TOKEN", va)
-	b.live.luid += 0x11 + b.rng.Uint64N(0x100)
-	o.set(b.live.luid, "TokenId")
-	o.set(uint64(max(p.spec.session, 0)), "SessionId")
-	o.set(1, "TokenType") // TokenPrimary
 	return va
 }
 

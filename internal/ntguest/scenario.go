@@ -16,11 +16,20 @@ var (
 	thunkDLLs = []string{"wow64.dll", "wow64cpu.dll"}
 )
 
+// sentries are the service groups whose processes work and watch their context, with
+// how many threads. The others wait for ever.
+var sentries = map[string]int{"netsvcs -p -s Schedule": 3, "LocalSystemNetworkRestricted -p": 1, "netsvcs -p -s Winmgmt": 2,
+	"LocalService -p -s EventSystem": 1, "NetworkService -p -s CryptSvc": 1}
+
 // scenario is every process of the guest, in the order of their start.
 func (b *builder) scenario() []processSpec {
 	svc := func(group string, session int) processSpec {
-		return processSpec{name: "svchost.exe", file: "svchost.exe", dir: sys32, cmd: `C:\Windows\system32\svchost.exe -k ` + group,
-			parent: "services.exe", session: session, threads: 3}
+		s := processSpec{name: "svchost.exe", file: "svchost.exe", dir: sys32, cmd: `C:\Windows\system32\svchost.exe -k ` + group,
+			parent: "services.exe", session: session, threads: 3, runs: sentries[group] != 0}
+		if n := sentries[group]; n != 0 {
+			s.threads = n
+		}
+		return s
 	}
 	own := func(name, file, parent string, session int) processSpec {
 		return processSpec{name: name, file: file, dir: sys32, parent: parent, session: session, threads: 2}
@@ -49,7 +58,7 @@ func (b *builder) scenario() []processSpec {
 		out = append(out, svc(group, 0))
 	}
 	out = append(out,
-		processSpec{name: "spoolsv.exe", file: "spoolsv.exe", dir: sys32, parent: "services.exe", session: 0, threads: 2},
+		processSpec{name: "spoolsv.exe", file: "spoolsv.exe", dir: sys32, parent: "services.exe", session: 0, threads: 2, runs: true},
 		processSpec{name: "userinit.exe", file: "service.exe", dir: sys32, parent: "winlogon.exe", session: 1, exited: true},
 		processSpec{name: "explorer.exe", file: "explorer.exe", dir: `\Windows`, parent: "userinit.exe", session: 1, threads: 6},
 		processSpec{name: "conhost.exe", file: "conhost.exe", dir: sys32, parent: "csrss.exe", session: 1, threads: 2},
@@ -58,7 +67,7 @@ func (b *builder) scenario() []processSpec {
 		app("spin.exe", "spin.exe", 1, true),
 		app("sleeper.exe", "sleeper.exe", 1, true),
 		app("faulter.exe", "faulter.exe", 1, true),
-		app("threads.exe", "threads.exe", 4, true),
+		app("threads.exe", "threads.exe", 5, true),
 		app("spawner.exe", "spawner.exe", 1, true),
 		processSpec{name: "service.exe", file: "service.exe", dir: `\Program Files\Test`, parent: "services.exe", session: 0, threads: 1, runs: true},
 		processSpec{name: "malware.exe", file: "malware.exe", dir: `\Users\user\AppData\Local\Temp`, parent: "explorer.exe", session: 1, threads: 1, runs: true},

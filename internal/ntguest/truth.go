@@ -25,6 +25,8 @@ type TruthKernel struct {
 	GUID string `json:"guid"`
 	Age  uint32 `json:"age"`
 	DTB  uint64 `json:"dtb"` // physical
+	// Levels of page tables: 4, or 5 with LA57.
+	Levels int `json:"levels"`
 }
 
 // TruthProcess is one process.
@@ -44,6 +46,7 @@ type TruthProcess struct {
 	PEB32    uint64        `json:"peb32"`
 	Wow64    bool          `json:"wow64"`
 	Critical bool          `json:"critical"`
+	SID      string        `json:"sid"` // of the token's user
 	Threads  int           `json:"threads"`
 	TIDs     []uint64      `json:"tids"`
 	Modules  []TruthModule `json:"modules"`
@@ -86,7 +89,7 @@ func (b *builder) writeTruth() {
 	t := &b.truth
 	t.Build, t.Version = b.build.Name, b.build.Version
 	id := b.build.Identity
-	t.Kernel = TruthKernel{Base: b.image.base, Size: b.image.size, PDB: id.PDB, GUID: id.GUID, Age: id.Age, DTB: b.kernel.pml4 << pageShift}
+	t.Kernel = TruthKernel{Base: b.image.base, Size: b.image.size, PDB: id.PDB, GUID: id.GUID, Age: id.Age, DTB: b.kernel.root << pageShift, Levels: 4 + boolBit(b.opts.LA57)}
 	t.Unbound = b.files.unbound
 	if t.Hidden == nil {
 		t.Hidden = []uint64{}
@@ -95,14 +98,14 @@ func (b *builder) writeTruth() {
 		t.Drivers = append(t.Drivers, TruthModule{Name: d.name, Path: d.path, Base: d.base, Size: d.size})
 	}
 	for _, p := range b.procs {
-		t.Processes = append(t.Processes, p.truth())
+		t.Processes = append(t.Processes, b.processTruth(p))
 	}
 }
 
-func (p *process) truth() TruthProcess {
+func (b *builder) processTruth(p *process) TruthProcess {
 	t := TruthProcess{PID: p.pid, PPID: p.ppid, Name: clip(p.spec.name, 14), Path: p.path, Session: p.spec.session,
-		Created: p.created.UTC().Truncate(100), DTB: p.space.pml4 << pageShift, UserDTB: p.userPML4 << pageShift,
-		EPROCESS: p.eprocess, PEB: p.peb, PEB32: p.peb32, Wow64: p.spec.wow64 && !p.spec.exited, Critical: p.spec.critical,
+		Created: p.created.UTC().Truncate(100), DTB: p.space.root << pageShift, UserDTB: p.userRoot << pageShift,
+		EPROCESS: p.eprocess, PEB: p.peb, PEB32: p.peb32, Wow64: p.spec.wow64 && !p.spec.exited, Critical: p.spec.critical, SID: b.account(p.spec),
 		Threads: len(p.threads), TIDs: []uint64{}, Modules: []TruthModule{}, VADs: []TruthVAD{}}
 	if !p.exited.IsZero() {
 		exited := p.exited.UTC()
@@ -130,7 +133,7 @@ func (p *process) truth() TruthProcess {
 	}
 	if p.spec.wow64 {
 		for _, name := range []string{"ntdll.dll", "wow64.dll", "wow64cpu.dll"} {
-			if im := p.user.b.files.byName[name]; im != nil {
+			if im := b.files.byName[name]; im != nil {
 				module(im, false)
 			}
 		}

@@ -32,6 +32,7 @@ func TestVolatilityAgrees(t *testing.T) {
 			f.Close()
 			v := volatility{t, vol, symbols, file}
 			v.compare(m.Truth)
+			v.tokens(m.b)
 		})
 	}
 }
@@ -181,6 +182,22 @@ func (v volatility) vads(truth *Truth) {
 		}
 	}
 	v.same("vadinfo", got, want)
+}
+
+// tokens are compared by every SID in them.
+func (v volatility) tokens(b *builder) {
+	var got, want []string
+	for _, r := range v.run("getsids") {
+		got = append(got, fmt.Sprint(num(r["PID"]), " ", r["SID"]))
+	}
+	for _, p := range b.procs {
+		account := b.account(p.spec)
+		want = append(want, fmt.Sprint(p.pid, " ", account))
+		for _, g := range b.tokenFacts(account).groups {
+			want = append(want, fmt.Sprint(p.pid, " ", g.sid))
+		}
+	}
+	v.same("getsids", got, want)
 }
 
 // handles are compared by kind: every running process has one to each of its threads,

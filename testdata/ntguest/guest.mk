@@ -27,14 +27,15 @@ GUEST_RT_OBJ := $(patsubst $(GUEST_SRC)/rt/%,$(GUEST_OBJ)/rt/%.o,$(GUEST_RT_SRC)
 GUEST_HEADERS := $(wildcard $(GUEST_SRC)/rt/*.h $(GUEST_SRC)/user/*.h)
 
 # Programs by behaviour. A service waits for ever, a sleeper wakes up now and
-# then, a worker ends by itself.
-GUEST_SERVICES := service smss csrss wininit winlogon services lsass lsm svchost spoolsv taskhost \
+# then, a worker ends by itself, a sentry works and watches its context.
+GUEST_SERVICES := service smss csrss wininit winlogon services lsass lsm taskhost \
 	taskhostw sihost dwm fontdrvhost SearchIndexer RuntimeBroker WmiPrvSE dllhost MsMpEng
 GUEST_SLEEPERS := sleeper explorer notepad ctfmon cmd calc
 GUEST_WORKERS := worker notify update
-GUEST_OTHERS := syscheck spin burn faulter threads spawner malware
-GUEST_PROGRAMS := $(GUEST_SERVICES) $(GUEST_SLEEPERS) $(GUEST_WORKERS) $(GUEST_OTHERS)
-GUEST_PROGRAMS32 := spin burn sleeper service worker faulter threads malware
+GUEST_SENTRIES := svchost spoolsv
+GUEST_OTHERS := syscheck spin burn faulter thrash threads spawner malware
+GUEST_PROGRAMS := $(GUEST_SERVICES) $(GUEST_SLEEPERS) $(GUEST_WORKERS) $(GUEST_SENTRIES) $(GUEST_OTHERS)
+GUEST_PROGRAMS32 := spin burn sleeper service worker faulter thrash threads malware
 GUEST_DLLS := ntdll kernel32 wow64 wow64cpu
 GUEST_DLLS32 := ntdll kernel32
 
@@ -92,7 +93,8 @@ $(GUEST_DLLS32:%=$(GUEST_OUT)/syswow64/%.dll): $(GUEST_OUT)/syswow64/%.dll: $(GU
 	  -Wl,--image-base,0x6b$(if $(filter ntdll,$*),0,1)00000 $< $(GUEST_SRC)/user/$*32.def \
 	  $(if $(filter ntdll,$*),,$(GUEST_OBJ)/lib32/libntdll.a) -o $@
 
-guest_source = $(GUEST_SRC)/user/$(if $(filter $(1),$(GUEST_SERVICES)),service,$(if $(filter $(1),$(GUEST_SLEEPERS)),sleeper,$(if $(filter $(1),$(GUEST_WORKERS)),worker,$(1)))).c
+guest_role = $(if $(filter $(1),$(GUEST_SERVICES)),service)$(if $(filter $(1),$(GUEST_SLEEPERS)),sleeper)$(if $(filter $(1),$(GUEST_WORKERS)),worker)$(if $(filter $(1),$(GUEST_SENTRIES)),sentry)
+guest_source = $(GUEST_SRC)/user/$(or $(strip $(call guest_role,$(1))),$(1)).c
 
 $(GUEST_PROGRAMS:%=$(GUEST_OUT)/%.exe): $(GUEST_OUT)/%.exe: $$(call guest_source,$$*) $(GUEST_HEADERS) $(GUEST_OBJ)/lib64/libkernel32.a $(GUEST_OBJ)/lib64/libntdll.a
 	@mkdir -p $(@D)

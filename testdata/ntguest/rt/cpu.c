@@ -146,7 +146,7 @@ void lapic_calibrate(void)
 void lapic_setup(struct cpu *c)
 {
 	u64 page = boot->hyper + LAPIC_PAGE * PAGE;
-	u64 *pte = (u64 *)(0xffff000000000000ULL | (u64)boot->self_index << 39 | ((page >> 9) & 0x7ffffffff8ULL));
+	u64 *pte = self_pte(page);
 
 	*pte = (rdmsr(0x1b) & 0xffffff000ULL) | 0x8000000000000000ULL | 0x1b; /* PCD, PWT */
 	invlpg(page);

@@ -8,7 +8,7 @@
 #include "rt.h"
 
 #define ENTRIES 256 /* in a page of handles; the first is never used */
-#define PROCESS_ALL_ACCESS 0x1fffffULL
+#define ACCESS_BITS 0x1ffffffULL /* of the second word; the rest is the table's own */
 
 static u64 pack(u64 object)
 {
@@ -71,7 +71,19 @@ static u64 *entry_of(struct proc *p, u64 handle)
 	return NULL;
 }
 
-u32 handle_open(struct proc *p, u64 object, u64 *handle)
+/* The object's counts of handles and of references go up or down together. */
+static void count_handle(u64 object, u64 by)
+{
+	u64 header = object - boot->off.oh_body;
+	u64 *pointers = at64(header + boot->off.oh_pointer_count), *handles = at64(header + boot->off.oh_handle_count);
+
+	if (by == 1 || (*handles && *pointers)) {
+		*handles += by;
+		*pointers += by;
+	}
+}
+
+u32 handle_open(struct proc *p, u64 object, u32 access, u64 *handle)
 {
 	for (u64 h = 4; h < 4 * ENTRIES; h += 4) {
 		u64 *e = entry_of(p, h);
@@ -79,35 +91,51 @@ u32 handle_open(struct proc *p, u64 object, u64 *handle)
 			break;
 		if (e[0])
 			continue;
-		e[1] = PROCESS_ALL_ACCESS;
+		e[1] = access;
 		e[0] = pack(object - boot->off.oh_body);
+		count_handle(object, 1);
 		*handle = h;
 		return 0;
 	}
 	return STATUS_INSUFFICIENT_RESOURCES;
 }
 
-u32 handle_object(struct proc *p, u64 handle, u64 *object)
+u32 handle_object(struct proc *p, u64 handle, u64 *object, u32 *access)
 {
 	u64 *e = entry_of(p, handle);
 	if (!e || !e[0])
 		return STATUS_INVALID_HANDLE;
 	*object = unpack(e[0]) + boot->off.oh_body;
+	*access = (u32)(e[1] & ACCESS_BITS);
 	return 0;
 }
 
 u32 handle_close(struct proc *p, u64 handle)
 {
 	u64 object;
+	u32 access;
 	struct proc *target;
 
-	if (handle_object(p, handle, &object))
+	if (handle_object(p, handle, &object, &access))
 		return STATUS_INVALID_HANDLE;
 	target = proc_by_object(object);
 	if (target && target->handles)
 		target->handles--;
+	count_handle(object, ~0ULL);
 	entry_of(p, handle)[0] = 0;
 	return 0;
+}
+
+/* How many handles p has open. */
+u32 handle_count(struct proc *p)
+{
+	u32 n = 0;
+
+	for (u64 h = 4; h < 4 * ENTRIES; h += 4) {
+		u64 *e = entry_of(p, h);
+		n += e && e[0];
+	}
+	return n;
 }
 
 /* At its end a process loses its table. */

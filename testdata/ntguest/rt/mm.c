@@ -77,8 +77,11 @@ u64 frame_alloc(void)
 	bugcheck("out of memory", 0, 0);
 }
 
-static u64 *self_pte(u64 va)
+/* The PTE of a kernel address, by way of the root table's entry for itself. */
+u64 *self_pte(u64 va)
 {
+	if (boot->flags & NT_BOOT_LA57)
+		return (u64 *)(0xfe00000000000000ULL | (u64)boot->self_index << 48 | ((va >> 9) & 0xfffffffffff8ULL));
 	return (u64 *)(0xffff000000000000ULL | (u64)boot->self_index << 39 | ((va >> 9) & 0x7ffffffff8ULL));
 }
 
@@ -100,30 +103,36 @@ static u64 index_at(u64 va, int level)
 	return va >> (12 + 9 * level) & 511;
 }
 
-/* The PTE of va in any address space; slots 0..3 hold the way down. */
+/* The root table's level; the lowest is 0. */
+static int root_level(void)
+{
+	return boot->flags & NT_BOOT_LA57 ? 4 : 3;
+}
+
+/* The PTE of va in any address space; slots 0..4 hold the way down, by level. */
 u64 *pte_of(u64 dtb, u64 va)
 {
-	u64 *t = map_frame(0, dtb >> 12);
-	for (int level = 3; level > 0; level--) {
+	u64 *t = map_frame((u32)root_level(), dtb >> 12);
+	for (int level = root_level(); level > 0; level--) {
 		u64 e = t[index_at(va, level)];
 		if (!(e & PTE_V) || (e & 0x80))
 			return NULL;
-		t = map_frame((u32)(4 - level), PFN(e));
+		t = map_frame((u32)level - 1, PFN(e));
 	}
 	return &t[index_at(va, 0)];
 }
 
 u64 *pte_make(const struct proc *p, u64 va)
 {
-	u64 *t = map_frame(0, p->id.dtb >> 12);
-	for (int level = 3; level > 0; level--) {
+	u64 *t = map_frame((u32)root_level(), p->id.dtb >> 12);
+	for (int level = root_level(); level > 0; level--) {
 		u64 *e = &t[index_at(va, level)];
 		if (!(*e & PTE_V)) {
 			*e = frame_alloc() << 12 | TABLE_FLAGS;
-			if (level == 3 && p->id.user_dtb)
-				((u64 *)map_frame(4, p->id.user_dtb >> 12))[index_at(va, 3)] = *e;
+			if (level == root_level() && p->id.user_dtb)
+				((u64 *)map_frame(7, p->id.user_dtb >> 12))[index_at(va, level)] = *e;
 		}
-		t = map_frame((u32)(4 - level), PFN(*e));
+		t = map_frame((u32)level - 1, PFN(*e));
 	}
 	return &t[index_at(va, 0)];
 }
@@ -159,43 +168,39 @@ void address_space_new(struct proc *p)
 	}
 }
 
+/* Is a user page's frame p's own, not a section's or the system's? */
+static int is_own(const struct proc *p, u64 va, u64 pfn)
+{
+	const struct nt_region *r = region_of(p, va);
+
+	return r && r->kind != NT_REGION_SHARED && !(r->kind == NT_REGION_IMAGE && pfn_of_proto(r, va) == pfn);
+}
+
+/* Free what the first n entries of a table lead to; va is what the table maps first. */
+static void clear_table(struct proc *p, u64 table, int level, u64 va, u64 n)
+{
+	u64 *t = map_frame((u32)level, table);
+
+	for (u64 i = 0; i < n; i++, va += 1ULL << (12 + 9 * level)) {
+		u64 e = t[i];
+		if (level == 0 && (e & PTE_V || is_transition(e))) {
+			u64 pfn = e & PTE_V ? PFN(e) : invalid_pfn(e);
+			if (is_own(p, va, pfn))
+				frame_free(pfn);
+		} else if (e & PTE_V) {
+			clear_table(p, PFN(e), level - 1, va, 512);
+			frame_free(PFN(e));
+			t[i] = 0;
+		}
+	}
+}
+
 /* Free every user page that is p's own, and all lower page tables. */
 void address_space_clear(struct proc *p)
 {
-	u64 *l4 = map_frame(0, p->id.dtb >> 12);
-	for (u64 i = 0; i < 256; i++) {
-		if (!(l4[i] & PTE_V))
-			continue;
-		u64 *l3 = map_frame(1, PFN(l4[i]));
-		for (u64 j = 0; j < 512; j++) {
-			if (!(l3[j] & PTE_V))
-				continue;
-			u64 *l2 = map_frame(2, PFN(l3[j]));
-			for (u64 k = 0; k < 512; k++) {
-				if (!(l2[k] & PTE_V))
-					continue;
-				u64 *l1 = map_frame(3, PFN(l2[k]));
-				for (u64 l = 0; l < 512; l++) {
-					u64 va = i << 39 | j << 30 | k << 21 | l << 12;
-					const struct nt_region *r;
-					if (!(l1[l] & PTE_V))
-						continue;
-					r = region_of(p, va);
-					if (!r || r->kind == NT_REGION_SHARED)
-						continue;
-					if (r->kind == NT_REGION_IMAGE && pfn_of_proto(r, va) == PFN(l1[l]))
-						continue;
-					frame_free(PFN(l1[l]));
-				}
-				frame_free(PFN(l2[k]));
-			}
-			frame_free(PFN(l3[j]));
-		}
-		frame_free(PFN(l4[i]));
-		l4[i] = 0;
-	}
+	clear_table(p, p->id.dtb >> 12, root_level(), 0, 256);
 	if (p->id.user_dtb) {
-		u64 *u = map_frame(0, p->id.user_dtb >> 12);
+		u64 *u = map_frame(7, p->id.user_dtb >> 12);
 		memset(u, 0, PAGE / 2);
 	}
 }

@@ -20,7 +20,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define NT_BOOT_MAGIC   0x544f4f424d41564eULL /* "NVAMBOOT" */
-#define NT_BOOT_VERSION 1
+#define NT_BOOT_VERSION 2
 #define NT_MAX_CPU      4
 #define NT_NONE         0xffffffffu /* an offset or index that this build lacks */
 
@@ -68,6 +68,8 @@ struct nt_off {
 	u32 et_exit_time;
 	u32 ht_table_code;        /* _HANDLE_TABLE.TableCode */
 	u32 oh_body;              /* _OBJECT_HEADER.Body */
+	u32 oh_pointer_count;     /* u64 */
+	u32 oh_handle_count;      /* u64 */
 	u32 pcr_current_thread;   /* from the KPCR: Prcb.CurrentThread, 0x188 */
 	u32 pcr_next_thread;
 	u32 pcr_kernel_dtb;       /* Prcb.KernelDirectoryTableBase, KVA shadow */
@@ -131,6 +133,9 @@ struct nt_proc {
 	u64 truth;                 /* va of a JSON fragment: members that do not
 	                              change, `"name":"x.exe","path":...,"modules":[...]`,
 	                              no braces, no trailing comma */
+	u64 progress;              /* user va of the program's u32 counter, or 0 */
+	u32 protection;            /* _EPROCESS.Protection.Level */
+	u32 account;               /* last part of its user's SID; 18 is LocalSystem */
 	char name[16];
 };
 
@@ -207,7 +212,10 @@ struct nt_template {
 	u64 truth;
 	u32 truth_len;
 	u32 session;
-	u32 flags;             /* NT_PROC_WOW64 */
+	u32 flags;             /* NT_PROC_WOW64, CRITICAL */
+	u32 protection;        /* as in nt_proc, and so are the next two */
+	u64 progress;
+	u32 account;
 	u32 reserved;
 };
 
@@ -225,6 +233,7 @@ struct nt_range {
 
 #define NT_BOOT_KVA_SHADOW 1
 #define NT_BOOT_OB_COOKIE  2 /* object types are encoded with ob_cookie */
+#define NT_BOOT_LA57       8 /* 5-level paging */
 #define NT_BOOT_CID_PACKED 4 /* CID entries are (object << 16) | 1, else object */
 
 struct nt_boot {
@@ -233,8 +242,8 @@ struct nt_boot {
 	u64 flags;
 	u64 kernel_base;
 	u64 system_dtb;        /* pa */
-	u64 shadow_pml4;       /* pa of a user PML4 whose kernel half new processes copy */
-	u32 self_index;        /* PML4 index of the self map */
+	u64 shadow_pml4;       /* pa of a user root whose kernel half new processes copy */
+	u32 self_index;        /* root table's index of the self map */
 	u32 ncpu;
 	u64 invalid_pte_mask;  /* xor for the frame number of non-present PTEs, or 0 */
 	u64 swizzle_bit;       /* mask: set in a PTE that is not inverted, or 0 */
@@ -283,9 +292,10 @@ struct nt_stub_header {
 	u64 magic;
 	u64 entry32;        /* pa of the PVH entry point */
 	u64 size;           /* bytes, page multiple */
-	u64 system_dtb;     /* the builder writes these four */
+	u64 system_dtb;     /* the builder writes these five */
 	u64 rt_entry;       /* va of rt.bin's entry */
 	u64 nt_boot;        /* va */
+	u64 la57;           /* 1: 5-level paging */
 	u64 stack[NT_MAX_CPU];
 };
 

@@ -93,7 +93,7 @@ static u32 prot_of_pte(u64 pte)
 	return x ? PAGE_EXECUTE_READ : PAGE_READONLY;
 }
 
-static u64 invalid_pfn(u64 pte)
+u64 invalid_pfn(u64 pte)
 {
 	if (boot->invalid_pte_mask && !(pte & boot->swizzle_bit))
 		pte ^= boot->invalid_pte_mask;
@@ -105,7 +105,7 @@ static u64 transition_pte(u64 pfn, u32 prot)
 	return (pfn << 12 ^ boot->invalid_pte_mask) | PTE_TRANSITION | (u64)mm_of_page(prot) << 5;
 }
 
-static int is_transition(u64 pte)
+int is_transition(u64 pte)
 {
 	return (pte & (PTE_V | PTE_TRANSITION | PTE_PROTO)) == PTE_TRANSITION;
 }
@@ -298,6 +298,40 @@ int user_read(struct proc *p, void *to, u64 va, u64 n)
 int user_write(struct proc *p, u64 va, const void *from, u64 n)
 {
 	return user_copy(p, va, (void *)(u64)from, n, ACCESS_WRITE);
+}
+
+/* What va's page is now, and the physical address of its frame, 0 without one. */
+const char *page_state(struct proc *p, u64 va, u64 *pa)
+{
+	const struct nt_region *r = region_of(p, va);
+	u64 *pte = va < 0x800000000000ULL ? pte_of(p->id.dtb, va) : NULL, old = pte ? *pte : 0, pfn;
+
+	*pa = 0;
+	if (old & PTE_V || is_transition(old)) {
+		*pa = (old & PTE_V ? PFN(old) : invalid_pfn(old)) << 12;
+		return old & PTE_V ? "present" : "transition";
+	}
+	if (!r || r->kind == NT_REGION_NONE || (r->kind == NT_REGION_ALLOC && !old))
+		return "none";
+	if (r->kind == NT_REGION_IMAGE) {
+		pfn = pfn_of_proto(r, va);
+		if (pfn == ~0ULL)
+			return "file";
+		*pa = pfn << 12;
+		return "section";
+	}
+	return "demand";
+}
+
+int user_peek(struct proc *p, u64 va, u32 *value)
+{
+	u64 pa;
+
+	page_state(p, va, &pa);
+	if (!pa)
+		return -1;
+	*value = *at32((u64)map_frame(SLOT_USER, pa >> 12) + (va & PAGE_MASK & ~3ULL));
+	return 0;
 }
 
 static int valid_prot(u32 prot)

@@ -184,16 +184,21 @@ void proc_finish(void)
 }
 
 /*
- * Delete the objects of processes that have been over for a while and that no
- * handle holds. Processes of the memory image stay: something always holds one.
+ * Delete the objects of processes that have been over for a while, or all that are
+ * over, but for those that a handle holds. Processes of the memory image stay:
+ * something always holds one.
  */
-void reap(void)
+u32 reap(int all)
 {
+	u32 n = 0;
+
 	for (u32 i = 0; i < MAX_PROCS; i++) {
 		struct proc *p = &procs[i];
-		if (p->state != P_EXITED || !p->tmpl || p->handles || p->reap_tick > ticks)
+		if (p->state != P_EXITED || !p->tmpl || p->handles || (!all && p->reap_tick > ticks))
 			continue;
 		template_undo(p);
 		p->state = P_FREE;
+		n++;
 	}
+	return n;
 }

@@ -68,6 +68,7 @@ struct proc {
 	u32 allocations;            /* in the ALLOC arena, by address */
 	struct { u64 va, size; } allocation[MAX_ALLOCATIONS];
 	u64 faults, syscalls;
+	u64 fault_at;               /* user va a page fault is asked for at, or 0 */
 };
 
 struct cpu {
@@ -109,7 +110,8 @@ void *heap_alloc(u64 size);
 u64 frame_alloc(void);          /* pfn of a zeroed frame; never fails, bugchecks */
 void frame_free(u64 pfn);
 u64 frames_free(void);
-void *map_frame(u32 slot, u64 pfn);
+u64 *self_pte(u64 va);
+void *map_frame(u32 slot, u64 pfn); /* 0..4 and 7: page tables; 5 and 6: new ones */
 u64 *pte_of(u64 dtb, u64 va);   /* NULL without a page table; valid till the next call */
 u64 *pte_make(const struct proc *p, u64 va);
 void kernel_map_new(u64 va, u64 size);
@@ -132,6 +134,10 @@ u32 user_protect(struct proc *p, u64 va, u64 size, u32 prot, u32 *old);
 u32 user_alloc(struct proc *p, u64 *va, u64 *size, u32 prot);
 u32 user_free(struct proc *p, u64 *va, u64 *size);
 u64 trim(struct proc *p);
+int is_transition(u64 pte);
+u64 invalid_pfn(u64 pte);
+const char *page_state(struct proc *p, u64 va, u64 *pa);
+int user_peek(struct proc *p, u64 va, u32 *value); /* without paging in; 0, or -1 */
 
 /* sched.c */
 struct frame *leave(struct cpu *c);
@@ -150,21 +156,27 @@ void thread_terminate(struct thread *t, u32 status);
 void proc_finish(void);
 struct proc *proc_by_pid(u32 pid);
 struct proc *proc_by_object(u64 eprocess);
-void reap(void);
+u32 reap(int all);
 
 /* template.c: processes made from templates. */
 void template_setup(void);
-struct proc *proc_start(const char *name, u32 ppid, u32 *status);
+struct proc *proc_start(const char *name, u32 ppid, u32 pid, u32 *status); /* pid 0: any */
 void template_undo(struct proc *p);
 
 /* handle.c: handle tables and PspCidTable. */
 u64 *cid_entry(u32 id);
 void cid_set(u32 id, u64 object);
 u32 cid_new(void);
-u32 handle_open(struct proc *p, u64 object, u64 *handle);
-u32 handle_object(struct proc *p, u64 handle, u64 *object);
+u32 handle_open(struct proc *p, u64 object, u32 access, u64 *handle);
+u32 handle_object(struct proc *p, u64 handle, u64 *object, u32 *access);
 u32 handle_close(struct proc *p, u64 handle);
 void handle_close_all(struct proc *p);
+u32 handle_count(struct proc *p);
+
+/* object.c: handles to processes and the access they grant. */
+#define CURRENT_PROCESS (~0ULL)
+u32 process_of(struct proc *self, u64 handle, u32 access, struct proc **out);
+u32 open_process(struct proc *self, struct frame *f);
 
 /* entry.S: let interrupts in, with and without waiting for one. */
 void idle_wait(void);
@@ -244,6 +256,8 @@ static inline void write_cr3(u64 v) { __asm__ volatile("mov %0, %%cr3" : : "r"(v
 #define STATUS_CONFLICTING_ADDRESSES 0xC0000018
 #define STATUS_INVALID_SYSTEM_SERVICE 0xC000001C
 #define STATUS_ILLEGAL_INSTRUCTION 0xC000001D
+#define STATUS_ACCESS_DENIED 0xC0000022
+#define STATUS_INVALID_PARAMETER_MIX 0xC0000030
 #define STATUS_OBJECT_TYPE_MISMATCH 0xC0000024
 #define STATUS_OBJECT_NAME_NOT_FOUND 0xC0000034
 #define STATUS_NOT_COMMITTED 0xC000002D

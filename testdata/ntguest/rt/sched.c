@@ -240,7 +240,7 @@ void tick(struct cpu *c)
 		}
 	}
 	if (!churn_off)
-		reap();
+		reap(0);
 	if (ticks % TICK_HZ == 0)
 		heartbeat();
 	if (freeze_asked)

@@ -135,6 +135,53 @@ static void answer(const char *what, u64 v)
 	put_char('\n');
 }
 
+/* The process a command names, which must be alive; says so if it is not. */
+static struct proc *named(const char *arg)
+{
+	struct proc *p = proc_by_pid((u32)number(arg));
+
+	if (p && p->state == P_ALIVE)
+		return p;
+	answer("ERROR no such process", number(arg));
+	return NULL;
+}
+
+/* "<what> <pid>", and more on the same line by the caller. */
+static void answer_of(const char *what, const struct proc *p)
+{
+	put_str(what);
+	put_char(' ');
+	put_dec(p->id.pid);
+	put_char(' ');
+}
+
+static void pages(struct proc *p, u64 va)
+{
+	u64 pa;
+	const char *state = page_state(p, va, &pa);
+
+	answer_of("PAGE", p);
+	put_hex(va);
+	put_char(' ');
+	put_str(state);
+	put_char(' ');
+	put_hex(pa);
+	put_char('\n');
+}
+
+static void progress(struct proc *p)
+{
+	u32 v = 0;
+
+	if (!p->id.progress || user_peek(p, p->id.progress, &v)) {
+		answer("ERROR no counter in process", p->id.pid);
+		return;
+	}
+	answer_of("PROGRESS", p);
+	put_dec(v);
+	put_char('\n');
+}
+
 static void command(char *s)
 {
 	char *verb = word(&s);
@@ -145,7 +192,7 @@ static void command(char *s)
 		truth();
 	} else if (same(verb, "start")) {
 		u32 status = 0;
-		p = proc_start(arg, 4, &status);
+		p = proc_start(arg, 4, (u32)number(word(&s)), &status);
 		if (!p)
 			answer("ERROR start", status);
 	} else if (same(verb, "kill")) {
@@ -155,11 +202,30 @@ static void command(char *s)
 		else
 			proc_terminate(p, (u32)number(word(&s)));
 	} else if (same(verb, "trim")) {
-		p = proc_by_pid((u32)number(arg));
-		if (!p || p->state != P_ALIVE)
-			answer("ERROR no such process", number(arg));
-		else
+		p = named(arg);
+		if (p)
 			answer("TRIMMED", trim(p));
+	} else if (same(verb, "pages")) {
+		p = named(arg);
+		if (p)
+			pages(p, number(word(&s)));
+	} else if (same(verb, "progress")) {
+		p = named(arg);
+		if (p)
+			progress(p);
+	} else if (same(verb, "fault")) {
+		p = named(arg);
+		if (p)
+			p->fault_at = number(word(&s));
+	} else if (same(verb, "handles")) {
+		p = named(arg);
+		if (p) {
+			answer_of("HANDLES", p);
+			put_dec(handle_count(p));
+			put_char('\n');
+		}
+	} else if (same(verb, "reap")) {
+		answer("REAPED", reap(1));
 	} else if (same(verb, "pause") || same(verb, "resume")) {
 		churn_off = verb[0] == 'p';
 		answer("CHURN", !churn_off);

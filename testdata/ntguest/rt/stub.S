@@ -21,6 +21,7 @@ start:
 system_dtb:	.quad 0
 rt_entry:	.quad 0
 nt_boot:	.quad 0
+la57:		.quad 0
 stacks:		.fill STACK_SLOTS, 8, 0
 
 pvh_entry:
@@ -28,16 +29,24 @@ pvh_entry:
 	cld
 	/*
 	 * A page table of our own: entry 0 maps the first 2 MiB to themselves,
-	 * the upper half is that of the guest's system address space.
+	 * the upper half is that of the guest's system address space. With 5-level
+	 * paging there is one table more above.
 	 */
 	mov	$boot_pdpt + 3, %eax
 	mov	%eax, boot_pml4
 	mov	$boot_pd + 3, %eax
 	mov	%eax, boot_pdpt
 	movl	$0x83, boot_pd
+	mov	$boot_pml4, %edi
+	cmpl	$0, la57
+	je	3f
+	mov	$boot_pml4 + 3, %eax
+	mov	%eax, boot_pml5
+	mov	$boot_pml5, %edi
+3:	mov	%edi, boot_root
 	mov	system_dtb, %esi
 	add	$2048, %esi
-	mov	$boot_pml4 + 2048, %edi
+	add	$2048, %edi
 	mov	$512, %ecx
 	rep	movsl
 	/* The self-map entry of the copy still shows the system's tables: right. */
@@ -58,8 +67,11 @@ pvh_entry:
 enter_long_mode:
 	mov	%cr4, %eax
 	or	$0x620, %eax		/* PAE, OSFXSR, OSXMMEXCPT */
-	mov	%eax, %cr4
-	mov	$boot_pml4, %eax
+	cmpl	$0, la57
+	je	4f
+	or	$0x1000, %eax		/* LA57 */
+4:	mov	%eax, %cr4
+	mov	boot_root, %eax
 	mov	%eax, %cr3
 	mov	$0xc0000080, %ecx
 	rdmsr
@@ -124,8 +136,10 @@ gdt_pointer:
 	.long	gdt
 	.balign 4
 next_cpu:	.long 0
+boot_root:	.long 0
 
 	.balign 4096
+boot_pml5:	.fill 4096
 boot_pml4:	.fill 4096
 boot_pdpt:	.fill 4096
 boot_pd:	.fill 4096

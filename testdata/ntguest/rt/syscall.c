@@ -7,9 +7,14 @@
 #include "rt.h"
 #include "../user/sysnum.h"
 
-#define CURRENT_PROCESS (~0ULL)
 #define CURRENT_THREAD (~1ULL)
 #define MEM_RELEASE 0x8000
+#define PROCESS_TERMINATE 1
+#define PROCESS_VM_OPERATION 8
+#define PROCESS_SET_QUOTA 0x100
+#define PROCESS_QUERY_LIMITED 0x1000
+#define PROCESS_ALL_ACCESS 0x1fffffu
+#define SYNCHRONIZE 0x100000
 #define PARAMETERS_IMAGE_PATH 0x60 /* RTL_USER_PROCESS_PARAMETERS.ImagePathName */
 
 /* Stack argument n, counted from 5. */
@@ -27,44 +32,6 @@ static void park(struct thread *t, struct frame *f)
 	f->rip -= 2; /* SYSCALL and INT 2Eh are two bytes long */
 	t->parked = 1;
 	thread_wait(t, 0);
-}
-
-static u32 process_of(struct proc *self, u64 handle, struct proc **out)
-{
-	u64 object;
-	u32 status;
-
-	if (handle == CURRENT_PROCESS) {
-		*out = self;
-		return 0;
-	}
-	status = handle_object(self, handle, &object);
-	if (status)
-		return status;
-	*out = proc_by_object(object);
-	return *out ? 0 : STATUS_OBJECT_TYPE_MISMATCH;
-}
-
-static u32 open_process(struct proc *self, struct frame *f)
-{
-	u64 cid[2], handle;
-	struct proc *target;
-	u32 status;
-
-	if (user_read(self, cid, f->r9, sizeof cid) || user_read(self, &handle, f->r10, 8))
-		return STATUS_ACCESS_VIOLATION;
-	target = cid[0] <= 0xffffffff ? proc_by_pid((u32)cid[0]) : NULL;
-	if (!target || target->state == P_EXITED)
-		return STATUS_INVALID_CID;
-	status = handle_open(self, target->id.eprocess, &handle);
-	if (status)
-		return status;
-	target->handles++;
-	if (user_write(self, f->r10, &handle, 8)) {
-		handle_close(self, handle);
-		return STATUS_ACCESS_VIOLATION;
-	}
-	return 0;
 }
 
 /* The base name of a UNICODE_STRING path in user memory, as ASCII. */
@@ -107,10 +74,10 @@ static u32 create_process(struct proc *self, struct frame *f)
 		return status;
 	if (user_write(self, f->r10, &zero, 8) || user_write(self, f->rdx, &zero, 8))
 		return STATUS_ACCESS_VIOLATION;
-	p = proc_start(name, self->id.pid, &status);
+	p = proc_start(name, self->id.pid, 0, &status);
 	if (!p)
 		return status;
-	status = handle_open(self, p->id.eprocess, &handle);
+	status = handle_open(self, p->id.eprocess, PROCESS_ALL_ACCESS, &handle);
 	if (status)
 		return status;
 	p->handles++;
@@ -140,7 +107,7 @@ static u32 wait_for(struct cpu *c, struct frame *f)
 	struct thread *t = c->current;
 	struct proc *target;
 	u64 until = 0;
-	u32 status = process_of(t->proc, f->r10, &target);
+	u32 status = process_of(t->proc, f->r10, SYNCHRONIZE, &target);
 
 	if (status)
 		return status;
@@ -160,7 +127,7 @@ static u32 protect(struct proc *self, struct frame *f)
 {
 	struct proc *target;
 	u64 va, size;
-	u32 old = 0, status = process_of(self, f->r10, &target);
+	u32 old = 0, status = process_of(self, f->r10, PROCESS_VM_OPERATION, &target);
 
 	if (status)
 		return status;
@@ -182,7 +149,7 @@ static u32 allocate(struct proc *self, struct frame *f)
 {
 	struct proc *target;
 	u64 va, size;
-	u32 status = process_of(self, f->r10, &target);
+	u32 status = process_of(self, f->r10, PROCESS_VM_OPERATION, &target);
 
 	if (status)
 		return status;
@@ -202,7 +169,7 @@ static u32 release(struct proc *self, struct frame *f)
 {
 	struct proc *target;
 	u64 va, size;
-	u32 status = process_of(self, f->r10, &target);
+	u32 status = process_of(self, f->r10, PROCESS_VM_OPERATION, &target);
 
 	if (status)
 		return status;
@@ -222,7 +189,7 @@ static u32 query_information(struct proc *self, struct frame *f)
 {
 	struct proc *target;
 	u64 info[6];
-	u32 length = sizeof info, status = process_of(self, f->r10, &target);
+	u32 length = sizeof info, status = process_of(self, f->r10, PROCESS_QUERY_LIMITED, &target);
 
 	if (status)
 		return status;
@@ -249,7 +216,7 @@ static u32 set_information(struct proc *self, struct frame *f)
 {
 	struct proc *target;
 	u64 quota[4];
-	u32 status = process_of(self, f->r10, &target);
+	u32 status = process_of(self, f->r10, PROCESS_SET_QUOTA, &target);
 
 	if (status)
 		return status;
@@ -311,13 +278,13 @@ static u32 terminate(struct cpu *c, struct frame *f)
 		terminate_others(t, code);
 		return 0;
 	}
-	status = process_of(t->proc, f->r10, &target);
+	status = process_of(t->proc, f->r10, PROCESS_TERMINATE, &target);
 	if (status)
 		return status;
 	if (target->state != P_ALIVE)
 		return STATUS_PROCESS_IS_TERMINATING;
 	if (target->id.flags & NT_PROC_KERNEL)
-		return 0xC0000022; /* access denied */
+		return STATUS_ACCESS_DENIED;
 	proc_terminate(target, code);
 	return 0;
 }

@@ -152,7 +152,14 @@ static struct proc *start_failed(struct proc *p, struct thread **ts, u32 n)
 	return NULL;
 }
 
-struct proc *proc_start(const char *name, u32 ppid, u32 *status)
+/* Is pid one that a new process can be given? */
+static int pid_is_free(u32 pid)
+{
+	u64 *e = cid_entry(pid);
+	return e && !e[0] && !proc_by_pid(pid);
+}
+
+static struct proc *start(const char *name, u32 ppid, u32 pid, u32 *status)
 {
 	const struct nt_template *tm = template_by_name(name);
 	const struct nt_template_thread *tt;
@@ -162,6 +169,10 @@ struct proc *proc_start(const char *name, u32 ppid, u32 *status)
 
 	if (!tm) {
 		*status = STATUS_OBJECT_NAME_NOT_FOUND;
+		return NULL;
+	}
+	if (pid && !pid_is_free(pid)) {
+		*status = STATUS_INVALID_CID;
 		return NULL;
 	}
 	*status = STATUS_INSUFFICIENT_RESOURCES;
@@ -197,11 +208,14 @@ struct proc *proc_start(const char *name, u32 ppid, u32 *status)
 	p->id.ppid = ppid;
 	p->id.session = tm->session;
 	p->id.flags = tm->flags;
+	p->id.protection = tm->protection;
+	p->id.progress = tm->progress;
+	p->id.account = tm->account;
 	p->id.truth = tm->truth;
 	p->id.truth_len = tm->truth_len;
 	memcpy(p->id.name, tm->name, sizeof p->id.name - 1);
 	serial_number++;
-	p->id.pid = cid_new();
+	p->id.pid = pid ? pid : cid_new();
 	cid_set(p->id.pid, p->id.eprocess);
 	kernel_map_new(p->blob, boot->slots.size);
 	memcpy((void *)p->blob, (void *)tm->blob, tm->blob_size);
@@ -250,6 +264,16 @@ struct proc *proc_start(const char *name, u32 ppid, u32 *status)
 			thread_ready(ts[i]);
 	}
 	*status = 0;
+	return p;
+}
+
+/* Where memory is short, processes that have ended are forgotten before their time. */
+struct proc *proc_start(const char *name, u32 ppid, u32 pid, u32 *status)
+{
+	struct proc *p = start(name, ppid, pid, status);
+
+	if (!p && *status == STATUS_INSUFFICIENT_RESOURCES && !churn_off && reap(1))
+		p = start(name, ppid, pid, status);
 	return p;
 }
 

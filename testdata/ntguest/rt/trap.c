@@ -32,6 +32,34 @@ static u32 status_of(u64 vector)
 	return STATUS_PRIVILEGED_INSTRUCTION;
 }
 
+static void page_fault(struct thread *t, struct frame *f, u64 va, u32 error)
+{
+	u32 status;
+
+	stat_faults++;
+	t->proc->faults++;
+	status = page_in(t->proc, va, error & (ACCESS_WRITE | ACCESS_EXEC));
+	if (status)
+		exception(t, f, status, va);
+}
+
+/* The page fault that a command asked for, at whatever instruction t is: as when a
+   hypervisor injects one. */
+static void asked_fault(struct thread *t, struct frame *f)
+{
+	struct proc *p = t->proc;
+	u64 va = p->fault_at;
+
+	if (!va || !(f->cs & 3) || t->ending)
+		return;
+	p->fault_at = 0;
+	page_fault(t, f, va, 4);
+	put_event("FAULT ", p);
+	put_char(' ');
+	put_hex(va);
+	put_char('\n');
+}
+
 struct frame *trap_dispatch(struct frame *f)
 {
 	struct cpu *c = this_cpu();
@@ -47,6 +75,7 @@ struct frame *trap_dispatch(struct frame *f)
 	if (vector == boot->timer_vector) {
 		lapic_eoi();
 		tick(c);
+		asked_fault(t, f);
 	} else if (vector == boot->ipi_vector) {
 		lapic_eoi();
 	} else if (vector > 0x2f && vector < 0x100) {
@@ -74,12 +103,7 @@ struct frame *trap_dispatch(struct frame *f)
 	} else if (t->ending) {
 		; /* leave() ends it */
 	} else if (vector == 14) {
-		u32 status;
-		stat_faults++;
-		t->proc->faults++;
-		status = page_in(t->proc, cr2, (u32)f->error & (ACCESS_WRITE | ACCESS_EXEC));
-		if (status)
-			exception(t, f, status, cr2);
+		page_fault(t, f, cr2, (u32)f->error);
 	} else if (vector == VECTOR_SYSCALL || vector == 0x2e) {
 		syscall(c, f);
 		if (vector == VECTOR_SYSCALL) {

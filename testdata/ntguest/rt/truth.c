@@ -89,6 +89,7 @@ static void put_proc(const struct proc *p)
 	}
 	put_char(']');
 	field("ticks", run);
+	field("handles", handle_count((struct proc *)p));
 	field("faults", p->faults);
 	field("syscalls", p->syscalls);
 	put_char(',');

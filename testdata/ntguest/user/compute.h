@@ -6,7 +6,7 @@
 #define COMPUTE_H
 #include "nt.h"
 
-/* Returns 0, or 1 when registers changed under it. */
+/* Returns 0, or 1 when registers changed under it. Counts in progress (program.h). */
 static int compute(u32 rounds, u32 seed)
 {
 	double x = seed, one = 1.0;
@@ -15,9 +15,10 @@ static int compute(u32 rounds, u32 seed)
 	__asm__ volatile(
 		"1:	addsd %[one], %[x]\n"
 		"	addl $3, %[a]\n"
+		"	incl %[progress]\n"
 		"	subl $1, %[n]\n"
 		"	jnz 1b\n"
-		: [x] "+x"(x), [a] "+r"(a), [n] "+r"(n) : [one] "x"(one) : "cc");
+		: [x] "+x"(x), [a] "+r"(a), [n] "+r"(n), [progress] "+m"(progress) : [one] "x"(one) : "cc");
 	return a != seed + 3 * rounds || x != (double)seed + rounds;
 }
 

@@ -60,6 +60,7 @@ u32 WINAPI start(void *peb)
 		if (!VirtualFree((void *)m, 0, MEM_RELEASE))
 			fail(10);
 		rounds++;
+		progress++;
 		if (rounds % 4 == 0)
 			Sleep(30);
 	}

@@ -17,6 +17,10 @@ __attribute__((used, section(".rdata"))) static const char program_record[] =
 /* A pointer, so that every program has something to relocate. */
 __attribute__((used)) static const char *volatile program_record_at = program_record;
 
+/* Counts on while the program executes instructions of its own; exported, so that
+   a test can find it in any process and read it from outside. */
+EXPORT volatile u32 progress;
+
 u32 WINAPI start(void *peb);
 
 #endif

@@ -10,6 +10,7 @@ u32 WINAPI start(void *peb)
 	(void)peb;
 	for (;;) {
 		wakes++;
+		progress++;
 		Sleep(100);
 	}
 }

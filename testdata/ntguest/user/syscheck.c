@@ -9,6 +9,10 @@
 #define STATUS_INVALID_CID 0xc000000b
 #define STATUS_PROCESS_IS_TERMINATING 0xc000010a
 #define STATUS_INVALID_PAGE_PROTECTION 0xc0000045
+#define STATUS_INVALID_PARAMETER 0xc000000d
+#define STATUS_INVALID_PARAMETER_MIX 0xc0000030
+#define STATUS_ACCESS_DENIED 0xc0000022
+#define TERMINATE_QUERY_WAIT 0x101001
 #define STATUS_VIRUS_INFECTED 0xc0000906
 
 static void check(u32 number, int good)
@@ -71,6 +75,36 @@ static void check_registers(void)
 	check(5, int2e_keeps());
 }
 
+/* What NtOpenProcess refuses, and what a handle does not grant. */
+static void check_access(u32 pid)
+{
+	struct client_id id = { pid, 0 }, thread = { pid, pid }, system = { 4, 0 };
+	u32 attributes[12] = { 48 }, status;
+	handle h = 0;
+
+	attributes[0] = 40;
+	check(60, NtOpenProcess(&h, 1, attributes, &id) == STATUS_INVALID_PARAMETER);
+	attributes[0] = 48;
+	attributes[6] = 1;
+	check(61, NtOpenProcess(&h, 1, attributes, &id) == STATUS_INVALID_PARAMETER);
+	attributes[6] = 0;
+	attributes[4] = 0x1000;
+	check(62, NtOpenProcess(&h, 1, attributes, &id) == STATUS_INVALID_PARAMETER_MIX);
+	attributes[4] = 0;
+	check(63, NtOpenProcess(&h, 1, attributes, 0) == STATUS_INVALID_PARAMETER_MIX);
+	check(64, NtOpenProcess(&h, 1, attributes, &thread) == STATUS_INVALID_CID);
+	check(65, NtOpenProcess(&h, 0x1000, attributes, &system) == STATUS_ACCESS_DENIED);
+	check(66, NtOpenProcess(&h, 0, attributes, &id) == STATUS_ACCESS_DENIED && h == 0);
+	h = OpenProcess(0x1000, 0, pid);
+	check(67, h != 0 && GetExitCodeProcess(h, &status) && status == 0x103);
+	check(68, NtTerminateProcess(h, 1) == STATUS_ACCESS_DENIED && WaitForSingleObject(h, 1) == STATUS_ACCESS_DENIED);
+	check(69, CloseHandle(h));
+	h = OpenProcess(1, 0, pid);
+	check(70, h != 0 && !GetExitCodeProcess(h, &status) && CloseHandle(h));
+	h = OpenProcess(0x2000000, 0, pid); /* MAXIMUM_ALLOWED */
+	check(71, WaitForSingleObject(h, 1) == 0x102 && GetExitCodeProcess(h, &status) && CloseHandle(h));
+}
+
 /* A process opened by its id, ended through the handle, and its status. */
 static void check_process(const u16 *name)
 {
@@ -84,7 +118,8 @@ static void check_process(const u16 *name)
 	check(12, GetExitCodeProcess(created, &status) && status == 0x103);
 	check(13, CloseHandle(created) && !CloseHandle(created));
 	check(14, NtOpenProcess(&h, 1, attributes, &nobody) == STATUS_INVALID_CID);
-	h = OpenProcess(1, 0, pid);
+	check_access(pid);
+	h = OpenProcess(TERMINATE_QUERY_WAIT, 0, pid);
 	check(15, h != 0);
 	check(16, WaitForSingleObject(h, 50) == 0x102);
 	check(17, NtTerminateProcess(h, STATUS_VIRUS_INFECTED) == 0);

@@ -18,6 +18,7 @@ func main() {
 		&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N` that everything random follows from"},
 		&cli.Uint64Flag{Name: "memory", Value: 512, Usage: "RAM in `MiB`"},
 		&cli.BoolFlag{Name: "kva-shadow", Usage: "give processes user page tables without the kernel"},
+		&cli.BoolFlag{Name: "la57", Usage: "5-level paging"},
 		&cli.BoolFlag{Name: "absent", Usage: "leave pages of images out of processes, and some out of memory"},
 		&cli.StringFlag{Name: "hide", Usage: "unlink the process of this `NAME` from the process list"},
 	}
@@ -54,7 +55,7 @@ func main() {
 
 func options(c *cli.Context) ntguest.Options {
 	return ntguest.Options{Build: c.String("build"), Seed: c.Uint64("seed"), MemoryMiB: c.Uint64("memory"),
-		KVAShadow: c.Bool("kva-shadow"), Absent: c.Bool("absent"), Hide: c.String("hide")}
+		KVAShadow: c.Bool("kva-shadow"), LA57: c.Bool("la57"), Absent: c.Bool("absent"), Hide: c.String("hide")}
 }
 
 func listBuilds(*cli.Context) error {
@@ -112,7 +113,7 @@ func layKernel(c *cli.Context, path string) error {
 }
 
 func writeDomain(c *cli.Context) error {
-	d := ntguest.Domain{Name: c.String("name"), Type: c.String("type"), Machine: c.String("machine"), MemoryMiB: c.Uint64("memory")}
+	d := ntguest.Domain{Name: c.String("name"), Type: c.String("type"), Machine: c.String("machine"), MemoryMiB: c.Uint64("memory"), LA57: c.Bool("la57")}
 	if d.Name == "" {
 		d.Name = fmt.Sprintf("ntguest-%s-%d", c.String("build"), c.Uint64("seed"))
 	}

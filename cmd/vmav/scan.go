@@ -24,7 +24,7 @@ func scanCommand(e *env) *cli.Command {
 		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
 			"scanned. Nothing is changed in the guest. clamd is the host's or, where none answers or\n" +
 			"--database is given, a private one for as long as the scan runs.",
-		Flags: []cli.Flag{connectFlag(), imageFlag(), formatFlag(),
+		Flags: []cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
 			&cli.StringFlag{Name: "action", Value: "report", Usage: "what to do about a finding: `report`"},
 			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
@@ -88,7 +88,7 @@ func runScan(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	targets, done, err := scanTargets(c)
+	targets, done, err := scanTargets(c, e)
 	if err != nil {
 		return err
 	}
@@ -125,15 +125,15 @@ type scanTarget struct {
 
 // scanTargets resolves what is to be scanned. A domain that is named must exist;
 // with --all one that went away meanwhile is a failure of its own.
-func scanTargets(c *cli.Context) ([]scanTarget, func(), error) {
+func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	if c.Path("image") != "" {
-		t, _, done, err := openTarget(c)
+		t, _, done, err := openTarget(c, e)
 		if err != nil {
 			return nil, nil, err
 		}
 		return []scanTarget{{t.domain, func(context.Context) (*target, error) { return t, nil }}}, done, nil
 	}
-	h, err := domain.Connect(text(c, "connect"))
+	h, err := connect(c, e)
 	if err != nil {
 		return nil, nil, err
 	}

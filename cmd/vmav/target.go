@@ -26,7 +26,7 @@ type target struct {
 
 // openTarget opens the domain that the first operand names, or the image of -a. Its
 // rest are the operands behind it. The caller calls close.
-func openTarget(c *cli.Context) (t *target, rest []string, closeAll func(), err error) {
+func openTarget(c *cli.Context, e *env) (t *target, rest []string, closeAll func(), err error) {
 	args := c.Args().Slice()
 	if file := c.Path("image"); file != "" {
 		im, err := image.Open(file)
@@ -39,7 +39,7 @@ func openTarget(c *cli.Context) (t *target, rest []string, closeAll func(), err 
 	if len(args) == 0 {
 		return nil, nil, nil, fmt.Errorf("%s needs a domain, or a memory image with -a; vmav %s --help shows the usage", c.Command.Name, c.Command.Name)
 	}
-	h, err := domain.Connect(text(c, "connect"))
+	h, err := connect(c, e)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -111,12 +111,12 @@ type view struct {
 }
 
 // look opens the target of a listing command, runs it and closes the target.
-func look(c *cli.Context, do func(v *view) error) error {
+func look(c *cli.Context, e *env, do func(v *view) error) error {
 	f, err := report.ParseFormat(c.String("format"))
 	if err != nil {
 		return err
 	}
-	t, rest, done, err := openTarget(c)
+	t, rest, done, err := openTarget(c, e)
 	if err != nil {
 		return err
 	}

@@ -43,4 +43,3 @@ func TestCopyViewOutlivesItsPages(t *testing.T) {
 		t.Errorf("%v allocations a copy", n)
 	}
 }
-

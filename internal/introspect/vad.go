@@ -17,8 +17,11 @@ type VAD struct {
 	Protection uint8  // index into MmProtectToValue
 	Private    bool
 	Path       string // of the mapped file, without its device; "" for private memory
-	proto      uint64 // first prototype entry, 0 for private memory
-	lastProto  uint64
+	// ControlArea is the address of the file's control area, which all who map the
+	// file share; 0 for private memory.
+	ControlArea uint64
+	proto       uint64 // first prototype entry, 0 for private memory
+	lastProto   uint64
 }
 
 // vadImage is VadImageMap of MI_VAD_TYPE.
@@ -113,6 +116,7 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 	if err != nil {
 		return v, fmt.Errorf("subsection: %w", err)
 	}
+	v.ControlArea = control
 	file, err := g.as.word(control + uint64(g.off.ControlFile))
 	if err != nil {
 		return v, fmt.Errorf("control area: %w", err)

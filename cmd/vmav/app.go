@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -36,6 +37,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			modulesCommand(e),
 			driversCommand(e),
 			scanCommand(e),
+			killCommand(e),
 			dumpCommand(e),
 			rebuildCommand(e),
 			structCommand(e),
@@ -61,10 +63,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 // command gives a command what all of them have: help with its exit statuses,
 // errors in one form.
 func command(c *cli.Command) *cli.Command {
-	if c.Description != "" {
-		c.Description += "\n\n"
+	if !strings.Contains(c.Description, "EXIT STATUS") { // else it has its own
+		if c.Description != "" {
+			c.Description += "\n\n"
+		}
+		c.Description += exitStatusHelp
 	}
-	c.Description += exitStatusHelp
 	c.OnUsageError = usageError
 	return c
 }

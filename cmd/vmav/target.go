@@ -22,6 +22,7 @@ const cachePages = 4096
 type target struct {
 	domain domain.Domain
 	source *source.Cache
+	paused func() bool // nil for an image
 }
 
 // openTarget opens the domain that the first operand names, or the image of -a. Its
@@ -61,7 +62,11 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 	if err != nil {
 		return nil, err
 	}
-	return &target{domain: d, source: source.NewCache(src, cachePages)}, nil
+	paused := func() bool {
+		now, err := h.Find(d.UUID)
+		return err == nil && now.Paused
+	}
+	return &target{domain: d, source: source.NewCache(src, cachePages), paused: paused}, nil
 }
 
 // guest finds the Windows in the target.
@@ -86,7 +91,7 @@ func (t *target) describe() string {
 
 // sweep is the target as a sweep takes it.
 func (t *target) sweep() sweep.Target {
-	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source}
+	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source, Paused: t.paused}
 }
 
 // warnings writes what could not be read and returns errIncomplete if there was

@@ -1,6 +1,7 @@
 package introspect
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -50,4 +51,15 @@ func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
 		*f.into = word.u32(0)
 	}
 	return t, nil
+}
+
+// RestoreTEB writes the last error and status of t to the TEB that t was read from,
+// each by one call of write.
+func (g *Guest) RestoreTEB(t TEB, write func(p []byte, va uint64) error) error {
+	for _, f := range []struct{ off, v uint32 }{{g.off.TEB.LastError, t.LastError}, {g.off.TEB.LastStatus, t.LastStatus}} {
+		if err := write(binary.LittleEndian.AppendUint32(nil, f.v), t.Address+uint64(f.off)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -36,6 +36,10 @@ func (v *VAD) Executable() bool {
 	return v.Protection&7 == 2 || v.Protection&7 == 3 || v.Protection&7 >= 6
 }
 
+// Writable tells whether the range was mapped with any right to write, be it to a copy
+// (the third bit of a protection index; the two above it say guard page or no access).
+func (v *VAD) Writable() bool { return v.Protection&4 != 0 && v.Protection>>3&2 == 0 }
+
 // VADs enumerates the ranges of a process's address space, ascending. Problems do
 // not stop it.
 func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) {

@@ -69,15 +69,21 @@ type Candidate struct {
 // localSystem is the account that may terminate any process that is not protected.
 const localSystem = "S-1-5-18"
 
+// Names tells whether the policy names a process's program as a surrogate.
+func (p Policy) Names(s Subject) bool {
+	path := volumePath(s.Path)
+	for _, name := range p.Surrogates {
+		if strings.EqualFold(name, path) {
+			return true
+		}
+	}
+	return false
+}
+
 // Surrogate says why a process must not serve as a surrogate, or "" where it may.
 func (p Policy) Surrogate(c Candidate) string {
-	path := volumePath(c.Path)
-	allowed := false
-	for _, s := range p.Surrogates {
-		allowed = allowed || strings.EqualFold(s, path)
-	}
 	switch {
-	case !allowed:
+	case !p.Names(c.Subject):
 		return "the policy does not name its program"
 	case !c.HasUserMode:
 		return "it has no user mode"

@@ -95,6 +95,8 @@ func (p Policy) Surrogate(c Candidate) string {
 		return "it is hidden"
 	case c.Session != 0:
 		return fmt.Sprintf("it runs in session %d", c.Session)
+	case c.Account == "":
+		return "its account is not known"
 	case c.Account != localSystem:
 		return fmt.Sprintf("it runs as %s, not as LocalSystem", c.Account)
 	}

@@ -67,7 +67,7 @@ func TestSurrogatesAreThePolicysAndSystemServices(t *testing.T) {
 		{"on a share", policy, with(func(c *Candidate) { c.Path = `\Device\Mup\Windows\System32\svchost.exe` }), "policy"},
 		{"below a volume's name", policy, with(func(c *Candidate) { c.Path = `\Device\HarddiskVolume2x\Windows\System32\svchost.exe` }), "policy"},
 		{"of the network service", policy, with(func(c *Candidate) { c.Account = "S-1-5-20" }), "S-1-5-20"},
-		{"of no known account", policy, with(func(c *Candidate) { c.Account = "" }), "LocalSystem"},
+		{"of no known account", policy, with(func(c *Candidate) { c.Account = "" }), "not known"},
 		{"in a user's session", policy, with(func(c *Candidate) { c.Session = 1 }), "session 1"},
 		{"32-bit", policy, with(func(c *Candidate) { c.Wow64 = true }), "32-bit"},
 		{"protected", policy, with(func(c *Candidate) { c.Protected = true }), "protected"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -140,8 +141,8 @@ func (s *session) Event(ctx context.Context) (source.Event, error) {
 		return source.Event{}, context.Cause(ctx)
 	case errors.Is(err, os.ErrClosed):
 		return source.Event{}, source.ErrClosed
-	case errors.Is(err, unix.ESRCH):
-		return source.Event{}, source.ErrGone
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ESRCH):
+		return source.Event{}, source.ErrGone // all that there was has been read
 	case err != nil:
 		return source.Event{}, &OpError{Op: "read an event", PID: s.pid, Err: err}
 	case n != int(unsafe.Sizeof(ev)):

@@ -298,7 +298,9 @@ func TestLabKillGuards(t *testing.T) {
 			t.Errorf("%s[%d]: %q by %q; want %s with %q", rec.Target.Name, rec.Target.PID, rec.String(), rec.Method, o, reason)
 		}
 	}
-	t.Run("critical", func(t *testing.T) { want(t, k.engine.Kill(ctx, k.named("csrss.exe"), k.opt), report.OutcomeRefused, "critical") })
+	t.Run("critical", func(t *testing.T) {
+		want(t, k.engine.Kill(ctx, k.named("csrss.exe"), k.opt), report.OutcomeRefused, "critical")
+	})
 	t.Run("System", func(t *testing.T) { want(t, k.engine.Kill(ctx, k.find(4), k.opt), report.OutcomeRefused, "System") })
 	t.Run("of Windows by name", func(t *testing.T) {
 		want(t, k.engine.Kill(ctx, k.named("winlogon.exe"), k.opt), report.OutcomeRefused, "system process")

@@ -253,9 +253,9 @@ func TestLabPageIn(t *testing.T) {
 			if _, err := k.in.UserSpace(p).Mapping(va); !errors.Is(err, introspect.ErrNotPresent) {
 				continue
 			}
-			var want, got [source.PageSize]byte
-			if k.in.ReadFile(want[:], v, va) != nil {
-				continue
+			var want, own, got [source.PageSize]byte
+			if k.in.ReadFile(want[:], v, va) != nil || k.in.Space(p).Read(own[:], va) == nil && own != want {
+				continue // not in memory, or the process has written to it
 			}
 			back++
 			cookie := uint64(100 + back)

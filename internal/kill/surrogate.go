@@ -41,7 +41,11 @@ func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct er
 		j.end(report.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
 		return false
 	}
-	pool := arm(j, ctx, s, cands)
+	pool, err := arm(ctx, s, cands)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "ask for a surrogate", err)
+		return false
+	}
 	defer pool.release()
 	for try := 0; try < maxTries; {
 		c, ev, err := pool.next(ctx)
@@ -87,21 +91,25 @@ type pool struct {
 	excuses []string
 }
 
-// arm asks every candidate. One that cannot be asked is an excuse.
-func arm(j *job, ctx context.Context, s *session, cands []*candidate) *pool {
+// arm asks every candidate. One that cannot be asked is an excuse; only a guest that has
+// gone is an error.
+func arm(ctx context.Context, s *session, cands []*candidate) (*pool, error) {
 	p := &pool{s: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
 	for _, c := range cands {
 		a := c.on(source.ActionRedirect, ctx)
 		a.Flags |= source.Save | source.InCode64
 		a.Set, a.RIP = source.SetRIP, c.park
 		cookie, err := s.start(a, p.events)
+		if errors.Is(err, source.ErrGone) {
+			return nil, err
+		}
 		if err != nil {
 			p.excuses = append(p.excuses, fmt.Sprintf("%s[%d]: %v", c.p.Name, c.p.PID, err))
 			continue
 		}
 		p.armed[cookie] = c
 	}
-	return p
+	return p, nil
 }
 
 // next waits for the next service that comes; its thread is parked then.

@@ -37,8 +37,7 @@ func killFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.DurationFlag{Name: "timeout", Value: kill.DefaultTimeout, Usage: "give up a kill after this `TIME`"},
 		&cli.StringFlag{Name: "surrogate", Value: "allow", Usage: "`allow` services to end a process that never runs itself, or never"},
-		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, from the root of its volume, serve as surrogates; can be\n" +
-			"repeated (default: svchost.exe and spoolsv.exe of \\Windows\\System32)"},
+		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; can be repeated (default: svchost.exe, spoolsv.exe in \\Windows\\System32)"},
 	}
 }
 

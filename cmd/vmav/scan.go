@@ -22,9 +22,10 @@ func scanCommand(e *env) *cli.Command {
 		Usage:     "rebuild the programs running in guests and scan them with ClamAV",
 		ArgsUsage: "DOMAIN… | --all",
 		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
-			"scanned. Nothing is changed in the guest, unless --action kill has it end the processes with\n" +
-			"findings, after the scan (docs/KILL.md; critical processes are only reported). clamd is the host's or, where none answers or\n" +
-			"--database is given, a private one for as long as the scan runs.",
+			"scanned. clamd is the host's or, where none answers or --database is given, a private one for\n" +
+			"as long as the scan runs. Nothing is changed in the guest, unless --action kill has it end\n" +
+			"the processes with findings when all is scanned (docs/KILL.md). A kill that is not known to\n" +
+			"have worked leaves the scan incomplete.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
 			&cli.StringFlag{Name: "action", Value: "report", Usage: "what to do about a finding: `report` or kill"},

@@ -202,3 +202,64 @@ func TestHandlesLeadToTheirObjects(t *testing.T) {
 		}
 	})
 }
+
+func TestUsersOfProcesses(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		g := open(t, s)
+		procs, _, err := g.Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		users := make(map[string]int)
+		for i := range procs {
+			got, err := g.UserSID(&procs[i])
+			if err != nil {
+				t.Errorf("%v", err)
+				continue
+			}
+			for _, w := range s.m.Truth.Processes {
+				if w.EPROCESS == procs[i].EPROCESS && w.SID != got {
+					t.Errorf("pid %d (%s) runs as %s, want %s", w.PID, w.Name, got, w.SID)
+				}
+			}
+			users[got]++
+		}
+		if users[LocalSystem] == 0 || len(users) < 4 {
+			t.Errorf("users %v", users)
+		}
+	})
+}
+
+func TestTEBsNameTheirThreads(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		g := open(t, s)
+		procs, _, err := g.Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for i := range procs {
+			p := &procs[i]
+			vads, _, err := g.VADs(context.Background(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Its TEBs are among its private pages.
+			for j := range vads {
+				for va := vads[j].Start; vads[j].Private && va < min(vads[j].End, vads[j].Start+64*pageSize); va += pageSize {
+					teb, err := g.ReadTEB(p, va)
+					if err != nil || teb.Self != va {
+						continue
+					}
+					seen++
+					if teb.PID != p.PID || teb.TID == 0 || teb.StackLimit >= teb.StackBase {
+						t.Errorf("pid %d: %+v", p.PID, teb)
+					}
+				}
+			}
+		}
+		if seen == 0 {
+			t.Error("no TEB was found")
+		}
+	})
+}

@@ -306,7 +306,7 @@ func (h *fakeHost) number(a *source.Action) uint32 {
 	if err := h.g.Space(p).Read(code[:], a.RIP); err != nil {
 		h.t.Errorf("code at %#x: %v", a.RIP, err)
 	}
-	n, err := parseStub(code[:])
+	n, err := parseStub(code[:stubLength(code[:])])
 	if err != nil {
 		h.t.Errorf("redirected to %#x, where no system call is", a.RIP)
 	}

@@ -303,7 +303,7 @@ func TestPlanTouchesNothing(t *testing.T) {
 	opt.DryRun = true
 	rec := h.engine().Kill(context.Background(), p, opt)
 	text := strings.Join(rec.Plan, "\n")
-	if rec.Outcome != report.OutcomePlanned || !strings.Contains(text, ntTerminateProcess) || !strings.Contains(text, "else surrogate svchost.exe") || len(h.log) > 0 {
+	if rec.Outcome != report.OutcomePlanned || !strings.Contains(text, ntTerminateProcess) || !strings.Contains(text, "else by surrogate svchost.exe") || len(h.log) > 0 {
 		t.Errorf("%+v, carried out: %v", rec, h.log)
 	}
 }

@@ -27,12 +27,16 @@ func (j *job) plan(ctx context.Context) {
 	if len(j.opt.Policy.Surrogates) == 0 {
 		say("no surrogate: they are not allowed")
 	} else {
-		cands, err := j.candidates(ctx, nil, lib, func(why string) { say("no surrogate: %s", why) })
+		var excuses []string
+		cands, err := j.candidates(ctx, nil, lib, func(why string) { excuses = append(excuses, why) })
 		if err != nil {
-			say("no surrogate: %v", err)
+			excuses = append(excuses, err.Error())
 		}
 		for _, c := range cands {
-			say("else surrogate %s[%d], parked at %#x", c.p.Name, c.p.PID, c.park)
+			say("else by surrogate %s[%d], parked at %#x", c.p.Name, c.p.PID, c.park)
+		}
+		if len(excuses) > 0 {
+			say("no surrogates: %s", reasons(excuses))
 		}
 		if ways == 0 && len(cands) > 0 {
 			j.rec.Method = report.MethodSurrogate

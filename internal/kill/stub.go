@@ -32,15 +32,15 @@ func stubLength(code []byte) int {
 	return shortStub
 }
 
-// parseStub returns the number of the system call that code makes, if it does nothing
-// else.
+// parseStub returns the number of the system call that code, of the length of a stub,
+// makes, if it does nothing else.
 func parseStub(code []byte) (number uint32, err error) {
 	if len(code) < shortStub || string(code[:3]) != "\x4c\x8b\xd1" && string(code[:3]) != "\x49\x89\xca" || code[3] != 0xb8 {
 		return 0, fmt.Errorf("%w: % x", errStub, code[:min(len(code), 8)])
 	}
 	number = binary.LittleEndian.Uint32(code[4:])
 	rest := string(code[8:])
-	if rest[:3] != "\x0f\x05\xc3" && rest != "\xf6\x04\x25\x08\x03\xfe\x7f\x01\x75\x03\x0f\x05\xc3\xcd\x2e\xc3" {
+	if rest != "\x0f\x05\xc3" && rest != "\xf6\x04\x25\x08\x03\xfe\x7f\x01\x75\x03\x0f\x05\xc3\xcd\x2e\xc3" {
 		return 0, fmt.Errorf("%w: % x", errStub, code)
 	}
 	if number >= maxSystemCall {

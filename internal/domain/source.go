@@ -89,7 +89,11 @@ func (h *Host) openProcess(ctx context.Context, d Domain, pid int) (source.Sourc
 		if backend == Memhook || ctx.Err() != nil {
 			return nil, fmt.Errorf("domain %s: %w", d.Name, err)
 		}
-		h.fellBack(fmt.Errorf("domain %s is read through its QEMU process: %w", d.Name, err))
+		why := err
+		if op := new(memhook.OpError); errors.As(err, &op) {
+			why = op.Err // the reason alone: nobody asked for the operation
+		}
+		h.fellBack(fmt.Errorf("domain %s is read through its QEMU process: %w", d.Name, why))
 	}
 	src, err := qemu.Open(ctx, qemu.Config{Name: d.Name, PID: pid, Monitor: h.monitor(d)})
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {

@@ -74,8 +74,8 @@ func TestFallbackIsToldOnce(t *testing.T) {
 			t.Errorf("opening without libvirt: %v, want %v", err, os.ErrClosed)
 		}
 	}
-	if len(told) != 1 || !strings.Contains(told[0], d.Name) || !strings.Contains(told[0], "kvm-memhook") {
-		t.Errorf("told %q, want one line that names the domain and the module", told)
+	if len(told) != 1 || !strings.Contains(told[0], d.Name) || !strings.Contains(told[0], "QEMU process: ") {
+		t.Errorf("told %q, want one line that names the domain and the reason", told)
 	}
 	h.Use(Memhook, nil)
 	if _, err := h.openProcess(context.Background(), d, pid); err == nil || errors.Is(err, os.ErrClosed) {

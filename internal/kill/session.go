@@ -141,16 +141,6 @@ func (s *session) wait(ctx context.Context, from <-chan source.Event, timeout ti
 	}
 }
 
-// cancel ends an action. Where it was too late, applied is the outcome that came.
-func (s *session) cancel(cookie uint64, from <-chan source.Event) (outcome source.Event, pending bool, err error) {
-	pending, err = s.ctl.Cancel(cookie)
-	if err != nil || pending {
-		return source.Event{}, pending, err
-	}
-	outcome, err = s.wait(context.Background(), from, 0)
-	return outcome, false, err
-}
-
 // notApplied says why an action whose outcome is ev did nothing.
 func notApplied(ev source.Event) error {
 	switch ev.Kind {

@@ -338,6 +338,22 @@ func TestLabKillGuards(t *testing.T) {
 		want(t, k.engine.Kill(ctx, p, opt), report.OutcomePending, "user mode.*surrogates are not allowed")
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
+	t.Run("trimmed", func(t *testing.T) {
+		// Its NtTerminateProcess is not in its working set: the guest gets it first.
+		p := k.find(k.start("burn.exe"))
+		opt := k.opt
+		opt.DryRun = true
+		at := stubOf(t, k.engine.Kill(ctx, p, opt))
+		k.say(fmt.Sprintf("trim %d", p.PID), "TRIMMED ")
+		if m, err := k.in.UserSpace(p).Mapping(at); !errors.Is(err, introspect.ErrNotPresent) {
+			t.Fatalf("the stub at %#x is there still: %+v, %v", at, m, err)
+		}
+		opt = k.opt
+		opt.Policy.Surrogates = nil
+		if rec := k.engine.Kill(ctx, p, opt); k.dead(rec) && rec.Method != report.MethodDirect {
+			t.Errorf("killed by method %q", rec.Method)
+		}
+	})
 	t.Run("hooked", func(t *testing.T) {
 		// The process's own copy of NtTerminateProcess jumps elsewhere.
 		p := k.find(k.start("burn.exe"))

@@ -320,3 +320,77 @@ func TestLabHold(t *testing.T) {
 		t.Errorf("the guest complains: %q", c)
 	}
 }
+
+// What reading costs, as ratios to copying memory of one's own: a figure for
+// docs/PERFORMANCE.md, which asserts nothing.
+func TestLabReadCost(t *testing.T) {
+	lab(t)
+	g := start(t, "10.0.19041")
+	hook, qemu := openBy(t, g, domain.Memhook), openBy(t, g, domain.QEMU)
+	virsh(t, "suspend", g.name)
+	const base, size, batch = 0x1000000, 32 << 20, 128
+	to, own := make([]byte, batch*source.PageSize), make([]byte, size)
+	for i := range own {
+		own[i] = byte(i)
+	}
+	batches := func(src source.Source) func() {
+		reqs := make([]source.Request, batch)
+		return func() {
+			for at := uint64(base); at < base+size; at += uint64(len(to)) {
+				for i := range reqs {
+					reqs[i] = source.Request{Addr: at + uint64(i)*source.PageSize, P: to[i*source.PageSize:][:source.PageSize]}
+				}
+				if err := source.ReadBatch(src, reqs); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	singles := func(src source.Source) func() {
+		return func() {
+			for at := uint64(base); at < base+size; at += source.PageSize {
+				if err := src.ReadPhys(to[:source.PageSize], at); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	view := hook.(source.Mapper).View(base, size)
+	if view == nil {
+		t.Fatal("no view")
+	}
+	var memcpy time.Duration
+	for _, way := range []struct {
+		name string
+		do   func()
+	}{
+		{"memcpy of own memory", func() {
+			for at := 0; at < size; at += len(to) {
+				copy(to, own[at:])
+			}
+		}},
+		{"a view, a batch at a time", func() {
+			for at := 0; at < size; at += len(to) {
+				if !source.CopyView(to, view[at:at+len(to)]) {
+					t.Fatal("the view has holes")
+				}
+			}
+		}},
+		{"batches through the module", batches(hook)},
+		{"pages one by one through the module", singles(hook)},
+		{"batches through QEMU", batches(qemu)},
+		{"pages one by one through QEMU", singles(qemu)},
+	} {
+		best := time.Duration(1 << 62)
+		for range 4 { // the first faults pages in
+			begin := time.Now()
+			way.do()
+			best = min(best, time.Since(begin))
+		}
+		if memcpy == 0 {
+			memcpy = best
+		}
+		t.Logf("%-38s %6.2f × memcpy, %.0f pages/s", way.name, float64(best)/float64(memcpy), float64(size/source.PageSize)/best.Seconds())
+	}
+	virsh(t, "resume", g.name)
+}

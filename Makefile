@@ -24,7 +24,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all module-matrix"
+	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills module-matrix"
 
 deps:
 	@packaging/deps.sh
@@ -41,10 +41,15 @@ include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
 
 # The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
-.PHONY: test-kvm test-kvm-all
+.PHONY: test-kvm test-kvm-all test-kvm-kills
 test-kvm: lab-test
 test-kvm-all:
 	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
+
+# Many kills in the lab, with the times from request to death.
+KILLS ?= 1000
+test-kvm-kills: build
+	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
 
 # The tests boot guests as libvirt domains and read them.
 test: build lint

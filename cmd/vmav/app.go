@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/domain"
 )
 
 // env is what every command works with beside its own flags.
@@ -27,13 +30,14 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		UseShortOptionHandling: false,
 		Writer:                 stdout,
 		ErrWriter:              stderr,
-		Flags:                  []cli.Flag{connectFlag()},
+		Flags:                  []cli.Flag{connectFlag(), sourceFlag("VMAV_SOURCE")},
 		Commands: []*cli.Command{
 			listCommand(e),
 			psCommand(e),
 			modulesCommand(e),
 			driversCommand(e),
 			scanCommand(e),
+			killCommand(e),
 			dumpCommand(e),
 			rebuildCommand(e),
 			structCommand(e),
@@ -59,10 +63,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 // command gives a command what all of them have: help with its exit statuses,
 // errors in one form.
 func command(c *cli.Command) *cli.Command {
-	if c.Description != "" {
-		c.Description += "\n\n"
+	if !strings.Contains(c.Description, "EXIT STATUS") { // else it has its own
+		if c.Description != "" {
+			c.Description += "\n\n"
+		}
+		c.Description += exitStatusHelp
 	}
-	c.Description += exitStatusHelp
 	c.OnUsageError = usageError
 	return c
 }
@@ -81,6 +87,28 @@ func connectFlag() cli.Flag {
 		Aliases: []string{"c"},
 		Usage:   "libvirt `URI`; without it $LIBVIRT_DEFAULT_URI, then libvirt's own choice",
 	}
+}
+
+// sourceFlag chooses how domains are read. Its environment variable is read at one level
+// only, so that an option given at the other overrides it.
+func sourceFlag(env ...string) cli.Flag {
+	return &cli.StringFlag{Name: "source", EnvVars: env, Value: string(domain.Auto),
+		Usage: "read domains through `SOURCE`: memhook (the kernel module), qemu (the QEMU process), auto"}
+}
+
+// connect connects to the libvirt that the options name. Where the module is not used
+// although it might be, the user is told once. The caller closes the Host.
+func connect(c *cli.Context, e *env) (*domain.Host, error) {
+	b, err := domain.ParseBackend(text(c, "source"))
+	if err != nil {
+		return nil, err
+	}
+	h, err := domain.Connect(text(c, "connect"))
+	if err != nil {
+		return nil, err
+	}
+	h.Use(b, func(why error) { e.warn("%v; without the module nothing can be killed", why) })
+	return h, nil
 }
 
 func imageFlag() cli.Flag {

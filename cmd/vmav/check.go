@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source/memhook"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -21,13 +23,18 @@ type checkRow struct {
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
 	Fix    string `json:"fix,omitempty"`
+	// Optional: scanning does without it, so that it does not make the host unready.
+	Optional bool `json:"optional,omitempty"`
 }
 
 var checkColumns = []report.Column[checkRow]{
 	{Title: "CHECK", Text: func(r checkRow) string { return r.What }},
 	{Title: "STATE", Text: func(r checkRow) string {
-		if r.OK {
+		switch {
+		case r.OK:
 			return "ok"
+		case r.Optional:
+			return "absent"
 		}
 		return "MISSING"
 	}},
@@ -43,7 +50,7 @@ func checkCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:   "check",
 		Usage:  "say whether this host is ready, and what is missing",
-		Flags:  []cli.Flag{connectFlag(), formatFlag()},
+		Flags:  []cli.Flag{connectFlag(), sourceFlag(), formatFlag()},
 		Action: func(c *cli.Context) error { return runCheck(c, e) },
 	})
 }
@@ -53,14 +60,18 @@ func runCheck(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	rows := []checkRow{checkLibvirt(c.Context, text(c, "connect"))}
+	backend, err := domain.ParseBackend(text(c, "source"))
+	if err != nil {
+		return err
+	}
+	rows := []checkRow{checkLibvirt(c.Context, text(c, "connect"), backend), checkModule()}
 	rows = append(rows, checkEngine(c.Context)...)
 	rows = append(rows, checkProfiles())
 	if err := report.Rows(e.stdout, f, rows, checkColumns); err != nil {
 		return err
 	}
 	for _, r := range rows {
-		if !r.OK {
+		if !r.OK && !r.Optional {
 			return errIncomplete
 		}
 	}
@@ -68,7 +79,7 @@ func runCheck(c *cli.Context, e *env) error {
 }
 
 // checkLibvirt looks for domains, and whether their QEMU processes can be read.
-func checkLibvirt(ctx context.Context, uri string) checkRow {
+func checkLibvirt(ctx context.Context, uri string, backend domain.Backend) checkRow {
 	r := checkRow{What: "libvirt"}
 	h, err := domain.Connect(uri)
 	if err != nil {
@@ -76,25 +87,55 @@ func checkLibvirt(ctx context.Context, uri string) checkRow {
 		return r
 	}
 	defer h.Close()
+	h.Use(backend, nil)
 	doms, err := h.List(false)
 	if err != nil {
 		r.Detail = err.Error()
 		return r
 	}
 	var refused []string
+	kinds := make(map[string]int)
 	for _, d := range doms {
 		src, err := h.Open(ctx, d)
 		if err != nil {
 			refused = append(refused, err.Error())
 			continue
 		}
+		kinds[src.Info().Kind]++
 		src.Close()
 	}
 	r.OK = len(refused) == 0
 	r.Detail = fmt.Sprintf("%s, %d running domains", h.URI(), len(doms))
+	for _, kind := range []domain.Backend{domain.Memhook, domain.QEMU} {
+		if n := kinds[string(kind)]; n > 0 {
+			r.Detail += fmt.Sprintf(", %d through %s", n, kind)
+		}
+	}
 	if !r.OK {
 		r.Detail += ", not readable: " + strings.Join(refused, "; ")
 		r.Fix = "run vmav as root or as the user of the QEMU processes"
+	}
+	return r
+}
+
+// checkModule asks the kernel module for its version. Without it everything but killing
+// works.
+func checkModule() checkRow {
+	r := checkRow{What: "kvm-memhook", Optional: true}
+	major, minor, err := memhook.Version()
+	if err == nil {
+		r.OK, r.Detail = true, fmt.Sprintf("interface %d.%d at %s", major, minor, memhook.Device)
+		return r
+	}
+	r.Detail = err.Error()
+	switch {
+	case errors.Is(err, memhook.ErrAbsent):
+		r.Detail = "the module is not loaded: domains are read through QEMU, and nothing can be killed"
+		r.Fix = "build and load kernel/kvm-memhook (docs/MODULE.md)"
+	case errors.Is(err, memhook.ErrDenied):
+		r.Fix = "run vmav as root, or join the group of " + memhook.Device
+	case errors.Is(err, memhook.ErrAPI):
+		r.Fix = "load the module that came with this vmav"
 	}
 	return r
 }

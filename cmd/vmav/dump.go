@@ -23,7 +23,7 @@ func dumpCommand(e *env) *cli.Command {
 		Description: "The program of the process, or the module that --module names, is written to FILE and its\n" +
 			"fidelity record beside it to FILE.json. The file may be malicious: it is not made executable.\n" +
 			"A file with parts missing is written, too; the exit status is then 2.",
-		Flags: []cli.Flag{connectFlag(), imageFlag(),
+		Flags: []cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`; without it DOMAIN-PID-NAME in this directory"},
 			&cli.StringFlag{Name: "module", Usage: "base `NAME` of the module, or its base address as 0x…"},
 			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}},
@@ -33,7 +33,7 @@ func dumpCommand(e *env) *cli.Command {
 }
 
 func runDump(c *cli.Context, e *env) error {
-	t, rest, done, err := openTarget(c)
+	t, rest, done, err := openTarget(c, e)
 	if err != nil {
 		return err
 	}

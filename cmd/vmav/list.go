@@ -44,7 +44,7 @@ func listCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "list",
 		Usage: "list domains, the Windows in them and whether it can be read",
-		Flags: []cli.Flag{connectFlag(), formatFlag(),
+		Flags: []cli.Flag{connectFlag(), sourceFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "domains that do not run, too"}},
 		Action: func(c *cli.Context) error { return runList(c, e) },
 	})
@@ -55,7 +55,7 @@ func runList(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	h, err := domain.Connect(text(c, "connect"))
+	h, err := connect(c, e)
 	if err != nil {
 		return err
 	}

@@ -22,18 +22,21 @@ func scanCommand(e *env) *cli.Command {
 		Usage:     "rebuild the programs running in guests and scan them with ClamAV",
 		ArgsUsage: "DOMAIN… | --all",
 		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
-			"scanned. Nothing is changed in the guest. clamd is the host's or, where none answers or\n" +
-			"--database is given, a private one for as long as the scan runs.",
-		Flags: []cli.Flag{connectFlag(), imageFlag(), formatFlag(),
+			"scanned. clamd is the host's or, where none answers or --database is given, a private one for\n" +
+			"as long as the scan runs. Nothing is changed in the guest, unless --action kill has it end\n" +
+			"the processes with findings when all is scanned (docs/KILL.md). A kill that is not known to\n" +
+			"have worked leaves the scan incomplete.",
+		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
-			&cli.StringFlag{Name: "action", Value: "report", Usage: "what to do about a finding: `report`"},
+			&cli.StringFlag{Name: "action", Value: "report", Usage: "what to do about a finding: `report` or kill"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "with --action kill: say what would be killed, and touch nothing"},
 			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
 			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
 			&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images in work at once: `N`"},
 			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
-		},
+		}, killFlags()...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -55,8 +58,17 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if err != nil {
 		return o, err
 	}
-	if action == verdict.Kill {
-		return o, errors.New("action kill needs the kvm-memhook module, which this vmav does not drive yet; findings can be reported only")
+	how, err := parseKill(c)
+	if err != nil {
+		return o, err
+	}
+	switch {
+	case action != verdict.Kill:
+		how.Policy.Action = action
+	case c.Path("image") != "":
+		return o, errors.New("action kill: nothing runs in a memory image")
+	case text(c, "source") == string(domain.QEMU):
+		return o, errors.New("action kill needs the kvm-memhook module: it does not go with --source qemu")
 	}
 	if n := c.Int("parallel"); n < 1 || n > 64 {
 		return o, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
@@ -75,7 +87,7 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	o.compact = c.Bool("infected")
 	o.engine = clam.Options{Socket: c.String("clamd"), Databases: c.StringSlice("database"), Progress: func(s string) { bar.note(s) }}
 	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
-		Policy: verdict.Policy{Action: action}, Progress: bar.show}
+		Policy: how.Policy, Kill: how, Progress: bar.show}
 	return o, nil
 }
 
@@ -88,7 +100,7 @@ func runScan(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	targets, done, err := scanTargets(c)
+	targets, done, err := scanTargets(c, e)
 	if err != nil {
 		return err
 	}
@@ -125,15 +137,15 @@ type scanTarget struct {
 
 // scanTargets resolves what is to be scanned. A domain that is named must exist;
 // with --all one that went away meanwhile is a failure of its own.
-func scanTargets(c *cli.Context) ([]scanTarget, func(), error) {
+func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	if c.Path("image") != "" {
-		t, _, done, err := openTarget(c)
+		t, _, done, err := openTarget(c, e)
 		if err != nil {
 			return nil, nil, err
 		}
 		return []scanTarget{{t.domain, func(context.Context) (*target, error) { return t, nil }}}, done, nil
 	}
-	h, err := domain.Connect(text(c, "connect"))
+	h, err := connect(c, e)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -18,7 +18,7 @@ func structCommand(e *env) *cli.Command {
 		Usage:       "print a kernel structure in a guest's memory, member by member",
 		ArgsUsage:   "DOMAIN STRUCT ADDRESS",
 		Description: "STRUCT is a name as vmav profile show lists it, _EPROCESS for one; ADDRESS is virtual.",
-		Flags: []cli.Flag{connectFlag(), imageFlag(),
+		Flags: []cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
 			&cli.StringFlag{Name: "pid", Usage: "in the address space of the process `PID`, not the kernel's"}},
 		Action:       func(c *cli.Context) error { return runStruct(c, e) },
 		BashComplete: completeDomains(e),
@@ -26,7 +26,7 @@ func structCommand(e *env) *cli.Command {
 }
 
 func runStruct(c *cli.Context, e *env) error {
-	t, rest, done, err := openTarget(c)
+	t, rest, done, err := openTarget(c, e)
 	if err != nil {
 		return err
 	}

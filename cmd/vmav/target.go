@@ -22,11 +22,12 @@ const cachePages = 4096
 type target struct {
 	domain domain.Domain
 	source *source.Cache
+	paused func() bool // nil for an image
 }
 
 // openTarget opens the domain that the first operand names, or the image of -a. Its
 // rest are the operands behind it. The caller calls close.
-func openTarget(c *cli.Context) (t *target, rest []string, closeAll func(), err error) {
+func openTarget(c *cli.Context, e *env) (t *target, rest []string, closeAll func(), err error) {
 	args := c.Args().Slice()
 	if file := c.Path("image"); file != "" {
 		im, err := image.Open(file)
@@ -39,7 +40,7 @@ func openTarget(c *cli.Context) (t *target, rest []string, closeAll func(), err 
 	if len(args) == 0 {
 		return nil, nil, nil, fmt.Errorf("%s needs a domain, or a memory image with -a; vmav %s --help shows the usage", c.Command.Name, c.Command.Name)
 	}
-	h, err := domain.Connect(text(c, "connect"))
+	h, err := connect(c, e)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -61,7 +62,11 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 	if err != nil {
 		return nil, err
 	}
-	return &target{domain: d, source: source.NewCache(src, cachePages)}, nil
+	paused := func() bool {
+		now, err := h.Find(d.UUID)
+		return err == nil && now.Paused
+	}
+	return &target{domain: d, source: source.NewCache(src, cachePages), paused: paused}, nil
 }
 
 // guest finds the Windows in the target.
@@ -86,7 +91,7 @@ func (t *target) describe() string {
 
 // sweep is the target as a sweep takes it.
 func (t *target) sweep() sweep.Target {
-	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source}
+	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source, Paused: t.paused}
 }
 
 // warnings writes what could not be read and returns errIncomplete if there was
@@ -111,12 +116,12 @@ type view struct {
 }
 
 // look opens the target of a listing command, runs it and closes the target.
-func look(c *cli.Context, do func(v *view) error) error {
+func look(c *cli.Context, e *env, do func(v *view) error) error {
 	f, err := report.ParseFormat(c.String("format"))
 	if err != nil {
 		return err
 	}
-	t, rest, done, err := openTarget(c)
+	t, rest, done, err := openTarget(c, e)
 	if err != nil {
 		return err
 	}

@@ -30,9 +30,11 @@ type Host struct {
 	conn *libvirt.Connect
 	uri  string
 
-	mu     sync.Mutex
-	calls  int // that may outlive their caller
-	closed bool
+	mu       sync.Mutex
+	calls    int // that may outlive their caller
+	closed   bool
+	backend  Backend
+	fallback func(error) // told once why the module is not used; nil afterwards
 }
 
 // Domain is one libvirt domain at the moment it was looked up.
@@ -57,7 +59,7 @@ func Connect(uri string) (*Host, error) {
 		}
 		return nil, fmt.Errorf("connect to libvirt at %s: %w", at, explain(err))
 	}
-	h := &Host{conn: conn, uri: uri}
+	h := &Host{conn: conn, uri: uri, backend: Auto}
 	if u, err := conn.GetURI(); err == nil {
 		h.uri = u
 	}

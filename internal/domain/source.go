@@ -15,8 +15,37 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/memhook"
 	"vmav.dev/vmav/internal/source/qemu"
 )
+
+// Backend is a way to a domain's memory.
+type Backend string
+
+// Backends.
+const (
+	Auto    Backend = "auto"    // the module where it can be had, else the QEMU process
+	Memhook Backend = "memhook" // the kvm-memhook module
+	QEMU    Backend = "qemu"    // the QEMU process: read-only, no hooks, no actions
+)
+
+// ParseBackend reads a backend's name.
+func ParseBackend(s string) (Backend, error) {
+	switch b := Backend(s); b {
+	case Auto, Memhook, QEMU:
+		return b, nil
+	}
+	return "", fmt.Errorf("source %q: known are auto, memhook and qemu", s)
+}
+
+// Use chooses the backend of the domains opened from now on; a new Host has Auto. Where
+// the module cannot be had and Auto falls back on the QEMU process, fallback, unless
+// nil, is told why: once for a Host, of the first domain.
+func (h *Host) Use(b Backend, fallback func(error)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.backend, h.fallback = b, fallback
+}
 
 // Open gives access to the memory of a running domain. The caller closes the Source,
 // before the Host.
@@ -31,10 +60,7 @@ func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", d.Name, err)
 	}
-	src, err := qemu.Open(ctx, qemu.Config{Name: d.Name, PID: pid, Monitor: h.monitor(d)})
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return nil, fmt.Errorf("%w: %w (run vmav as root or as the user that QEMU runs as)", err, ErrDenied)
-	}
+	src, err := h.openProcess(ctx, d, pid)
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +71,49 @@ func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 		return nil, fmt.Errorf("domain %s: its QEMU process went away: %w", d.Name, source.ErrGone)
 	}
 	return src, nil
+}
+
+// openProcess opens a domain's QEMU process by the backend that was chosen.
+func (h *Host) openProcess(ctx context.Context, d Domain, pid int) (source.Source, error) {
+	h.mu.Lock()
+	backend := h.backend
+	h.mu.Unlock()
+	if backend != QEMU {
+		g, err := memhook.Open(ctx, d.Name, pid)
+		if err == nil {
+			return g, nil
+		}
+		if errors.Is(err, memhook.ErrDenied) {
+			err = fmt.Errorf("%w: %w", err, ErrDenied)
+		}
+		if backend == Memhook || ctx.Err() != nil {
+			return nil, fmt.Errorf("domain %s: %w", d.Name, err)
+		}
+		why := err
+		if op := new(memhook.OpError); errors.As(err, &op) {
+			why = op.Err // the reason alone: nobody asked for the operation
+		}
+		h.fellBack(fmt.Errorf("domain %s is read through its QEMU process: %w", d.Name, why))
+	}
+	src, err := qemu.Open(ctx, qemu.Config{Name: d.Name, PID: pid, Monitor: h.monitor(d)})
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("%w: %w (run vmav as root or as the user that QEMU runs as)", err, ErrDenied)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return src, nil
+}
+
+// fellBack tells once why the module is not used.
+func (h *Host) fellBack(why error) {
+	h.mu.Lock()
+	tell := h.fallback
+	h.fallback = nil
+	h.mu.Unlock()
+	if tell != nil {
+		tell(why)
+	}
 }
 
 // monitor runs commands of QEMU's human monitor through libvirt. libvirt's call

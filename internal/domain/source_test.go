@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -57,5 +58,30 @@ func TestImpostorsAreNotRead(t *testing.T) {
 	impostor(t, "qemu-system-x86_64", d.UUID)
 	if pid, err := findQEMU(d); err == nil || !strings.Contains(err.Error(), "all claim") {
 		t.Errorf("two that claim the domain: %d, %v", pid, err)
+	}
+}
+
+// Without the module, or for a process that runs no KVM guest, the QEMU process is read,
+// and why is told once.
+func TestFallbackIsToldOnce(t *testing.T) {
+	d := Domain{Name: "vmav-no-such-domain", UUID: "5d9f1c6e-0000-4000-8000-0123456789ac"}
+	pid := impostor(t, "qemu-system-x86_64", d.UUID)
+	var told []string
+	h := &Host{closed: true} // no libvirt: QEMU cannot be asked for its memory layout
+	h.Use(Auto, func(err error) { told = append(told, err.Error()) })
+	for range 2 {
+		if _, err := h.openProcess(context.Background(), d, pid); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("opening without libvirt: %v, want %v", err, os.ErrClosed)
+		}
+	}
+	if len(told) != 1 || !strings.Contains(told[0], d.Name) || !strings.Contains(told[0], "QEMU process: ") {
+		t.Errorf("told %q, want one line that names the domain and the reason", told)
+	}
+	h.Use(Memhook, nil)
+	if _, err := h.openProcess(context.Background(), d, pid); err == nil || errors.Is(err, os.ErrClosed) {
+		t.Errorf("the module alone: %v, want its own error", err)
+	}
+	if b, err := ParseBackend("kvm"); err == nil {
+		t.Errorf("an unknown backend is %q", b)
 	}
 }

@@ -60,6 +60,7 @@ type guest struct {
 	name string
 	conn net.Conn
 	in   *bufio.Scanner
+	said []string // lines that tell of processes and programs
 }
 
 // start boots a test guest and waits for its first heartbeat. It ends with the test.
@@ -100,6 +101,11 @@ func (g *guest) expect(prefix string) string {
 		line := strings.TrimRight(g.in.Text(), "\r")
 		if strings.HasPrefix(line, "BUGCHECK") {
 			g.t.Fatalf("the guest says %q", line)
+		}
+		for _, kind := range []string{"EXIT ", "EXCEPTION ", "MSG "} {
+			if strings.HasPrefix(line, kind) {
+				g.said = append(g.said, line)
+			}
 		}
 		if strings.HasPrefix(line, prefix) {
 			return line
@@ -175,6 +181,9 @@ func (g *guest) truth() (out truth) {
 func vmav(t testing.TB, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	cmd := exec.Command(bin(t, "vmav"), args...)
+	if !inLab() {
+		cmd.Env = append(os.Environ(), "VMAV_SOURCE=qemu") // these guests run without KVM
+	}
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	err := cmd.Run()

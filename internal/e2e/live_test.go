@@ -256,3 +256,33 @@ func startLinux(t *testing.T) string {
 	})
 	return name
 }
+
+// A domain that the module cannot be had for is read through QEMU, and the user is told
+// once, however many domains there are; who asked for QEMU is told nothing.
+func TestFallbackOnQEMUIsSaidOnce(t *testing.T) {
+	if inLab() {
+		t.Skip("its guests are the module's")
+	}
+	start(t, "6.1.7601")
+	g := start(t, "10.0.19041")
+	for _, tt := range []struct {
+		args []string
+		said int
+	}{{[]string{"list", "-c", uri, "--source", "auto"}, 1}, {[]string{"ps", "--source", "auto", "-c", uri, g.name}, 1}, {[]string{"list", "-c", uri}, 0}} {
+		_, errs, status := vmav(t, tt.args...)
+		if n := strings.Count(errs, "is read through its QEMU process"); status != 0 || n != tt.said || strings.Count(errs, "\n") != tt.said {
+			t.Errorf("vmav %v: status %d, %q; want %d lines about the module", tt.args, status, errs, tt.said)
+		}
+	}
+	if _, errs, status := vmav(t, "ps", "-c", uri, g.name, "--source", "memhook"); status != 2 || !strings.Contains(errs, "kvm-memhook") {
+		t.Errorf("the module alone: status %d, %q", status, errs)
+	}
+	pid := g.start("burn.exe")
+	out, _, status := vmav(t, "kill", "-c", uri, g.name, fmt.Sprint(pid))
+	if status != 2 || !strings.Contains(out, "refused") || !strings.Contains(out, "kvm-memhook") {
+		t.Errorf("killing without the module: status %d, %q", status, out)
+	}
+	if _, errs, status := vmav(t, "scan", "-c", uri, g.name, "--action", "kill"); status != 2 || !strings.Contains(errs, "kvm-memhook") {
+		t.Errorf("a scan that is to kill without the module: status %d, %q", status, errs)
+	}
+}

@@ -58,6 +58,10 @@ func FuzzHostileGuest(f *testing.F) {
 			continue
 		}
 		add(g.as, procs[i].EPROCESS, uint64(g.off.Process.Size))
+		token, _ := g.as.word(procs[i].EPROCESS + uint64(g.off.Process.Token))
+		add(g.as, token&^0xf+uint64(g.off.Token.Count), 0x40)
+		handles, _ := g.as.word(procs[i].EPROCESS + uint64(g.off.Process.ObjectTable))
+		add(g.as, handles, 0x40)
 		if procs[i].PEB == 0 {
 			continue
 		}
@@ -107,11 +111,43 @@ func FuzzHostileGuest(f *testing.F) {
 			if err == nil && len(mods) > 2*maxModules+maxVADs {
 				t.Fatalf("%d modules", len(mods))
 			}
+			if i < 12 {
+				inspectIdentity(t, g, &procs[i])
+			}
 		}
 		if _, _, err := g.Drivers(context.Background()); err != nil && errors.Is(err, source.ErrClosed) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// inspectIdentity reads what kills rely on: an error gives no result, a result is whole.
+func inspectIdentity(t *testing.T, g *Guest, p *Process) {
+	if sid, err := g.UserSID(p); (err == nil) != (sid != "") || len(sid) > 200 {
+		t.Fatalf("user %q with error %v", sid, err)
+	}
+	if id, _, err := g.Identify(p.EPROCESS); err == nil {
+		guards, err := g.Guards(id)
+		if (err == nil) != (len(guards) > 0) || len(guards) > source.MaxGuards {
+			t.Fatalf("%d guards with error %v", len(guards), err)
+		}
+		for _, gd := range guards {
+			if gd.GPA%8 != 0 || gd.Mask == 0 || gd.Value&^gd.Mask != 0 {
+				t.Fatalf("guard %+v", gd)
+			}
+		}
+	}
+	for _, h := range []uint64{4, 0x3fc, 0x400, 0x3fffffc} {
+		if object, still, err := g.HandleObject(p, h); err == nil && (object == 0 || still.Mask == 0) || err != nil && object != 0 {
+			t.Fatalf("handle %#x: object %#x, %+v, %v", h, object, still, err)
+		}
+	}
+	_, _ = g.ReadTEB(p, p.PEB+pageSize)
+	var code [16]byte
+	vads, _, _ := g.VADs(context.Background(), p)
+	for i := range vads[:min(len(vads), 8)] {
+		_ = g.ReadFile(code[:], &vads[i], vads[i].Start)
+	}
 }
 
 // FuzzIdentifyKernel feeds memory that claims to be a kernel image.

@@ -132,6 +132,29 @@ func (g *Guest) Memory() *AddressSpace { return g.as }
 // is what the guest has now.
 func (g *Guest) Refresh() { g.t.flush() }
 
+// Through is the same guest read through another source, which shares nothing of the
+// first one's caches: for reading what is there now behind a source that keeps pages.
+func (g *Guest) Through(src source.Source) *Guest {
+	n := *g
+	n.src, n.t = src, newTables(src)
+	as := *g.as
+	as.t = n.t
+	n.as = &as
+	return &n
+}
+
+// Space is the address space of a process as its kernel mode has it. The user half is
+// the one that user mode has, but with KVA shadow it is mapped non-executable.
+func (g *Guest) Space(p *Process) *AddressSpace { return g.space(p.DTB) }
+
+// UserSpace is the address space that a process's user mode runs on.
+func (g *Guest) UserSpace(p *Process) *AddressSpace {
+	if p.UserDTB != 0 {
+		return g.space(p.UserDTB)
+	}
+	return g.space(p.DTB)
+}
+
 // space is the address space under a process's page tables.
 func (g *Guest) space(dtb uint64) *AddressSpace {
 	return &AddressSpace{t: g.t, dtb: dtb & pfnMask, levels: g.as.levels, soft: g.as.soft, kernel: g.as}
@@ -250,6 +273,3 @@ func readUTF16(as *AddressSpace, at uint64, n uint32) (string, error) {
 	}
 	return string(utf16.Decode(units)), nil
 }
-
-// Space is the address space of a process.
-func (g *Guest) Space(p *Process) *AddressSpace { return g.space(p.DTB) }

@@ -37,10 +37,28 @@ type Offsets struct {
 		Critical       winstruct.Field `win:"_EPROCESS.BreakOnTermination"`
 		Protection     uint32          `win:"_EPROCESS.Protection.Level|_EPROCESS.Protection,optional"`
 		Wow64HasObject uint32          `win:"_EPROCESS.WoW64Process,optional"`
+		Token          uint32          `win:"_EPROCESS.Token,optional"`
+		Exiting        winstruct.Field `win:"_EPROCESS.ProcessExiting,optional"`
+		Delete         winstruct.Field `win:"_EPROCESS.ProcessDelete,optional"`
 	}
-	Ewow64PEB uint32 `win:"_EWOW64PROCESS.Peb,optional"`
-	SessionID uint32 `win:"_MM_SESSION_SPACE.SessionId,optional"`
-	AuditName uint32 `win:"_OBJECT_NAME_INFORMATION.Name"`
+	Token struct {
+		Count uint32 `win:"_TOKEN.UserAndGroupCount,optional"`
+		Users uint32 `win:"_TOKEN.UserAndGroups,optional"`
+		SID   uint32 `win:"_SID_AND_ATTRIBUTES.Sid,optional"`
+	}
+	TEB struct {
+		Self       uint32 `win:"_TEB.NtTib.Self,optional"`
+		StackBase  uint32 `win:"_TEB.NtTib.StackBase,optional"`
+		StackLimit uint32 `win:"_TEB.NtTib.StackLimit,optional"`
+		PID        uint32 `win:"_TEB.ClientId.UniqueProcess,optional"`
+		TID        uint32 `win:"_TEB.ClientId.UniqueThread,optional"`
+		LastError  uint32 `win:"_TEB.LastErrorValue,optional"`
+		LastStatus uint32 `win:"_TEB.LastStatusValue,optional"`
+	}
+	ObjectBody uint32 `win:"_OBJECT_HEADER.Body,optional"`
+	Ewow64PEB  uint32 `win:"_EWOW64PROCESS.Peb,optional"`
+	SessionID  uint32 `win:"_MM_SESSION_SPACE.SessionId,optional"`
+	AuditName  uint32 `win:"_OBJECT_NAME_INFORMATION.Name"`
 
 	HandleTableCode uint32          `win:"_HANDLE_TABLE.TableCode"`
 	HandleEntrySize uint32          `win:"sizeof(_HANDLE_TABLE_ENTRY)"`

@@ -131,6 +131,11 @@ func (as *AddressSpace) list(ctx context.Context, head, link uint64, limit int, 
 	return nil
 }
 
+// ProcessAt reads the process whose EPROCESS is at an address anew.
+func (g *Guest) ProcessAt(eprocess uint64) (Process, []Problem) {
+	return g.process(make(record, g.off.Process.Size), eprocess)
+}
+
 // isProcess tells a process from the threads in the table of ids: its dispatcher
 // header says 3 (ProcessObject), and its id is there.
 func (g *Guest) isProcess(rec record, at uint64) bool {

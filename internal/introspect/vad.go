@@ -17,8 +17,11 @@ type VAD struct {
 	Protection uint8  // index into MmProtectToValue
 	Private    bool
 	Path       string // of the mapped file, without its device; "" for private memory
-	proto      uint64 // first prototype entry, 0 for private memory
-	lastProto  uint64
+	// ControlArea is the address of the file's control area, which all who map the
+	// file share; 0 for private memory.
+	ControlArea uint64
+	proto       uint64 // first prototype entry, 0 for private memory
+	lastProto   uint64
 }
 
 // vadImage is VadImageMap of MI_VAD_TYPE.
@@ -32,6 +35,10 @@ func (v *VAD) Image() bool { return v.Type == vadImage }
 func (v *VAD) Executable() bool {
 	return v.Protection&7 == 2 || v.Protection&7 == 3 || v.Protection&7 >= 6
 }
+
+// Writable tells whether the range was mapped with any right to write, be it to a copy
+// (the third bit of a protection index; the two above it say guard page or no access).
+func (v *VAD) Writable() bool { return v.Protection&4 != 0 && v.Protection>>3&2 == 0 }
 
 // VADs enumerates the ranges of a process's address space, ascending. Problems do
 // not stop it.
@@ -113,6 +120,7 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 	if err != nil {
 		return v, fmt.Errorf("subsection: %w", err)
 	}
+	v.ControlArea = control
 	file, err := g.as.word(control + uint64(g.off.ControlFile))
 	if err != nil {
 		return v, fmt.Errorf("control area: %w", err)

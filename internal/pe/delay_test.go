@@ -2,6 +2,7 @@ package pe_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/rand"
 	"testing"
 
@@ -140,5 +141,37 @@ func TestExportIndex(t *testing.T) {
 	}
 	if checked < 100 || x.Resolve(1) != nil {
 		t.Errorf("%d exports checked", checked)
+	}
+}
+
+// TestFindExports finds exports by name: those of the image itself, and no forwarders.
+func TestFindExports(t *testing.T) {
+	ntdll, file := mapFile(t, wineDir+"ntdll.dll")
+	self, rvas, err := pe.FindExports(ntdll, "NtClose", "NtOpenProcess", "NtNoSuchCall")
+	if err != nil || self != "ntdll.dll" || len(rvas) != 2 {
+		t.Fatalf("%q, %v, %v; want ntdll.dll with two exports", self, rvas, err)
+	}
+	x := pe.NewExportIndex()
+	x.Add(ntdll, "ntdll.dll")
+	for name, rva := range rvas {
+		found := false
+		for _, s := range x.Resolve(ntdll.Base + uint64(rva)) {
+			found = found || s.Name == name
+		}
+		if !found {
+			t.Errorf("%s is said to be at %#x, where %v is", name, rva, x.Resolve(ntdll.Base+uint64(rva)))
+		}
+	}
+	k32, _ := mapFile(t, wineDir+"kernel32.dll")
+	if _, rvas, err := pe.FindExports(k32, "HeapAlloc"); err != nil || len(rvas) != 0 {
+		t.Errorf("a forwarder: %v, %v", rvas, err)
+	}
+	h, err := pe.ParseHeaders(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ntdll.Pages[h.Dirs[0].RVA/pe.PageSize] = pe.Absent
+	if self, rvas, err := pe.FindExports(ntdll, "NtClose"); !errors.Is(err, pe.ErrExports) {
+		t.Errorf("without its directory: %q, %v, %v", self, rvas, err)
 	}
 }

@@ -2,9 +2,14 @@ package pe
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 )
+
+// ErrExports reports an image whose export directory is missing or not present.
+var ErrExports = errors.New("no export directory")
 
 // ExportIndex knows what lives at the exported addresses of a process's modules.
 // Its Resolve serves as Options.ResolveExport. It is filled by Add and may be read
@@ -23,46 +28,114 @@ func NewExportIndex() *ExportIndex {
 	return &ExportIndex{byAddr: make(map[uint64][]Symbol), forwarded: make(map[string][]Symbol), maxTotal: 1 << 20}
 }
 
+// exportDir is the export directory of a mapped image (Microsoft, "PE Format", "The
+// .edata Section"). Tables and texts are still to be looked at.
+type exportDir struct {
+	dir                   Directory
+	name                  uint32 // RVA of the image's own name
+	base, count, names    uint32
+	addrs, nameAt, ordsAt uint64
+}
+
+// exports finds the export directory of img, if its headers and the directory are there.
+func (m *Image) exports() (d exportDir, ok bool) {
+	if len(m.Mem)%PageSize != 0 || len(m.Pages) != len(m.Mem)/PageSize || !m.present(0, PageSize) {
+		return d, false
+	}
+	n := 0
+	for n < len(m.Pages) && n < 64 && m.Pages[n] != Absent {
+		n++
+	}
+	h, err := ParseHeaders(m.Mem[:n*PageSize])
+	if err != nil {
+		return d, false
+	}
+	d.dir = h.Dirs[dirExport]
+	if h.NumDirs <= dirExport || d.dir.RVA == 0 || !m.present(uint64(d.dir.RVA), 40) {
+		return d, false
+	}
+	le := binary.LittleEndian
+	e := m.Mem[d.dir.RVA:]
+	d.name, d.base = le.Uint32(e[12:]), le.Uint32(e[16:])
+	d.count, d.names = min(le.Uint32(e[20:]), maxExports), min(le.Uint32(e[24:]), maxExports)
+	d.addrs, d.nameAt, d.ordsAt = uint64(le.Uint32(e[28:])), uint64(le.Uint32(e[32:])), uint64(le.Uint32(e[36:]))
+	return d, true
+}
+
+// named calls f with each export that has a name, and its index in the table of
+// addresses; what is not present is passed over. It ends where f returns false.
+func (d *exportDir) named(m *Image, f func(name []byte, index uint32) bool) {
+	le := binary.LittleEndian
+	for i := uint32(0); i < d.names; i++ {
+		n, o := d.nameAt+4*uint64(i), d.ordsAt+2*uint64(i)
+		if !m.present(n, 4) || !m.present(o, 2) {
+			continue
+		}
+		if sym, ok := m.cString(uint64(le.Uint32(m.Mem[n:])), 512); ok && !f(sym, uint32(le.Uint16(m.Mem[o:]))) {
+			return
+		}
+	}
+}
+
+// rva is the address in the table at an index; forwarded tells that it is that of a
+// text, the name of another module's export.
+func (d *exportDir) rva(m *Image, index uint32) (rva uint32, forwarded, ok bool) {
+	at := d.addrs + 4*uint64(index)
+	if index >= d.count || !m.present(at, 4) {
+		return 0, false, false
+	}
+	rva = binary.LittleEndian.Uint32(m.Mem[at:])
+	return rva, rva >= d.dir.RVA && rva-d.dir.RVA < d.dir.Size, rva != 0
+}
+
+// FindExports looks exports of a mapped image up by name: the name that the image
+// calls itself, and the RVAs of those exports that are there and are no forwarders. It
+// fails with ErrExports where the image exports nothing or its directory is not present.
+func FindExports(img *Image, names ...string) (self string, rvas map[string]uint32, err error) {
+	d, ok := img.exports()
+	if !ok {
+		return "", nil, fmt.Errorf("look for exports of %s: %w", img.Name, ErrExports)
+	}
+	text, ok := img.cString(uint64(d.name), 512)
+	if !ok {
+		return "", nil, fmt.Errorf("look for exports of %s: its own name: %w", img.Name, ErrExports)
+	}
+	rvas = make(map[string]uint32, len(names))
+	d.named(img, func(name []byte, index uint32) bool {
+		if !slices.Contains(names, string(name)) {
+			return true
+		}
+		if rva, forwarded, ok := d.rva(img, index); ok && !forwarded && uint64(rva) < uint64(len(img.Mem)) {
+			rvas[string(name)] = rva
+		}
+		return len(rvas) < len(names)
+	})
+	return string(text), rvas, nil
+}
+
 // Add enters the exports of a mapped module known to its process as name, and
 // returns how many there are. Pages that are not present and tables that make no
 // sense cost the exports in them. img is not kept.
 func (x *ExportIndex) Add(img *Image, name string) int {
-	if len(img.Mem)%PageSize != 0 || len(img.Pages) != len(img.Mem)/PageSize || !img.present(0, PageSize) {
-		return 0
-	}
-	n := 0
-	for n < len(img.Pages) && n < 64 && img.Pages[n] != Absent {
-		n++
-	}
-	h, err := ParseHeaders(img.Mem[:n*PageSize])
-	if err != nil {
-		return 0
-	}
-	d := h.Dirs[dirExport]
-	if h.NumDirs <= dirExport || d.RVA == 0 || !img.present(uint64(d.RVA), 40) {
+	d, ok := img.exports()
+	if !ok {
 		return 0
 	}
 	name = strings.ToLower(name)
-	le := binary.LittleEndian
-	e := img.Mem[d.RVA:]
-	base := le.Uint32(e[16:])
-	count, names := min(le.Uint32(e[20:]), maxExports), min(le.Uint32(e[24:]), maxExports)
-	addrs, nameAt, ordAt := uint64(le.Uint32(e[28:])), uint64(le.Uint32(e[32:])), uint64(le.Uint32(e[36:]))
 	added := 0
-	named := make([]bool, count)
+	named := make([]bool, d.count)
 	enter := func(i uint32, sym string) {
-		at := addrs + 4*uint64(i)
-		if i >= count || !img.present(at, 4) || x.maxTotal <= 0 {
+		if x.maxTotal <= 0 {
 			return
 		}
-		rva := le.Uint32(img.Mem[at:])
-		s := Symbol{Module: name, Name: sym, Ordinal: uint16(base + i)}
-		if rva == 0 {
+		rva, forwarded, ok := d.rva(img, i)
+		if !ok {
 			return
 		}
+		s := Symbol{Module: name, Name: sym, Ordinal: uint16(d.base + i)}
 		x.maxTotal--
 		added++
-		if rva >= d.RVA && rva-d.RVA < d.Size {
+		if forwarded {
 			if target, ok := img.cString(uint64(rva), 512); ok {
 				key := strings.ToLower(string(target))
 				x.forwarded[key] = append(x.forwarded[key], s)
@@ -72,21 +145,13 @@ func (x *ExportIndex) Add(img *Image, name string) int {
 		va := img.Base + uint64(rva)
 		x.byAddr[va] = append(x.byAddr[va], s)
 	}
-	for i := uint32(0); i < names; i++ {
-		n, o := nameAt+4*uint64(i), ordAt+2*uint64(i)
-		if !img.present(n, 4) || !img.present(o, 2) {
-			continue
-		}
-		sym, ok := img.cString(uint64(le.Uint32(img.Mem[n:])), 512)
-		if !ok {
-			continue
-		}
-		index := uint32(le.Uint16(img.Mem[o:]))
-		if index < count {
+	d.named(img, func(sym []byte, index uint32) bool {
+		if index < d.count {
 			named[index] = true
 		}
 		enter(index, string(sym))
-	}
+		return true
+	})
 	for i, ok := range named {
 		if !ok {
 			enter(uint32(i), "")

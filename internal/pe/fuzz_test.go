@@ -126,6 +126,13 @@ func FuzzImports(f *testing.F) {
 			t.Fatalf("%d exports in %d bytes", n, len(img.Mem))
 		}
 		x.Resolve(base + 0x1000)
+		if _, rvas, err := pe.FindExports(img, "a", "DllMain", "NtClose"); err == nil {
+			for name, rva := range rvas {
+				if uint64(rva) >= uint64(len(img.Mem)) {
+					t.Fatalf("export %s at %#x of %#x bytes", name, rva, len(img.Mem))
+				}
+			}
+		}
 		if h, err := pe.ParseHeaders(img.Mem); err == nil {
 			if got := pe.ImportHash(img.Mem, h); got != "" && len(got) != 32 {
 				t.Fatalf("import hash %q", got)

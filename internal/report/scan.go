@@ -81,6 +81,7 @@ type DomainScan struct {
 	Partial   int         `json:"partial"` // images scanned with pages missing, above the limit
 	Findings  []Finding   `json:"findings"`
 	Errors    []ScanError `json:"errors"`
+	Kills     []*Kill     `json:"kills,omitempty"` // one for each process that was to be killed
 	Timing    Timing      `json:"timing"`
 }
 

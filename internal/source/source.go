@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 )
 
 // PageSize is the granule of guest-physical memory, in bytes.
@@ -113,8 +114,27 @@ type BatchReader interface {
 type Mapper interface {
 	// View returns the guest memory at [addr, addr+size), valid until the
 	// Source is closed, or nil where it cannot be had in one piece. The guest
-	// changes it at any time: copy what is to be validated.
+	// changes it at any time: copy what is to be validated. A page that the VMM
+	// has given up faults when it is touched, so a View is read through CopyView.
 	View(addr, size uint64) []byte
+}
+
+// CopyView copies from a View to p and tells whether all of it could be read. A page
+// of the view that has gone costs an answer of false, not the program: the fault is
+// caught on this goroutine. It does not allocate.
+func CopyView(p, view []byte) (ok bool) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if e := recover(); e != nil {
+			// Only the runtime's report of a bad address; anything else is a mistake.
+			if _, fault := e.(interface{ Addr() uintptr }); !fault {
+				panic(e)
+			}
+			ok = false
+		}
+	}()
+	return copy(p, view) == len(p)
 }
 
 // ReadBatch reads through s's BatchReader where it has one.
@@ -132,16 +152,21 @@ func ReadBatch(s Source, reqs []Request) error {
 	return nil
 }
 
-// AccessError says which guest-physical read failed. Its cause is one of the
+// AccessError says which guest-physical access failed. Its cause is one of the
 // sentinels of this package or an operating system error.
 type AccessError struct {
-	Addr uint64
-	Size int
-	Err  error
+	Addr  uint64
+	Size  int
+	Write bool
+	Err   error
 }
 
 func (e *AccessError) Error() string {
-	return fmt.Sprintf("read %d bytes of guest-physical memory at %#x: %v", e.Size, e.Addr, e.Err)
+	verb := "read"
+	if e.Write {
+		verb = "write"
+	}
+	return fmt.Sprintf("%s %d bytes of guest-physical memory at %#x: %v", verb, e.Size, e.Addr, e.Err)
 }
 
 func (e *AccessError) Unwrap() error { return e.Err }

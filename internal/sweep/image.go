@@ -12,6 +12,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/pe"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
@@ -144,7 +145,7 @@ func (w *worker) judge(j *job, file *pe.File, sum [32]byte, res clam.Result, fre
 	}
 	subject := verdict.Subject{Kernel: j.process == nil}
 	if p := j.process; p != nil {
-		subject = Subject(p)
+		subject = kill.Subject(p)
 	}
 	v := verdict.Decide(w.opt.Policy, subject)
 	finding := report.Finding{Domain: w.target.Name, PID: subject.PID, Process: subject.Name, Image: j.module.Path, Base: report.Address(j.module.Base),
@@ -154,24 +155,11 @@ func (w *worker) judge(j *job, file *pe.File, sum [32]byte, res clam.Result, fre
 		finding.Image = j.module.Name
 	}
 	w.mu.Lock()
+	if v.Action == verdict.Kill {
+		w.doom(j.process, len(w.out.Findings))
+	}
 	w.out.Findings = append(w.out.Findings, finding)
 	w.mu.Unlock()
-}
-
-// Subject is a process as verdicts see it.
-func Subject(p *introspect.Process) verdict.Subject {
-	s := verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path}
-	for _, f := range p.Flags {
-		switch f {
-		case introspect.FlagCritical:
-			s.Critical = true
-		case introspect.FlagExited:
-			s.Exited = true
-		case introspect.FlagHidden:
-			s.Hidden = true
-		}
-	}
-	return s
 }
 
 func sortFindings(f []report.Finding) {

@@ -11,6 +11,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
@@ -22,6 +23,7 @@ type Target struct {
 	Name, UUID string
 	State      string // of the domain: "running", "paused"; "image" for a file
 	Source     source.Source
+	Paused     func() bool // whether the domain is paused now; nil where that is not known
 }
 
 // Options say how.
@@ -29,7 +31,8 @@ type Options struct {
 	PIDs        []uint64 // only these; nil for all processes and the drivers
 	Jobs        int      // workers; 0 for two
 	Policy      verdict.Policy
-	MinCoverage float64 // share of a file's bytes below which its scan counts as incomplete
+	Kill        kill.Options // for the policy's kills; its own policy is Policy
+	MinCoverage float64      // share of a file's bytes below which its scan counts as incomplete
 	Progress    func(Progress)
 }
 
@@ -64,6 +67,8 @@ type sweep struct {
 
 	mu  sync.Mutex
 	out report.DomainScan
+	// doomed are the processes to kill, with the findings that say so, by EPROCESS.
+	doomed map[uint64]*doomed
 
 	rebuildTime, scanTime atomic.Int64 // nanoseconds, over all workers
 	progress              Progress
@@ -122,6 +127,10 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	}
 	s.out.Status = report.StatusScanned
 	err = s.work(ctx, jobs)
+	if err == nil {
+		s.kill(ctx)
+		err = ctx.Err()
+	}
 	sortFindings(s.out.Findings)
 	if len(s.out.Errors) > 0 || err != nil {
 		s.out.Status = report.StatusIncomplete

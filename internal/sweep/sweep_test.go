@@ -70,7 +70,7 @@ func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 		src, truth := guest(t, ntguest.Options{Build: build, Seed: uint64(i)})
 		var last Progress
 		got, err := Domain(context.Background(), Target{Name: "win", State: "image", Source: src}, winstruct.BuiltIn(), e, cache,
-			Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}, Progress: func(p Progress) { last = p }})
+			Options{MinCoverage: DefaultMinCoverage, Progress: func(p Progress) { last = p }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,9 +91,25 @@ func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 		if got.Processes != len(truth.Processes) || got.Images != images || last.Done != images || last.Total != images {
 			t.Errorf("%s: %d processes and %d images (progress %+v), want %d and %d", build, got.Processes, got.Images, last, len(truth.Processes), images)
 		}
-		if len(got.Findings) != 1 || got.Findings[0].PID != want || got.Findings[0].Signature != "Vmav.Test.Malware" || got.Findings[0].Verdict.Action != verdict.Kill {
+		if len(got.Findings) != 1 || got.Findings[0].PID != want || got.Findings[0].Signature != "Vmav.Test.Malware" || got.Findings[0].Verdict.Action != verdict.Report || len(got.Kills) != 0 {
 			t.Errorf("%s: findings %+v, want one, in pid %d", build, got.Findings, want)
 		}
+	}
+}
+
+// A kill that cannot be done is no less than an error, and the finding says why.
+func TestAKillWithoutTheModuleLeavesTheSweepIncomplete(t *testing.T) {
+	src, _ := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})
+	got, err := Domain(context.Background(), Target{Name: "win", Source: source.NewCache(src, 64)}, winstruct.BuiltIn(), engine(t), NewCache(),
+		Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Status != report.StatusIncomplete || len(got.Errors) != 1 || len(got.Kills) != 1 || got.Kills[0].Outcome != report.OutcomeRefused {
+		t.Errorf("%+v", got)
+	}
+	if f := got.Findings[0]; f.Verdict.Action != verdict.Kill || f.Action != verdict.Kill || !strings.Contains(f.Outcome, "refused") {
+		t.Errorf("%+v", f)
 	}
 }
 

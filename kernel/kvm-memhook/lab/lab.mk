@@ -24,12 +24,14 @@ module-test: build/kvm-memhook/kmh-selftest
 	  $(KVM_MEMHOOK_LAB)/run-module.sh -o build/kvm-memhook/lab-$$k-selftest $$k build/kvm-memhook/kmh-selftest $(TESTS) || exit; \
 	done
 
-# The Go tests named Lab: bin/vmav on KVM guests. LAB_RUN is a pattern of go test.
-LAB_RUN ?= Lab
+# The Go tests named Lab: bin/vmav on KVM guests. LAB_RUN is a pattern of go test, and
+# LAB_LIMIT how many seconds they may take.
+LAB_RUN   ?= Lab
+LAB_LIMIT ?= 3600
 lab-go-test: build/kvm-memhook/e2e.test
 	@for k in $(LAB_KERNELS); do \
-	  (cd internal/e2e && $(KVM_MEMHOOK_LAB)/run-module.sh -l -t 1800 -o ../../build/kvm-memhook/lab-$$k-go $$k \
-	    ../../build/kvm-memhook/e2e.test -test.v -test.timeout 25m -test.run '$(LAB_RUN)') || exit; \
+	  (cd internal/e2e && $(KVM_MEMHOOK_LAB)/run-module.sh -l -t $(LAB_LIMIT) -o ../../build/kvm-memhook/lab-$$k-go $$k \
+	    ../../build/kvm-memhook/e2e.test -test.v -test.timeout $(LAB_LIMIT)s -test.run '$(LAB_RUN)') || exit; \
 	done
 
 build/kvm-memhook/e2e.test:

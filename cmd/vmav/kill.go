@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+func killCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:      "kill",
+		Usage:     "have a guest terminate one of its processes",
+		ArgsUsage: "DOMAIN PID",
+		Description: "A thread of the process is redirected to the guest's own NtTerminateProcess, with the exit\n" +
+			"status 0xc0000906. A process that never runs is ended by a service that does, its surrogate.\n" +
+			"It takes the kvm-memhook module. Critical processes of Windows are refused. What is printed\n" +
+			"was read back from the guest; docs/KILL.md tells what happens in it.\n\n" +
+			"EXIT STATUS\n" +
+			"   0    the guest's memory shows that the process has ended; with --dry-run: it would be tried\n" +
+			"   2    refused, pending at the deadline, failed, or an error\n" +
+			"   130  interrupted",
+		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), formatFlag(),
+			&cli.BoolFlag{Name: "dry-run", Usage: "verify all that can be, say what would be done, and touch nothing"}}, killFlags()...),
+		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runKill(c, e, v) }) },
+		BashComplete: completeDomains(e),
+	})
+}
+
+// killFlags say how to kill, for the commands that may.
+func killFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.DurationFlag{Name: "timeout", Value: kill.DefaultTimeout, Usage: "give up a kill after this `TIME`"},
+		&cli.StringFlag{Name: "surrogate", Value: "allow", Usage: "`allow` services to end a process that never runs itself, or never"},
+		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; can be repeated (default: svchost.exe, spoolsv.exe in \\Windows\\System32)"},
+	}
+}
+
+// parseKill reads killFlags.
+func parseKill(c *cli.Context) (o kill.Options, err error) {
+	o.Timeout = c.Duration("timeout")
+	if o.Timeout < 100*time.Millisecond || o.Timeout > kill.MaxTimeout {
+		return o, fmt.Errorf("a timeout of %v: 100ms to %v are possible", o.Timeout, kill.MaxTimeout)
+	}
+	o.DryRun = c.Bool("dry-run")
+	o.Policy.Action = verdict.Kill
+	switch s := c.String("surrogate"); s {
+	case "allow":
+		if o.Policy.Surrogates = c.StringSlice("surrogate-program"); len(o.Policy.Surrogates) == 0 {
+			o.Policy.Surrogates = verdict.DefaultSurrogates()
+		}
+	case "never":
+	default:
+		return o, fmt.Errorf("surrogate %q: known are allow and never", s)
+	}
+	return o, nil
+}
+
+func runKill(c *cli.Context, e *env, v *view) error {
+	opt, err := parseKill(c)
+	if err != nil {
+		return err
+	}
+	if len(v.rest) != 1 {
+		return errors.New("kill needs the pid of a process; vmav kill --help shows the usage")
+	}
+	procs, _, err := v.guest.Processes(c.Context)
+	if err != nil {
+		return err
+	}
+	p, err := findProcess(procs, v.rest[0])
+	if err != nil {
+		return fmt.Errorf("%s: %w", v.describe(), err)
+	}
+	opt.Paused = v.paused
+	var k *report.Kill
+	if engine, err := kill.New(v.domain.Name, v.guest, v.source); err != nil {
+		k = kill.Refuse(v.domain.Name, p, err)
+	} else {
+		k = engine.Kill(c.Context, p, opt)
+	}
+	switch v.format {
+	case report.JSON:
+		err = report.Document(e.stdout, k)
+	case report.Table:
+		err = report.WriteKill(e.stdout, k)
+	default:
+		err = report.Rows(e.stdout, v.format, []report.Kill{*k}, report.KillColumns)
+	}
+	if err == nil && !k.Ended() && k.Outcome != report.OutcomePlanned {
+		err = errIncomplete // the record says why
+	}
+	return err
+}

@@ -1,0 +1,105 @@
+package introspect
+
+import (
+	"errors"
+	"fmt"
+
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// ErrOtherProcess reports an EPROCESS that is no longer the process it was: Windows has
+// freed it, or made another process of it.
+var ErrOtherProcess = errors.New("the process object is another one now")
+
+// Identity tells a process from every other that ever was in its guest: its object, its
+// id and when it was made. Pids and objects are used again, all three together are not.
+type Identity struct {
+	EPROCESS   uint64
+	PID        uint64
+	CreateTime uint64 // as Windows has it: 100 ns since 1601
+	DTB        uint64 // without flag bits
+}
+
+// State is what changes over the life of a process.
+type State struct {
+	Critical   bool
+	Exiting    bool   // its end has begun
+	ExitTime   uint64 // 0 while it lives
+	ExitStatus uint32 // NTSTATUS; meaningful once ExitTime is set
+}
+
+// Identify reads the identity and the state of the process at an EPROCESS, from one copy.
+func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
+	rec := make(record, g.off.Process.Size)
+	if err := g.as.Read(rec, eprocess); err != nil {
+		return Identity{}, State{}, fmt.Errorf("read process at %#x: %w", eprocess, err)
+	}
+	o := &g.off.Process
+	id := Identity{EPROCESS: eprocess, PID: rec.u64(o.PID), CreateTime: rec.u64(o.CreateTime), DTB: rec.u64(o.DTB) & pfnMask}
+	st := State{Critical: rec.field(o.Critical) != 0, ExitTime: rec.u64(o.ExitTime), ExitStatus: rec.u32(o.ExitStatus)}
+	st.Exiting = st.ExitTime != 0 || o.Exiting.Name != "" && rec.field(o.Exiting) != 0 || o.Delete.Name != "" && rec.field(o.Delete) != 0
+	return id, st, nil
+}
+
+// Recheck reads the state of a process that was identified before. The error wraps
+// ErrOtherProcess where the object is not that process any more.
+func (g *Guest) Recheck(id Identity) (State, error) {
+	now, st, err := g.Identify(id.EPROCESS)
+	if err != nil {
+		return State{}, err
+	}
+	if now.PID != id.PID || now.CreateTime != id.CreateTime {
+		return State{}, fmt.Errorf("%w: at %#x is pid %d", ErrOtherProcess, id.EPROCESS, now.PID)
+	}
+	return st, nil
+}
+
+// Guards are conditions that hold while id is a living process that is not critical:
+// the same id and creation time at the same place, the same DTB, its end not begun.
+// They are for the moment of an action, when nothing that was read before counts.
+func (g *Guest) Guards(id Identity) ([]source.Guard, error) {
+	o := &g.off.Process
+	var out []source.Guard
+	add := func(off uint32, mask, value uint64) error {
+		gpa, err := g.physical(id.EPROCESS + uint64(off))
+		if err != nil {
+			return fmt.Errorf("guard pid %d: %w", id.PID, err)
+		}
+		out = append(out, source.Guard{GPA: gpa, Mask: mask, Value: value & mask})
+		return nil
+	}
+	// BreakOnTermination, ProcessExiting and ProcessDelete are bits of one word.
+	var off uint32
+	var mask uint64
+	for _, f := range []winstruct.Field{o.Critical, o.Exiting, o.Delete} {
+		at := (f.Offset + uint32(f.BitOffset/8)) &^ 7
+		if f.BitCount != 1 || f.Name == "" || mask != 0 && at != off {
+			continue
+		}
+		off = at
+		mask |= 1 << (8*(f.Offset-at) + uint32(f.BitOffset))
+	}
+	err := errors.Join(add(o.CreateTime, ^uint64(0), id.CreateTime), add(o.PID, ^uint64(0), id.PID), add(o.DTB, pfnMask, id.DTB))
+	if mask != 0 {
+		err = errors.Join(err, add(off, mask, 0))
+	} else {
+		err = errors.Join(err, add(o.ExitTime, ^uint64(0), 0))
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, gd := range out {
+		if gd.GPA%8 != 0 {
+			return nil, fmt.Errorf("guard pid %d: a field of its EPROCESS at %#x is not aligned", id.PID, id.EPROCESS)
+		}
+	}
+	return out, nil
+}
+
+// physical is where a kernel address lies in guest-physical memory now. Only a valid
+// mapping counts: a page that can be taken away is no ground to act on.
+func (g *Guest) physical(va uint64) (uint64, error) {
+	m, err := g.as.Mapping(va)
+	return m.GPA, err
+}

@@ -1,0 +1,96 @@
+package introspect
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+const (
+	pteWrite  = 1 << 1
+	pteUser   = 1 << 2
+	pteNoExec = 1 << 63
+)
+
+// Mapping is how the processor maps one address: what it would find, with the rights
+// of all levels of the tables.
+type Mapping struct {
+	GPA        uint64 // of the byte
+	User       bool   // user mode may access it
+	Writable   bool
+	Executable bool
+	Entry      uint64 // guest-physical address of the last entry
+	PTE        uint64 // its value
+}
+
+// Mapping reads how va is mapped, from the tables themselves and not from a copy of
+// them. The error wraps ErrNotPresent where the processor would fault.
+func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
+	m := Mapping{User: true, Writable: true, Executable: true}
+	absent := &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
+	if !as.canonical(va) {
+		return Mapping{}, absent
+	}
+	buf := wordPool.Get().(*[8]byte)
+	defer wordPool.Put(buf)
+	table := as.dtb
+	for shift := uint(3 + 9*as.levels); ; shift -= 9 {
+		m.Entry = table + va>>shift&511*8
+		if err := as.t.src.ReadPhys(buf[:], m.Entry); err != nil {
+			if errors.Is(err, source.ErrHole) {
+				return Mapping{}, absent // a table that points outside RAM
+			}
+			return Mapping{}, &AddressError{VA: va, DTB: as.dtb, Err: err}
+		}
+		m.PTE = binary.LittleEndian.Uint64(buf[:])
+		if m.PTE&pteValid == 0 {
+			return Mapping{}, absent
+		}
+		m.User = m.User && m.PTE&pteUser != 0
+		m.Writable = m.Writable && m.PTE&pteWrite != 0
+		m.Executable = m.Executable && m.PTE&pteNoExec == 0
+		if shift == pageShift || m.PTE&pteLarge != 0 && (shift == 21 || shift == 30) {
+			mask := uint64(1)<<shift - 1
+			m.GPA = m.PTE&pfnMask&^mask | va&mask
+			return m, nil
+		}
+		table = m.PTE & pfnMask
+	}
+}
+
+// Guard is the condition that the mapping still is what it was: the same frame, with
+// the rights that user mode needs to write there, too, where it had them.
+func (m Mapping) Guard() source.Guard {
+	mask := uint64(pfnMask | pteValid | pteUser | pteWrite)
+	return source.Guard{GPA: m.Entry, Mask: mask, Value: m.PTE & mask}
+}
+
+// ReadFile fills p from va, all within v, with what the mapped file has there: through
+// the section's prototype entries, whatever the process itself has made of its copy. The
+// error wraps ErrNotPresent where a page of the file is not in RAM.
+func (g *Guest) ReadFile(p []byte, v *VAD, va uint64) error {
+	if v.proto == 0 || va < v.Start || va > v.End || uint64(len(p)) > v.End-va+1 {
+		return fmt.Errorf("read file behind %#x: no file is mapped there", va)
+	}
+	for len(p) > 0 {
+		n := min(uint64(len(p)), pageSize-va%pageSize)
+		at := v.proto + (va-v.Start)/pageSize*8
+		if at > v.lastProto {
+			return &AddressError{VA: va, Err: ErrNotPresent}
+		}
+		pa, origin, err := g.as.prototype(at, va)
+		if err != nil {
+			return &AddressError{VA: va, Err: err}
+		}
+		if origin != PagePrototype {
+			return &AddressError{VA: va, Err: ErrNotPresent}
+		}
+		if err := g.src.ReadPhys(p[:n], pa); err != nil {
+			return &AddressError{VA: va, Err: err}
+		}
+		p, va = p[n:], va+n
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package introspect
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// TEB is what a thread's environment block says of it. It is the process's own memory.
+type TEB struct {
+	Address    uint64
+	Self       uint64 // its own address, as it says
+	PID, TID   uint64
+	StackBase  uint64 // the first address above the stack
+	StackLimit uint64 // the lowest that is committed
+	LastError  uint32
+	LastStatus uint32
+}
+
+// ReadTEB reads the 64-bit TEB at an address of a process.
+func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
+	o := &g.off.TEB
+	t := TEB{Address: at}
+	as := g.Space(p)
+	for _, f := range []struct {
+		off  uint32
+		into *uint64
+	}{{o.Self, &t.Self}, {o.PID, &t.PID}, {o.TID, &t.TID}, {o.StackBase, &t.StackBase}, {o.StackLimit, &t.StackLimit}} {
+		if f.off == winstruct.Missing {
+			return t, errors.New("the profile has no TEB")
+		}
+		v, err := as.word(at + uint64(f.off))
+		if err != nil {
+			return t, fmt.Errorf("read TEB at %#x: %w", at, err)
+		}
+		*f.into = v
+	}
+	word := make(record, 4)
+	for _, f := range []struct {
+		off  uint32
+		into *uint32
+	}{{o.LastError, &t.LastError}, {o.LastStatus, &t.LastStatus}} {
+		if f.off == winstruct.Missing {
+			return t, errors.New("the profile has no TEB")
+		}
+		if err := as.Read(word, at+uint64(f.off)); err != nil {
+			return t, fmt.Errorf("read TEB at %#x: %w", at, err)
+		}
+		*f.into = word.u32(0)
+	}
+	return t, nil
+}
+
+// RestoreTEB writes the last error and status of t to the TEB that t was read from,
+// each by one call of write.
+func (g *Guest) RestoreTEB(t TEB, write func(p []byte, va uint64) error) error {
+	for _, f := range []struct{ off, v uint32 }{{g.off.TEB.LastError, t.LastError}, {g.off.TEB.LastStatus, t.LastStatus}} {
+		if err := write(binary.LittleEndian.AppendUint32(nil, f.v), t.Address+uint64(f.off)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

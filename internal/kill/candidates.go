@@ -1,0 +1,153 @@
+package kill
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// maxArmed is how many services are asked at once; the first whose thread comes serves.
+// Most of them wait for something most of the time. The module keeps source.MaxSaved
+// contexts, and one for each is needed should they all come.
+const maxArmed = source.MaxSaved - 2
+
+// candidate is a process that may serve as surrogate: what was verified of it.
+type candidate struct {
+	action // on it, guarded by its identity
+	id     introspect.Identity
+	calls  map[string]entry
+	park   uint64
+}
+
+// Verdicts see a process as a candidate.
+func (j *job) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
+	c := verdict.Candidate{Subject: Subject(p), Session: p.Session, Wow64: p.Wow64, HasUserMode: p.PEB != 0,
+		Protected: slices.Contains(p.Flags, introspect.FlagProtected)}
+	c.Inferred = j.opt.Inferred
+	var err error
+	if c.Account, err = j.guest.UserSID(p); err != nil {
+		c.Account = ""
+	}
+	return c, err
+}
+
+// candidates are the processes that may serve, those with the most threads first. Why
+// a process whose program the policy names may not is told to why.
+func (j *job) candidates(ctx context.Context, s *session, lib *library, why func(string)) ([]*candidate, error) {
+	if err := j.shadowStacks(ctx); err != nil {
+		return nil, err
+	}
+	procs := slices.Clone(j.procs)
+	slices.SortStableFunc(procs, func(a, b introspect.Process) int { return int(b.Threads) - int(a.Threads) })
+	var out []*candidate
+	for i := range procs {
+		p := &procs[i]
+		if p.EPROCESS == j.target.EPROCESS || len(out) == maxArmed {
+			continue
+		}
+		subject := Subject(p)
+		if j.opt.Policy.Names(subject) {
+			c, err := j.candidate(ctx, s, lib, p)
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			if err != nil {
+				why(fmt.Sprintf("%s[%d]: %v", p.Name, p.PID, err))
+				continue
+			}
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
+
+// candidate verifies that a process may serve and can.
+func (j *job) candidate(ctx context.Context, s *session, lib *library, p *introspect.Process) (*candidate, error) {
+	subject, err := j.candidateSubject(p)
+	if no := j.opt.Policy.Surrogate(subject); no != "" {
+		if err != nil {
+			return nil, fmt.Errorf("%s (%w)", no, err)
+		}
+		return nil, fmt.Errorf("%s", no)
+	}
+	id, st, err := j.guest.Identify(p.EPROCESS)
+	if err != nil {
+		return nil, err
+	}
+	if id.PID != p.PID || st.Exiting {
+		return nil, fmt.Errorf("it is ending")
+	}
+	guards, err := j.guest.Guards(id)
+	if err != nil {
+		return nil, err
+	}
+	v, err := j.mapping(ctx, lib, p, id)
+	if err != nil {
+		return nil, err
+	}
+	c := &candidate{action: action{job: j, s: s, p: p, guards: guards}, id: id, calls: make(map[string]entry)}
+	as := j.guest.UserSpace(p)
+	for _, name := range []string{ntOpenProcess, ntTerminateProcess, ntClose} {
+		e, err := lib.entryOf(j.guest, p, v, name)
+		if err != nil {
+			return nil, err
+		}
+		c.calls[name] = e
+	}
+	for _, rva := range lib.parks {
+		va := v.Start + uint64(rva)
+		var code [2]byte
+		m, err := as.Mapping(va)
+		if err != nil || !m.User || !m.Executable || j.host.ReadPhys(code[:], m.GPA) != nil || code != [2]byte{0xeb, 0xfe} {
+			continue
+		}
+		c.park = va
+		return c, nil
+	}
+	return nil, fmt.Errorf("no jump to itself is in its memory to park a thread at (%d are known)", len(lib.parks))
+}
+
+// maxMappings bounds what is remembered of a guest's processes.
+const maxMappings = 4096
+
+// mapping is where a process maps the library. It is looked up once for each process:
+// ntdll is never unmapped.
+func (j *job) mapping(ctx context.Context, lib *library, p *introspect.Process, id introspect.Identity) (*introspect.VAD, error) {
+	j.mu.Lock()
+	v := j.mappings[id]
+	j.mu.Unlock()
+	if v != nil {
+		return v, nil
+	}
+	v, err := findMapping(ctx, j.guest, p, lib.control)
+	if err != nil {
+		return nil, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.mappings) >= maxMappings {
+		clear(j.mappings)
+	}
+	j.mappings[id] = v
+	return v, nil
+}
+
+// shadowStacks refuses guests that keep shadow stacks (CR4.CET): a call made up by
+// us has no return address on them.
+func (j *job) shadowStacks(ctx context.Context) error {
+	const cet = 1 << 23
+	regs, err := j.host.Registers(ctx)
+	if err != nil {
+		return fmt.Errorf("read vCPU registers: %w", err)
+	}
+	for i := range regs {
+		if regs[i].CR4&cet != 0 {
+			return fmt.Errorf("the guest has control-flow enforcement on: a surrogate's calls would not return")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+)
+
+const (
+	// directShare is the part of a kill's time that a thread of the target itself is
+	// waited for before a surrogate is looked for. One that runs at all does so within
+	// a few of the guest's clock ticks.
+	directShare = 4
+	directMax   = 2 * time.Second
+
+	currentProcess = ^uint64(0) // the pseudo handle that NtCurrentProcess is
+	userCode64     = 0x33       // selector of 64-bit user code on every x64 Windows
+)
+
+// direct redirects a thread of the target to NtTerminateProcess. Where that could not
+// be done, why says so and the outcome is not set.
+func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) {
+	e, v, err := j.targetEntry(ctx, lib)
+	if err != nil {
+		if errors.Is(err, source.ErrGone) {
+			j.fail(report.OutcomeFailed, "find its "+ntTerminateProcess, err)
+		}
+		return err
+	}
+	limit := min(j.opt.Timeout/directShare, directMax)
+	dctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	act := action{job: j, s: s, p: &j.target, guards: j.guards}
+	if err = act.ensure(dctx, v, e.va, e.length, source.FaultUser|source.FaultFetch); err == nil {
+		a := act.on(source.ActionRedirect, dctx)
+		a.Set = source.SetRIP | source.SetCode64 | source.SetRFLAGS | 1<<source.RCX | 1<<source.R10 | 1<<source.RDX
+		a.RIP, a.CS = e.va, userCode64
+		a.GPR[source.RCX], a.GPR[source.R10] = currentProcess, currentProcess
+		a.GPR[source.RDX] = uint64(Status)
+		_, err = act.do(dctx, a)
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, errGuard):
+		if !j.guarded() {
+			j.end(report.OutcomeRefused, "%v", err)
+		}
+		return err
+	case errors.Is(err, source.ErrGone):
+		j.fail(report.OutcomeFailed, "redirect a thread of it", err)
+		return err
+	default:
+		if ctx.Err() != nil {
+			j.gaveUp(ctx, err)
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = errExpired
+		}
+		return err
+	}
+	j.rec.Method, j.rec.Applied = report.MethodDirect, j.since()
+	if !j.awaitEnd(ctx) {
+		j.end(report.OutcomeFailed, "a thread of it was redirected to %s, but it has not ended in %v", ntTerminateProcess, j.opt.Timeout)
+	}
+	return nil
+}
+
+// targetEntry is NtTerminateProcess in the target.
+func (j *job) targetEntry(ctx context.Context, lib *library) (entry, *introspect.VAD, error) {
+	v, err := findMapping(ctx, j.guest, &j.target, lib.control)
+	if err != nil {
+		return entry{}, nil, err
+	}
+	e, err := lib.entryOf(j.guest, &j.target, v, ntTerminateProcess)
+	return e, v, err
+}
+
+// guarded sets the outcome after a guard forbade an action, if the target is why: it has
+// ended, is another process, or is critical now. False means that it is not.
+func (j *job) guarded() bool {
+	st, err := j.guest.Recheck(j.id)
+	switch {
+	case errors.Is(err, introspect.ErrOtherProcess):
+		j.end(report.OutcomeRefused, "the process is not there any more: %v", err)
+	case err != nil:
+		j.fail(report.OutcomeFailed, "read the process again", err)
+	case st.ExitTime != 0:
+		j.ended(st)
+	case st.Critical:
+		j.end(report.OutcomeRefused, "it has become a critical process: Windows stops when it ends")
+	case st.Exiting:
+		j.end(report.OutcomeExited, "its end has begun without us")
+	default:
+		return false
+	}
+	return true
+}
+
+// gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
+func (j *job) gaveUp(ctx context.Context, why error) {
+	switch {
+	case j.opt.Paused != nil && j.opt.Paused():
+		j.end(report.OutcomePending, "the domain is paused")
+	case errors.Is(context.Cause(ctx), context.Canceled):
+		j.end(report.OutcomePending, "interrupted")
+	default:
+		j.end(report.OutcomePending, "not done in %v: %v", j.opt.Timeout, why)
+	}
+}
+
+// action makes and runs actions on one process.
+type action struct {
+	*job
+	s      *session
+	p      *introspect.Process
+	guards []source.Guard
+	teb    uint64 // of the one thread that page faults are for, 0 for any
+}
+
+// on is an action that lives as long as ctx does.
+func (a *action) on(kind source.ActionKind, ctx context.Context) source.Action {
+	return source.Action{Kind: kind, DTB: a.p.DTB, UserDTB: a.p.UserDTB, Timeout: remaining(ctx), Guards: a.guards}
+}
+
+// remaining is how long ctx still lives, in the bounds of an action's time.
+func remaining(ctx context.Context) time.Duration {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return MaxTimeout
+	}
+	return min(max(time.Until(end), time.Millisecond), MaxTimeout)
+}
+
+// do runs an action and fails where it was not applied.
+func (a *action) do(ctx context.Context, act source.Action) (source.Event, error) {
+	ev, _, err := a.s.do(ctx, act)
+	if err == nil && ev.Kind != source.EventApplied {
+		err = notApplied(ev)
+	}
+	return ev, err
+}
+
+// ensure makes pages of a process present for what code is the fault's error code of:
+// the guest itself gets them, by a page fault that a thread of the process takes. v is
+// the range that permits it.
+func (a *action) ensure(ctx context.Context, v *introspect.VAD, va uint64, length int, code uint32) error {
+	if va < v.Start || uint64(length) > v.End-va+1 {
+		return fmt.Errorf("page in %#x: it lies outside its range", va)
+	}
+	if code&source.FaultFetch != 0 && !v.Executable() || code&source.FaultWrite != 0 && !v.Writable() {
+		return fmt.Errorf("page in %#x: its range does not permit that", va)
+	}
+	for page := va &^ (source.PageSize - 1); page < va+uint64(length); page += source.PageSize {
+		if err := a.pageIn(ctx, max(page, va), code); err != nil {
+			return fmt.Errorf("page in %#x: %w", page, err)
+		}
+	}
+	return nil
+}
+
+// again is how long the guest gets for one page before it is asked again.
+const again = 300 * time.Millisecond
+
+func (a *action) pageIn(ctx context.Context, va uint64, code uint32) error {
+	var asked time.Time
+	for {
+		m, err := a.guest.UserSpace(a.p).Mapping(va)
+		switch {
+		case err == nil && usable(m, code):
+			return nil
+		case err != nil && !errors.Is(err, introspect.ErrNotPresent):
+			return err
+		case err == nil && code&source.FaultWrite == 0:
+			return errors.New("it is mapped, but not for that")
+		}
+		if time.Since(asked) > again {
+			act := a.on(source.ActionPageIn, ctx)
+			act.Address, act.ErrorCode = va, code
+			if a.teb != 0 {
+				act.Flags, act.TEB = source.OfTEB, a.teb
+			}
+			if _, err := a.do(ctx, act); err != nil {
+				return err
+			}
+			asked = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// pteDirty is the bit of a page table entry that says the page was written to. Only such
+// a page keeps what is written into it from outside when Windows takes it away.
+const pteDirty = 1 << 6
+
+// usable tells whether a page is there for an access.
+func usable(m introspect.Mapping, code uint32) bool {
+	return m.User && (code&source.FaultFetch == 0 || m.Executable) &&
+		(code&source.FaultWrite == 0 || m.Writable && m.PTE&pteDirty != 0)
+}

@@ -1,0 +1,282 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// Host is what a kill needs of a guest's host: its memory as it is now, to read and to
+// write, and actions on it.
+type Host interface {
+	source.Source
+	source.Writer
+	source.Controller
+}
+
+// ErrNoModule reports a guest that can only be read.
+var ErrNoModule = errors.New("killing takes the kvm-memhook module, and the guest is not read through it")
+
+// Engine kills processes of one guest. It is safe for concurrent use and owns neither
+// the guest nor its host.
+type Engine struct {
+	guest  *introspect.Guest
+	host   Host
+	domain string
+
+	mu       sync.Mutex
+	lib      *library                                // once it was found
+	mappings map[introspect.Identity]*introspect.VAD // where processes map it
+}
+
+// New makes an engine for a guest. src is the guest's source; a cache before it is
+// passed by, as what is read must be there now. It fails with ErrNoModule where src can
+// only read.
+func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error) {
+	if c, ok := src.(*source.Cache); ok {
+		src = c.Source
+	}
+	host, ok := src.(Host)
+	if !ok {
+		return nil, fmt.Errorf("domain %s: %w", domain, ErrNoModule)
+	}
+	return &Engine{guest: g.Through(src), host: host, domain: domain, mappings: make(map[introspect.Identity]*introspect.VAD)}, nil
+}
+
+// Status is the exit status that a killed process has: STATUS_VIRUS_INFECTED.
+const Status report.NTStatus = 0xc0000906
+
+// Refuse is the record of a kill that is not even tried.
+func Refuse(domain string, p *introspect.Process, why error) *report.Kill {
+	return &report.Kill{Domain: domain, Target: processOf(p), Outcome: report.OutcomeRefused, Reason: why.Error(), Requested: time.Now().UTC()}
+}
+
+// DefaultTimeout is how long a kill is tried.
+const DefaultTimeout = 10 * time.Second
+
+// Options say how to kill.
+type Options struct {
+	Timeout time.Duration  // 0 for DefaultTimeout; at most MaxTimeout
+	Policy  verdict.Policy // which surrogates may serve; none where it names none
+	DryRun  bool           // verify all that can be, and touch nothing
+	// Inferred tells that the guest's profile was not made for its build.
+	Inferred bool
+	// Paused, unless nil, tells whether the domain is paused: nothing runs there.
+	Paused func() bool
+}
+
+// MaxTimeout bounds Options.Timeout: actions live ten minutes at most.
+const MaxTimeout = 10 * time.Minute
+
+// Subject is a process as verdicts see it.
+func Subject(p *introspect.Process) verdict.Subject {
+	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Critical: slices.Contains(p.Flags, introspect.FlagCritical),
+		Exited: slices.Contains(p.Flags, introspect.FlagExited), Hidden: slices.Contains(p.Flags, introspect.FlagHidden)}
+}
+
+// job is one kill under way.
+type job struct {
+	*Engine
+	opt    Options
+	rec    *report.Kill
+	begin  time.Time
+	target introspect.Process
+	id     introspect.Identity
+	guards []source.Guard
+	procs  []introspect.Process
+}
+
+// Kill ends a process. p is the process as it was when that was decided. The record
+// says what was done and what became of it; there is no other result, as a guest that
+// does not let itself be read is an outcome, too. Where ctx ends, what is under way is
+// undone first.
+func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *report.Kill {
+	if opt.Timeout <= 0 {
+		opt.Timeout = DefaultTimeout
+	}
+	opt.Timeout = min(opt.Timeout, MaxTimeout)
+	begin := time.Now()
+	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
+		rec: &report.Kill{Domain: e.domain, Target: processOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+	if !j.check(ctx, p) {
+		return j.rec
+	}
+	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
+	defer cancel()
+	if opt.DryRun {
+		j.plan(ctx)
+		return j.rec
+	}
+	s, err := openSession(e.host)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "open a session of actions", err)
+		return j.rec
+	}
+	defer s.close()
+	j.run(ctx, s)
+	return j.rec
+}
+
+func processOf(p *introspect.Process) report.Process {
+	return report.Process{PID: p.PID, Name: p.Name, Path: p.Path, EPROCESS: report.Address(p.EPROCESS), DTB: report.Address(p.DTB), Created: p.Created}
+}
+
+// end sets the outcome.
+func (j *job) end(o report.Outcome, format string, args ...any) {
+	j.rec.Outcome, j.rec.Reason = o, fmt.Sprintf(format, args...)
+}
+
+// fail is end with an error as its reason; a guest that has gone is an outcome of its own.
+func (j *job) fail(o report.Outcome, doing string, err error) {
+	switch {
+	case errors.Is(err, source.ErrGone):
+		j.end(report.OutcomeGone, "the guest went away: %s", doing)
+	case errors.Is(err, context.DeadlineExceeded) && o == report.OutcomeFailed:
+		j.end(report.OutcomePending, "%s: not done in %v", doing, j.opt.Timeout)
+	default:
+		j.end(o, "%s: %v", doing, err)
+	}
+}
+
+// check holds the process against what was meant and every guard of a verdict. It
+// enumerates the guest's processes anew. False means that the outcome is set.
+func (j *job) check(ctx context.Context, p *introspect.Process) bool {
+	j.guest.Refresh()
+	procs, _, err := j.guest.Processes(ctx)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "read the guest's processes", err)
+		return false
+	}
+	j.procs = procs
+	at := slices.IndexFunc(procs, func(q introspect.Process) bool { return q.EPROCESS == p.EPROCESS })
+	if at < 0 || procs[at].PID != p.PID || !procs[at].Created.Equal(p.Created) {
+		j.end(report.OutcomeRefused, "process %d (%s) has gone, and its object with it", p.PID, p.Name)
+		for i := range procs {
+			if q := &procs[i]; q.PID == p.PID && q.Exited.IsZero() {
+				j.end(report.OutcomeRefused, "pid %d was reused: it is %s now, made at %s", p.PID, q.Name, q.Created.Format(time.RFC3339))
+			}
+		}
+		return false
+	}
+	j.target = procs[at]
+	j.rec.Target = processOf(&j.target)
+	id, st, err := j.guest.Identify(p.EPROCESS)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "identify the process", err)
+		return false
+	}
+	if id.PID != p.PID {
+		j.end(report.OutcomeRefused, "the process object is that of pid %d now", id.PID)
+		return false
+	}
+	j.id = id
+	if st.ExitTime != 0 {
+		j.ended(st)
+		return false
+	}
+	subject := Subject(&j.target)
+	subject.Critical = subject.Critical || st.Critical
+	subject.Inferred = j.opt.Inferred
+	if why := verdict.Guard(subject); why != "" {
+		j.end(report.OutcomeRefused, "%s", why)
+		return false
+	}
+	if j.target.PEB == 0 || j.id.DTB == 0 {
+		j.end(report.OutcomeRefused, "it has no user mode")
+		return false
+	}
+	if j.opt.Paused != nil && j.opt.Paused() {
+		j.end(report.OutcomeRefused, "the domain is paused: nothing runs in it")
+		return false
+	}
+	if j.guards, err = j.guest.Guards(id); err != nil {
+		j.fail(report.OutcomeFailed, "prepare the guards", err)
+		return false
+	}
+	return true
+}
+
+// ended sets the outcome of a process that has: by us, if its status says so.
+func (j *job) ended(st introspect.State) {
+	status := report.NTStatus(st.ExitStatus)
+	j.rec.ExitStatus = &status
+	if p, _ := j.guest.ProcessAt(j.id.EPROCESS); !p.Exited.IsZero() {
+		j.rec.Exited = &p.Exited
+	}
+	if j.rec.Applied != nil && status == Status {
+		j.rec.Outcome, j.rec.Reason = report.OutcomeKilled, ""
+		return
+	}
+	j.end(report.OutcomeExited, "it ended by itself, with status %v", status)
+}
+
+// since is the time since the request.
+func (j *job) since() *report.Milliseconds {
+	m := report.Milliseconds(time.Since(j.begin))
+	return &m
+}
+
+// library is the guest's ntdll, found once.
+func (j *job) library(ctx context.Context) (*library, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.lib == nil {
+		lib, err := findLibrary(ctx, j.guest, j.procs)
+		if err != nil {
+			return nil, fmt.Errorf("find the guest's %s: %w", ntdllName, err)
+		}
+		j.lib = lib
+	}
+	return j.lib, nil
+}
+
+// run tries one way after the other.
+func (j *job) run(ctx context.Context, s *session) {
+	lib, err := j.library(ctx)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "", err)
+		return
+	}
+	why := j.direct(ctx, s, lib)
+	if j.rec.Outcome != "" {
+		return
+	}
+	if !j.surrogate(ctx, s, lib, why) && j.rec.Outcome == "" {
+		j.end(report.OutcomePending, "%v", why)
+	}
+}
+
+// awaitEnd reads the process until it has ended or ctx has. An error is set as the
+// outcome. True means that the outcome is set.
+func (j *job) awaitEnd(ctx context.Context) bool {
+	for wait := time.Millisecond; ; wait = min(wait*5/4, 20*time.Millisecond) {
+		st, err := j.guest.Recheck(j.id)
+		switch {
+		case errors.Is(err, introspect.ErrOtherProcess):
+			// Its object was freed before anyone could read how it ended.
+			j.rec.Dead = j.since()
+			j.end(report.OutcomeFailed, "it is gone, but its exit status was not seen: %v", err)
+			return true
+		case err != nil:
+			j.fail(report.OutcomeFailed, "read the process's end", err)
+			return true
+		case st.ExitTime != 0:
+			j.rec.Dead = j.since()
+			j.ended(st)
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package kill
+
+import (
+	"context"
+	"fmt"
+
+	"vmav.dev/vmav/internal/report"
+)
+
+// plan verifies all that a kill would rely on and says what it would do. It touches
+// nothing.
+func (j *job) plan(ctx context.Context) {
+	say := func(format string, args ...any) { j.rec.Plan = append(j.rec.Plan, fmt.Sprintf(format, args...)) }
+	lib, err := j.library(ctx)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "", err)
+		return
+	}
+	ways := 0
+	if e, _, err := j.targetEntry(ctx, lib); err != nil {
+		say("not through a thread of its own: %v", err)
+	} else {
+		ways++
+		j.rec.Method = report.MethodDirect
+		say("redirect a thread of it to %s at %#x (system call %#x), exit status %v", ntTerminateProcess, e.va, e.number, Status)
+	}
+	if len(j.opt.Policy.Surrogates) == 0 {
+		say("no surrogate: they are not allowed")
+	} else {
+		var excuses []string
+		cands, err := j.candidates(ctx, nil, lib, func(why string) { excuses = append(excuses, why) })
+		if err != nil {
+			excuses = append(excuses, err.Error())
+		}
+		for _, c := range cands {
+			say("else by surrogate %s[%d], parked at %#x", c.p.Name, c.p.PID, c.park)
+		}
+		if len(excuses) > 0 {
+			say("no surrogates: %s", reasons(excuses))
+		}
+		if ways == 0 && len(cands) > 0 {
+			j.rec.Method = report.MethodSurrogate
+		}
+		ways += len(cands)
+	}
+	if ways == 0 {
+		j.end(report.OutcomeRefused, "there is no way to end it")
+		return
+	}
+	j.rec.Outcome = report.OutcomePlanned
+}

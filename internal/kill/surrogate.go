@@ -1,0 +1,273 @@
+package kill
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+)
+
+// grace is how long a surrogate that was parked may take to make its calls and to get
+// its context back, whatever the kill's own deadline or caller.
+const grace = 30 * time.Second
+
+// maxTries is how many surrogates are used for one kill, should the first be refused
+// what it asks for.
+const maxTries = 3
+
+// surrogate has a service end the target. direct is why a thread of the target could
+// not. False means that no service could be used, with the outcome unset or set.
+func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct error) bool {
+	if len(j.opt.Policy.Surrogates) == 0 {
+		j.end(report.OutcomePending, "%v; surrogates are not allowed", direct)
+		return false
+	}
+	var excuses []string
+	cands, err := j.candidates(ctx, s, lib, func(why string) { excuses = append(excuses, why) })
+	switch {
+	case err != nil && (errors.Is(err, source.ErrGone) || ctx.Err() != nil):
+		j.fail(report.OutcomeFailed, "look for a surrogate", err)
+		return false
+	case err != nil:
+		j.end(report.OutcomePending, "%v; no surrogate: %v", direct, err)
+		return false
+	case len(cands) == 0:
+		j.end(report.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
+		return false
+	}
+	pool, err := arm(ctx, s, cands)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "ask for a surrogate", err)
+		return false
+	}
+	defer pool.release()
+	for try := 0; try < maxTries; {
+		c, ev, err := pool.next(ctx)
+		if err != nil {
+			switch {
+			case errors.Is(err, source.ErrGone):
+				j.fail(report.OutcomeFailed, "wait for a surrogate", err)
+			case ctx.Err() != nil:
+				j.gaveUp(ctx, fmt.Errorf("%w; of %d surrogates none came: %s", direct, len(cands), reasons(pool.excuses)))
+			default:
+				j.end(report.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(pool.excuses, err.Error())))
+			}
+			return false
+		}
+		done, used := j.use(ctx, c, ev)
+		if done {
+			return true
+		}
+		if used {
+			try++
+		}
+		pool.excuses = append(pool.excuses, fmt.Sprintf("%s[%d]: %s", c.p.Name, c.p.PID, j.rec.Reason))
+		j.rec.Outcome, j.rec.Reason = "", ""
+	}
+	j.end(report.OutcomeFailed, "surrogates: %s", reasons(pool.excuses))
+	return false
+}
+
+// reasons joins what spoke against several processes, the most of it that one reads.
+func reasons(all []string) string {
+	const most = 4
+	if len(all) > most {
+		return fmt.Sprintf("%s; and %d more", strings.Join(all[:most], "; "), len(all)-most)
+	}
+	return strings.Join(all, "; ")
+}
+
+// pool is services that were asked to come.
+type pool struct {
+	s       *session
+	events  chan source.Event
+	armed   map[uint64]*candidate // by cookie of the save
+	excuses []string
+}
+
+// arm asks every candidate. One that cannot be asked is an excuse; only a guest that has
+// gone is an error.
+func arm(ctx context.Context, s *session, cands []*candidate) (*pool, error) {
+	p := &pool{s: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
+	for _, c := range cands {
+		a := c.on(source.ActionRedirect, ctx)
+		a.Flags |= source.Save | source.InCode64
+		a.Set, a.RIP = source.SetRIP, c.park
+		cookie, err := s.start(a, p.events)
+		if errors.Is(err, source.ErrGone) {
+			return nil, err
+		}
+		if err != nil {
+			p.excuses = append(p.excuses, fmt.Sprintf("%s[%d]: %v", c.p.Name, c.p.PID, err))
+			continue
+		}
+		p.armed[cookie] = c
+	}
+	return p, nil
+}
+
+// next waits for the next service that comes; its thread is parked then.
+func (p *pool) next(ctx context.Context) (*candidate, source.Event, error) {
+	for len(p.armed) > 0 {
+		ev, err := p.s.wait(ctx, p.events, remaining(ctx))
+		if err != nil {
+			return nil, ev, err
+		}
+		c := p.armed[ev.Cookie]
+		delete(p.armed, ev.Cookie)
+		if c == nil {
+			continue
+		}
+		if ev.Kind == source.EventApplied {
+			return c, ev, nil
+		}
+		p.excuses = append(p.excuses, fmt.Sprintf("%s[%d]: %v", c.p.Name, c.p.PID, notApplied(ev)))
+	}
+	return nil, source.Event{}, errors.New("none is left")
+}
+
+// release lets go of the services that were not needed: those that came meanwhile get
+// their context back.
+func (p *pool) release() {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	late := make(map[uint64]bool)
+	for cookie := range p.armed {
+		if pending, err := p.s.ctl.Cancel(cookie); err == nil && !pending {
+			late[cookie] = true
+		}
+	}
+	for len(late) > 0 {
+		ev, err := p.s.wait(ctx, p.events, 0)
+		if err != nil {
+			return // the session's end gives back what is left
+		}
+		if c := p.armed[ev.Cookie]; late[ev.Cookie] && c != nil && ev.Kind == source.EventApplied {
+			t := &thread{candidate: c, saved: ev.Cookie, before: ev}
+			t.teb = ev.TEB
+			_ = t.resume(ctx) // likewise
+		}
+		delete(late, ev.Cookie)
+	}
+}
+
+// use has a parked service make the calls. done tells that the outcome is set for good;
+// used that the service was made to call anything.
+func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, used bool) {
+	// The thread is in our hands: it gets its context back also when the caller or
+	// the kill's own time is gone.
+	gctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	t := &thread{candidate: c, saved: ev.Cookie, before: ev}
+	t.teb = ev.TEB
+	j.rec.Services = append(j.rec.Services, report.Service{Process: processOf(c.p)})
+	t.rec = &j.rec.Services[len(j.rec.Services)-1]
+	err := t.prepare(gctx)
+	if err == nil {
+		err = j.terminate(ctx, gctx, t)
+	}
+	t.rec.Context = t.giveBack(gctx)
+	if err != nil {
+		t.rec.Error = err.Error()
+	}
+	switch {
+	case errors.Is(err, source.ErrGone):
+		j.fail(report.OutcomeFailed, "use a surrogate", err)
+		return true, true
+	case errors.Is(err, errGuard) && j.guarded():
+		return true, true
+	case err != nil && j.rec.Applied == nil:
+		j.end(report.OutcomeFailed, "%v", err)
+		return ctx.Err() != nil, len(t.rec.Calls) > 0
+	case j.rec.Outcome == "" && !j.awaitEnd(ctx):
+		j.end(report.OutcomeFailed, "%s[%d] ended it, but it has not ended in %v", c.p.Name, c.p.PID, j.opt.Timeout)
+	}
+	return true, true
+}
+
+// processTerminate is the access right PROCESS_TERMINATE.
+const processTerminate = 1
+
+// terminate makes the three calls. The handle is closed whatever happens in between.
+func (j *job) terminate(ctx, gctx context.Context, t *thread) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	status, err := t.call(gctx, ntOpenProcess, j.guards[:3], t.at(frameHandle), processTerminate, t.at(frameAttributes), t.at(frameClientID))
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return fmt.Errorf("%s answered %v", ntOpenProcess, report.NTStatus(status))
+	}
+	handle, err := t.handle()
+	if err != nil {
+		return err
+	}
+	err = j.terminateBy(ctx, gctx, t, handle)
+	if closed, cerr := t.call(gctx, ntClose, nil, handle); cerr != nil {
+		err = errors.Join(err, cerr)
+	} else if closed != 0 {
+		err = errors.Join(err, fmt.Errorf("%s answered %v", ntClose, report.NTStatus(closed)))
+	}
+	return err
+}
+
+// terminateBy ends the target through a handle, if the handle is one to it: its pid may
+// have passed to another process before the service opened it.
+func (j *job) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) error {
+	j.guest.Refresh()
+	object, still, err := j.guest.HandleObject(t.p, handle)
+	if err != nil {
+		return err
+	}
+	if object != j.id.EPROCESS {
+		return fmt.Errorf("%s gave a handle to the object at %#x, not to the target: %w", ntOpenProcess, object, errGuard)
+	}
+	// The handle, and of the target its creation time and that it is neither ending
+	// nor critical: Guards has that last.
+	guards := []source.Guard{still, j.guards[0], j.guards[len(j.guards)-1]}
+	status, err := t.call(gctx, ntTerminateProcess, guards, handle, uint64(Status))
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return fmt.Errorf("%s answered %v", ntTerminateProcess, report.NTStatus(status))
+	}
+	j.rec.Method, j.rec.Applied = report.MethodSurrogate, j.since()
+	// While the handle is open the process object stays: the best time to see the end.
+	wctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	j.awaitEnd(wctx)
+	return nil
+}
+
+// handle reads the handle that NtOpenProcess gave.
+func (t *thread) handle() (uint64, error) {
+	var b [8]byte
+	if err := t.read(b[:], t.at(frameHandle)); err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(b[:]), nil
+}
+
+// suitable tells whether the thread that came is one whose stack may be used: its TEB
+// is its own, and it is on the stack that its TEB names.
+func (t *thread) suitable() (introspect.TEB, error) {
+	teb, err := t.guest.ReadTEB(t.p, t.before.TEB)
+	switch rsp := t.before.GPR[source.RSP]; {
+	case err != nil:
+		return teb, err
+	case teb.Self != t.before.TEB || teb.PID != t.p.PID:
+		return teb, fmt.Errorf("the TEB at %#x is not that of a thread of it", t.before.TEB)
+	case rsp > teb.StackBase || rsp < teb.StackLimit:
+		return teb, fmt.Errorf("thread %d is at %#x, outside its stack %#x-%#x", teb.TID, rsp, teb.StackLimit, teb.StackBase)
+	}
+	return teb, nil
+}

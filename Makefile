@@ -41,10 +41,14 @@ include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
 
 # The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
-.PHONY: test-kvm test-kvm-all
+.PHONY: test-kvm test-kvm-all test-kvm-debug
 test-kvm: lab-test
 test-kvm-all:
 	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
+
+# On a kernel with lockdep, KASAN and kmemleak, which it builds first (an hour).
+test-kvm-debug:
+	@$(MAKE) --no-print-directory module-test resize-test LAB_KERNELS=6.1-debug
 
 # The tests boot guests as libvirt domains and read them.
 test: build lint

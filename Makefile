@@ -41,7 +41,7 @@ include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
 
 # The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
-.PHONY: test-kvm test-kvm-all test-kvm-kills
+.PHONY: test-kvm test-kvm-all test-kvm-kills test-kvm-debug
 test-kvm: lab-test
 test-kvm-all:
 	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
@@ -50,6 +50,10 @@ test-kvm-all:
 KILLS ?= 1000
 test-kvm-kills: build
 	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
+
+# On a kernel with lockdep, KASAN and kmemleak, which it builds first (an hour).
+test-kvm-debug:
+	@$(MAKE) --no-print-directory module-test resize-test LAB_KERNELS=6.1-debug
 
 # The tests boot guests as libvirt domains and read them.
 test: build lint

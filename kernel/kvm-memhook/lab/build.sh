@@ -30,7 +30,7 @@ trap 'as_root rm -rf "$src"' EXIT
 # The headers of 7.2 lack the script that asks whether the checker works; without it
 # the build goes on unchecked. Whether it ran is looked at below.
 for headers in "$ROOT"/usr/src/linux-headers-*-common; do
-	[ -z "$sparse" ] || [ -e "$headers/scripts/checker-valid.sh" ] ||
+	[ -z "$sparse" ] || [ ! -d "$headers" ] || [ -e "$headers/scripts/checker-valid.sh" ] ||
 		printf '#!/bin/sh\necho 1\n' | as_root install -m 755 /dev/stdin "$headers/scripts/checker-valid.sh"
 done
 

@@ -9,6 +9,7 @@
 #   kernels.sh fetch SERIES    fetch and unpack, unless it is there already
 #   kernels.sh env SERIES      print ROOT= RELEASE= VMLINUZ= MODULES= for eval
 set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PATH=$PATH:/usr/sbin:/sbin # depmod, for a user whose PATH lacks it
 
 cache=${VMAV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmav}/kernels
@@ -20,7 +21,8 @@ suite_of() {
 	6.1) echo bookworm ;;
 	6.12) echo trixie ;;
 	7.2) echo forky ;;
-	*) echo "kernels.sh: no kernel series $1 (have: 5.10 6.1 6.12 7.2)" >&2; return 1 ;;
+	6.1-debug) echo bookworm ;;
+	*) echo "kernels.sh: no kernel series $1 (have: 5.10 6.1 6.12 7.2 6.1-debug)" >&2; return 1 ;;
 	esac
 }
 
@@ -34,21 +36,8 @@ mirror() {
 	echo "$m"
 }
 
-fetch() {
-	local series=$1 suite dir log m
-	suite=$(suite_of "$series")
-	dir=$cache/$series
-	[ -e "$dir/complete" ] && return
-	m=$(mirror)
-	mkdir -p "$cache"
-	# One at a time: whoever waited finds it done.
-	exec 9>"$cache/lock"
-	flock 9
-	[ -e "$dir/complete" ] && return
-	as_root rm -rf "$dir"
-	mkdir -p "$dir"
-	log=$dir/log
-	echo "kernels.sh: fetching Linux $series from $suite into $dir" >&2
+# packaged SUITE DIR MIRROR: headers with their compiler, and the image beside them.
+packaged() {
 	# The image is unpacked, never installed: its scripts would make an
 	# initramfs and look for a boot loader. From 7.2 it comes in parts.
 	as_root mmdebstrap --variant=apt --quiet \
@@ -66,7 +55,28 @@ fetch() {
 			done
 			for d in "$1"/kernel/deb/*.deb; do dpkg-deb -x "$d" "$1/kernel"; done
 			rm -r "$1/kernel/deb"' \
-		"$suite" "$dir/root" "$m" >"$log" 2>&1 9>&- || {
+		"$1" "$2/root" "$3"
+}
+
+fetch() {
+	local series=$1 suite dir log m
+	suite=$(suite_of "$series")
+	dir=$cache/$series
+	[ -e "$dir/complete" ] && return
+	m=$(mirror)
+	mkdir -p "$cache"
+	# One at a time: whoever waited finds it done.
+	exec 9>"$cache/$series.lock"
+	flock 9
+	[ -e "$dir/complete" ] && return
+	as_root rm -rf "$dir"
+	mkdir -p "$dir"
+	log=$dir/log
+	echo "kernels.sh: fetching Linux $series from $suite into $dir" >&2
+	case $series in
+	*-debug) as_root "$here/debug-kernel.sh" "${series%-debug}" "$suite" "$m" "$dir" >"$log" 2>&1 9>&- ;;
+	*) packaged "$suite" "$dir" "$m" >"$log" 2>&1 9>&- ;;
+	esac || {
 		tail -n 20 "$log" >&2
 		echo "kernels.sh: cannot make the private root for $series; the log is $log" >&2
 		return 1
@@ -93,7 +103,7 @@ print_env() {
 }
 
 case ${1:-} in
-list) echo 5.10 6.1 6.12 7.2 ;;
+list) echo 5.10 6.1 6.12 7.2 6.1-debug ;;
 fetch) fetch "$2" ;;
 env) print_env "$2" ;;
 *) sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 2 ;;

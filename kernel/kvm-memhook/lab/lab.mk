@@ -9,7 +9,7 @@ GO              ?= go
 
 include $(KVM_MEMHOOK_LAB)/../selftest/selftest.mk
 
-.PHONY: lab-hello lab-deps module-test lab-go-test lab-test build/kvm-memhook/e2e.test
+.PHONY: lab-hello lab-deps module-test resize-test lab-go-test lab-test build/kvm-memhook/e2e.test
 
 # Does KVM work in the lab at all?
 lab-hello:
@@ -23,6 +23,16 @@ module-test: build/kvm-memhook/kmh-selftest
 	@for k in $(LAB_KERNELS); do \
 	  $(KVM_MEMHOOK_LAB)/run-module.sh -o build/kvm-memhook/lab-$$k-selftest $$k build/kvm-memhook/kmh-selftest $(TESTS) || exit; \
 	done
+
+# Memory that QEMU takes from a Linux guest and gives back, under a reader's eyes.
+resize-test: build/kvm-memhook/kmh-resize
+	@for k in $(LAB_KERNELS); do \
+	  $(KVM_MEMHOOK_LAB)/run-module.sh -t 1800 -o build/kvm-memhook/lab-$$k-resize $$k $(KVM_MEMHOOK_LAB)/resize.sh build/kvm-memhook/kmh-resize || exit; \
+	done
+
+build/kvm-memhook/kmh-resize: $(wildcard $(KMH_SELFTEST)/qemu/*.[ch]) $(KMH_SELFTEST)/vmm.c $(KMH_SELFTEST)/vmm.h $(KMH_SELFTEST)/harness.h $(wildcard $(KMH_SELFTEST)/../uapi/*.h)
+	@mkdir -p $(@D)
+	gcc -std=gnu11 -O1 -g -Wall -Wextra -Werror -static -pthread -o $@ $(filter %.c,$^)
 
 # The Go tests named Lab: bin/vmav on KVM guests. LAB_RUN is a pattern of go test, and
 # LAB_LIMIT how many seconds they may take.
@@ -42,5 +52,5 @@ build/kvm-memhook/e2e.test:
 lab-test: build
 	@for k in $(LAB_KERNELS); do \
 	  echo "== Linux $$k"; \
-	  $(MAKE) --no-print-directory module-test lab-go-test LAB_KERNELS=$$k || exit; \
+	  $(MAKE) --no-print-directory module-test resize-test lab-go-test LAB_KERNELS=$$k || exit; \
 	done

@@ -9,17 +9,14 @@ modprobe kvm_amd
 release=$(uname -r)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/tree/bin"
-cp "$(command -v busybox)" "$work/tree/bin/busybox"
-cat >"$work/tree/init" <<'S'
+cat >"$work/init" <<'S'
 #!/bin/busybox sh
 /bin/busybox mkdir -p /proc /dev
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox echo "hello from nested KVM: $(/bin/busybox uname -r)" >/dev/ttyS0
 /bin/busybox poweroff -f
 S
-chmod 755 "$work/tree/init"
-(cd "$work/tree" && find . | cpio -o -H newc --quiet) >"$work/initrd"
+"$(dirname "$0")/initramfs.sh" "$work/initrd" "$work/init" "/lib/modules/$release"
 timeout 300 qemu-system-x86_64 -accel kvm -cpu host -m 256 -nodefaults -display none -no-reboot \
 	-serial file:"$work/console" -kernel "$LAB_VMLINUZ" -initrd "$work/initrd" \
 	-append "console=ttyS0 quiet panic=-1" </dev/null

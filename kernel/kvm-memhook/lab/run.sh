@@ -18,7 +18,6 @@
 # Exit: the command's own status; 97 the kernel complained; 98 no result (the
 # lab hung, crashed or never came up); 99 the lab could not be set up.
 set -euo pipefail
-PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 mem=3072 limit=900 out=
@@ -51,28 +50,9 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 rm -f "$out/status" "$out/console.log" "$out/dmesg"
 
-# initramfs TREE: busybox and the modules of the root file system, in order.
-initramfs() {
-	local tree=$work/initramfs m f
-	mkdir -p "$tree/bin" "$tree/modules"
-	cp "$(command -v busybox)" "$tree/bin/busybox"
-	install -m 755 "$here/init.sh" "$tree/init"
-	printf 'RELEASE=%q MODULES=%q WORKDIR=%q\nexport RELEASE MODULES WORKDIR\n' "$RELEASE" "$MODULES" "$PWD" >"$tree/lab.conf"
-	for m in virtio_pci 9pnet_virtio 9p overlay; do
-		modprobe --show-depends -d "${MODULES%/lib/modules/*}" -S "$RELEASE" "$m" ||
-			{ echo "run.sh: module $m of $RELEASE is missing" >&2; return 1; }
-	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r f; do
-		m=$(basename "$f")
-		case $m in
-		*.xz) m=${m%.xz}; xz -dc "$f" >"$tree/modules/$m" ;;
-		*.zst) m=${m%.zst}; zstd -qdc "$f" >"$tree/modules/$m" ;;
-		*) cp "$f" "$tree/modules/$m" ;;
-		esac
-		echo "$m" >>"$tree/modules/order"
-	done
-	(cd "$tree" && find . | cpio -o -H newc --quiet) >"$work/initrd"
-}
-initramfs || setup_failed "cannot make the initramfs"
+printf 'RELEASE=%q MODULES=%q WORKDIR=%q\nexport RELEASE MODULES WORKDIR\n' "$RELEASE" "$MODULES" "$PWD" >"$work/lab.conf"
+"$here/initramfs.sh" -f "$work/lab.conf" "$work/initrd" "$here/init.sh" "$MODULES" virtio_pci 9pnet_virtio 9p overlay ||
+	setup_failed "cannot make the initramfs"
 
 printf '%s\n' "$*" >"$out/command"
 export LAB_VMLINUZ=$VMLINUZ
@@ -97,7 +77,7 @@ qemu=
 [ $ended != 124 ] || echo "run.sh: no result after $limit s" >&2
 
 # What a kernel prints at boot about RCU is not a complaint.
-complaints='BUG:|WARNING:|Oops|Call Trace|general protection fault|Unable to handle|KASAN|UBSAN|lockdep|detected (expedited )?stalls|self-detected stall|suspicious RCU|possible (recursive|circular) locking|blocked for more than|refcount_t:'
+complaints='BUG:|WARNING:|Oops|Call Trace|general protection fault|Unable to handle|KASAN:|UBSAN:|lockdep|detected (expedited )?stalls|self-detected stall|suspicious RCU|possible (recursive|circular) locking|blocked for more than|refcount_t:'
 if grep -aE "$complaints" "$out/console.log" | grep -avE 'RCU lockdep checking|ommand line:' >"$out/complaints"; then
 	echo "run.sh: the kernel complained:" >&2
 	head -n 20 "$out/complaints" >&2

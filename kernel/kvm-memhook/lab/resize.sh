@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Runs inside the lab, under with-module.sh: boots the lab's own kernel under KVM with
+# a balloon, room for DIMMs and a virtio-mem device, and runs kmh-resize on it, which
+# takes its memory away and gives it back. The lab must have all of it in the end.
+#
+#   resize.sh KMH-RESIZE
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+test=$1
+
+work=$(mktemp -d)
+cleanup() {
+	status=$?
+	[ $status = 0 ] || tail -n 15 "$work/console" "$work/qemu.log" >&2 2>/dev/null || true
+	[ -z "${qemu:-}" ] || kill -9 "$qemu" 2>/dev/null || true
+	rm -rf "$work"
+	exit $status
+}
+trap cleanup EXIT
+
+# The guest writes over half of its free memory again and again, a new pattern each
+# time, and says how much memory it has. At first it writes over most of it.
+cat >"$work/init" <<'S'
+#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs -o size=100% tmpfs /tmp
+while read -r m; do insmod "/modules/$m" || echo "cannot load $m" >/dev/ttyS0; done </modules/order
+mib() { awk -v w="$1:" '$1 == w { print int($2 / 1024) }' /proc/meminfo; }
+fill() { # MIB: of a pattern of this round
+	yes "this is what the guest wrote in round $n" | dd of=/tmp/pattern bs=64k count=16 iflag=fullblock 2>/dev/null
+	i=0
+	while [ $i -lt "$1" ]; do
+		cat /tmp/pattern >>/tmp/fill
+		i=$((i + 1))
+	done
+	rm /tmp/fill
+}
+n=0
+fill $(($(mib MemAvailable) * 4 / 5))
+while :; do
+	n=$((n + 1))
+	fill $(($(mib MemAvailable) / 2))
+	echo "MEM $(mib MemTotal) $n" >/dev/ttyS0
+	sleep 0.1
+done
+S
+"$here/initramfs.sh" "$work/initrd" "$work/init" "/lib/modules/$(uname -r)" virtio_pci virtio_balloon virtio_mem
+
+available() { awk '$1 == "MemAvailable:" { print int($2 / 1024) }' /proc/meminfo; }
+cp "$LAB_VMLINUZ" "$work/vmlinuz"
+before=$(available)
+qemu-system-x86_64 -machine q35 -accel kvm -cpu host -smp 2 -m 256M,slots=4,maxmem=2G -nodefaults -vga none \
+	-display none -no-reboot -serial file:"$work/console" -qmp unix:"$work/qmp",server=on,wait=off \
+	-kernel "$work/vmlinuz" -initrd "$work/initrd" \
+	-append "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable" \
+	-device virtio-balloon-pci -object memory-backend-ram,id=vm0,size=256M \
+	-device virtio-mem-pci,id=vmem0,memdev=vm0,requested-size=0 >"$work/qemu.log" 2>&1 </dev/null &
+qemu=$!
+for _ in $(seq 600); do
+	grep -qa '^MEM ' "$work/console" 2>/dev/null && break
+	kill -0 "$qemu" 2>/dev/null || break
+	sleep 0.5
+done
+grep -qa '^MEM ' "$work/console" || { echo "resize.sh: the guest did not come up" >&2; exit 1; }
+
+"$test" "$qemu" "$work/qmp" "$work/console"
+
+kill "$qemu"
+wait "$qemu" || true
+qemu=
+after=$(available)
+echo "the host had $before MiB available before the guest, has $after after it"
+[ "$after" -ge $((before - 32)) ] || { echo "resize.sh: $((before - after)) MiB are lost" >&2; exit 1; }

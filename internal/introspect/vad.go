@@ -19,7 +19,17 @@ type VAD struct {
 	Path       string // of the mapped file, without its device; "" for private memory
 	proto      uint64 // first prototype entry, 0 for private memory
 	lastProto  uint64
+	control    uint64 // CONTROL_AREA, 0 for private memory
+	file       uint64 // FILE_OBJECT, 0 where no file stands behind the range
 }
+
+// ControlArea is the address of the section's control area: two ranges that have the
+// same one map the same section. It is 0 for private memory.
+func (v *VAD) ControlArea() uint64 { return v.control }
+
+// FileObject is the address of the FILE_OBJECT that the section was made from; 0 for
+// private memory and for sections of the page file.
+func (v *VAD) FileObject() uint64 { return v.file }
 
 // vadImage is VadImageMap of MI_VAD_TYPE.
 const vadImage = 2
@@ -117,9 +127,11 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 	if err != nil {
 		return v, fmt.Errorf("control area: %w", err)
 	}
+	v.control = control
 	if file &^= 0xf; file == 0 { // EX_FAST_REF: four bits of count
 		return v, nil
 	}
+	v.file = file
 	name := make(record, 16)
 	if err := g.as.Read(name, file+uint64(g.off.FileName)); err != nil {
 		return v, fmt.Errorf("file object: %w", err)

@@ -53,6 +53,8 @@ type Options struct {
 	MemoryMiB uint64 // RAM; 0 for 512
 	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
 	Absent    bool   // leave pages of images out of processes, and some out of memory
+	Trim      int    // percent of the pages of images to trim at random, headers too; for images of memory only
+	FileCache bool   // the cache holds the files that are mapped, as far as Trim leaves it; for images of memory only
 	Hide      string // name of a process to unlink from the process list
 	Assets    string // directory of the guest's programs; "" to find it
 }

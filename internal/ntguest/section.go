@@ -129,6 +129,7 @@ func (fs *files) buildSection(im *image) {
 		o.set(s.rawSize/512, "NumberOfFullSectors")
 		o.set(s.end-s.start, "PtesInSubsection")
 		sub := b.at("_MMSUBSECTION_FLAGS", o.addr("u.SubsectionFlags"))
+		sub.set(s.rawSize%512, "SectorEndOffset")
 		sub.opt(uint64(s.prot), "Protection")
 	}
 	im.frames = make([]uint64, pages)
@@ -155,6 +156,9 @@ func (fs *files) buildSection(im *image) {
 	fs.segments = append(fs.segments, BootSegment{Proto: im.proto, Count: pages})
 	fs.backing = append(fs.backing, nil)
 	im.section = b.newSectionObject(im)
+	if b.opts.FileCache {
+		b.cacheFile(im, sop)
+	}
 }
 
 // newSectionObject makes the SECTION object that a process is created from.

@@ -122,7 +122,7 @@ func (p *process) truth() TruthProcess {
 				continue
 			}
 			m.Absent = append(m.Absent, va-im.base)
-			if im.frames[(va-im.base)/pageSize] == 0 {
+			if im.frames[(va-im.base)/pageSize] == 0 && !p.user.own[va] {
 				m.Lost = append(m.Lost, va-im.base)
 			}
 		}

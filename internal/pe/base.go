@@ -41,11 +41,11 @@ func (r *Rebuilder) restoreBase() {
 func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	h := &r.hdr
 	b := &r.fid.Base
-	if len(r.headerCopy) > 0 && r.fid.Headers != HeadersMemory && r.hdr.Dirs[dirBaseReloc].RVA == 0 && r.opt.PreferredBase == 0 {
+	if !r.fid.Headers.own() && r.hdr.Dirs[dirBaseReloc].RVA == 0 && r.opt.PreferredBase == 0 {
 		return r.img.Base, BaseUndecided
 	}
 	r.solver, r.solved = r.newSumSolver()
-	if v, ok := r.cachedBase(); ok && r.fid.Headers == HeadersMemory {
+	if v, ok := r.cachedBase(); ok && r.fid.Headers.own() {
 		return v, BaseCache
 	}
 	if !r.movable() {
@@ -256,7 +256,7 @@ type sumSolver struct {
 // has.
 func (r *Rebuilder) checkSumUsable() bool {
 	h, size := &r.hdr, r.lay.fileSize
-	if h.CheckSum == 0 || len(r.headerCopy) > 0 || r.fid.Headers != HeadersMemory ||
+	if h.CheckSum == 0 || len(r.headerCopy) > 0 && r.fid.Headers == HeadersMemory || !r.fid.Headers.own() ||
 		uint64(h.checkSumField())+4 > size || h.hasOverlay(size) {
 		return false
 	}

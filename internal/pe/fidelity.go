@@ -165,17 +165,26 @@ type HeaderSource string
 // Sources of the layout.
 const (
 	HeadersMemory   HeaderSource = "memory"         // the headers of the mapped image
+	HeadersShared   HeaderSource = "section page"   // the section's own page, because the process has changed its copy
+	HeadersCache    HeaderSource = "file-cache"     // the file's own headers in the guest's cache, because those in memory do not serve
 	HeadersLayout   HeaderSource = "section object" // the subsections of the section object, because the headers are wiped or forged
 	HeadersAnalysis HeaderSource = "analysis"       // nothing but the bytes themselves
 )
+
+// own says whether the headers are the file's, and not made up.
+func (h HeaderSource) own() bool {
+	return h == HeadersMemory || h == HeadersShared || h == HeadersCache
+}
 
 // Conflict is a place where two sources of the same file disagree: a hook, a patch or a lie.
 type Conflict struct {
 	Range          // file offsets
 	RVA     uint64 `json:"rva"`
 	Section string `json:"section"`
-	Code    bool   `json:"code"` // in an executable section
-	Source  string `json:"source"`
+	Code    bool   `json:"code"`   // in an executable section
+	Source  string `json:"source"` // that disagrees with the mapping: "prototype" for the section's own page, "file-cache"
+	Memory  string `json:"memory"` // the first bytes of the mapping there, in hexadecimal
+	File    string `json:"file"`   // the same of the source
 }
 
 // Fidelity is the record that travels with a rebuilt file: what it is made of
@@ -197,6 +206,7 @@ type Fidelity struct {
 	Gaps        []Gap              `json:"gaps"`         // ascending by offset, not overlapping
 	MissingRVAs []Range            `json:"missing_rvas"` // runs of pages that are not present
 	Conflicts   []Conflict         `json:"conflicts,omitempty"`
+	MemoryOnly  []Range            `json:"memory_only,omitempty"` // RVAs of executable pages whose bytes in memory are not in the rebuilt file
 	Signatures  []SignatureSupport `json:"signatures"`
 	Notes       []string           `json:"notes,omitempty"`
 

@@ -194,5 +194,10 @@ func isZero(b []byte) bool {
 			return false
 		}
 	}
+	for _, v := range b {
+		if v != 0 {
+			return false
+		}
+	}
 	return true
 }

@@ -45,6 +45,22 @@ type Image struct {
 	Base  uint64   // virtual address the image is mapped at
 	Mem   []byte   // the mapped form, a multiple of PageSize long; Mem[0] is at Base
 	Pages []Origin // one per page of Mem
+
+	// PrivateKnown says that every page that the process has a copy of its own of is
+	// marked Private: the others are those of the section, which nobody writes to.
+	PrivateKnown bool
+	// Shared are the section's pages under Private ones, ascending: what the process
+	// would see if it had not written.
+	Shared []SharedPage
+	// StandIns are how many pages stand in for copies of the process's own that are in
+	// a page file: what it sees there is not known.
+	StandIns int
+}
+
+// SharedPage is a page of a section, in the mapped form.
+type SharedPage struct {
+	Page int    // index into Image.Pages
+	Data []byte // PageSize bytes
 }
 
 // present says whether n bytes at rva lie in Mem on pages that are not absent.

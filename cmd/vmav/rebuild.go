@@ -81,6 +81,7 @@ type origin struct {
 	Process string         `json:"process,omitempty"`
 	Path    string         `json:"path"`
 	Base    report.Address `json:"base"`
+	Cached  string         `json:"cached_sha256,omitempty"` // of the file itself, where the guest's cache holds all of it
 }
 
 // maxRecorded bounds the gaps that a written record lists one by one.

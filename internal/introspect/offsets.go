@@ -74,6 +74,7 @@ type Offsets struct {
 		Image    uint32 `win:"_LDR_DATA_TABLE_ENTRY.SizeOfImage"`
 		FullName uint32 `win:"_LDR_DATA_TABLE_ENTRY.FullDllName"`
 		BaseName uint32 `win:"_LDR_DATA_TABLE_ENTRY.BaseDllName"`
+		Entry    uint32 `win:"_LDR_DATA_TABLE_ENTRY.EntryPoint"`
 		Original uint32 `win:"_LDR_DATA_TABLE_ENTRY.OriginalBase,optional"`
 	}
 	Driver struct {

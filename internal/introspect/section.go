@@ -32,6 +32,9 @@ type Subsection struct {
 // copies of their own.
 func (s *Subsection) Writable() bool { return s.Protection&7 >= 4 }
 
+// Executable tells whether its pages may be executed.
+func (s *Subsection) Executable() bool { return executable(s.Protection) }
+
 // Subsections reads what the memory manager noted of an image's layout when the
 // section was made, whatever a process has done to the headers since.
 func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {

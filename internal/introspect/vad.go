@@ -37,10 +37,13 @@ const vadImage = 2
 // Image tells whether the range maps a PE image.
 func (v *VAD) Image() bool { return v.Type == vadImage }
 
-// Executable tells whether the range was mapped with any execute right (the third
-// bit of a protection index means execute with the first two in 2, 3, 6, 7).
-func (v *VAD) Executable() bool {
-	return v.Protection&7 == 2 || v.Protection&7 == 3 || v.Protection&7 >= 6
+// Executable tells whether the range was mapped with any execute right.
+func (v *VAD) Executable() bool { return executable(v.Protection) }
+
+// executable: the third bit of a protection index means execute with the first two in
+// 2, 3, 6 and 7.
+func executable(protection uint8) bool {
+	return protection&7 == 2 || protection&7 == 3 || protection&7 >= 6
 }
 
 // VADs enumerates the ranges of a process's address space, ascending. Problems do

@@ -42,6 +42,9 @@ type span struct {
 // spans divides an image as the memory manager does: one subsection for the headers,
 // one for each section.
 func (f *peFile) spans() []span {
+	if f.flat { // sections aligned below the page size: one piece, which anybody may write to and execute
+		return []span{{0, f.size / pageSize, mmExecuteWriteCopy, 0, uint64(len(f.data))}}
+	}
 	out := []span{{0, (f.headers + pageSize - 1) / pageSize, mmReadOnly, 0, f.headers}}
 	if len(f.sections) > 0 {
 		out[0].end = f.sections[0].rva / pageSize

@@ -30,6 +30,7 @@ const (
 	CauseOverlay    Cause = "overlay not in the guest's cache" // never mapped, beyond the last section
 	CauseHeader     Cause = "header field reconstructed"       //
 	CauseDynamic    Cause = "dynamic relocation not undone"    // DVRT
+	CauseWritten    Cause = "written since it was loaded"      // by the process or its loader; where, only lost headers tell
 )
 
 // Gap is a run of bytes of the rebuilt file that are not known to be the file's own.
@@ -48,6 +49,7 @@ type ByteCounts struct {
 	Private    uint64 `json:"private"`
 	DemandZero uint64 `json:"demand_zero"`
 	FileCache  uint64 `json:"file_cache"`
+	Other      uint64 `json:"other_process"`
 	Derived    uint64 `json:"derived"`      // not present, but known from another part of the image, such as its import names
 	Assumed    uint64 `json:"assumed_zero"` // never mapped
 	Missing    uint64 `json:"missing"`      // not present
@@ -94,6 +96,7 @@ const (
 	BaseFixed     BaseMethod = "fixed"      // the image cannot be relocated
 	BaseHeader    BaseMethod = "header"     // the header in memory still says it
 	BasePointers  BaseMethod = "pointers"   // addresses in the image that the loader does not relocate agree on it
+	BaseSolved    BaseMethod = "solved"     // the only one with which the header's CheckSum comes out right, given that all else is the file's
 	BaseName      BaseMethod = "name-hash"  // the linker derived it from the name of the file
 	BaseDefault   BaseMethod = "default"    // what the linker that made the file uses when not told otherwise
 	BaseUndecided BaseMethod = "unknown"    // nothing speaks for any: the actual base is left in place

@@ -87,8 +87,8 @@ func (r *Rebuilder) settleGaps() {
 func (r *Rebuilder) checkSum() {
 	c := &r.fid.CheckSum
 	c.Header = r.hdr.CheckSum
-	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || r.fid.Bytes.Overlay != 0 {
-		return
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || r.fid.Bytes.Overlay != 0 || r.fid.Base.Method == BaseSolved {
+		return // or it proves nothing, for it was used up to find the base
 	}
 	c.Checked = true
 	if r.solved && len(r.opt.FilePages) == 0 { // nothing has changed the file since but relocations
@@ -227,7 +227,7 @@ func (r *Rebuilder) mayBeWritten(s *Section) bool {
 // section has.
 func (r *Rebuilder) written(page uint64) bool {
 	switch r.img.Pages[page] {
-	case Prototype, FileCache, Absent:
+	case Prototype, FileCache, OtherProcess, Absent:
 		return false
 	case Private:
 		return true

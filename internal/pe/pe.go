@@ -8,13 +8,14 @@ type Origin uint8
 
 // Origins of a page, in ascending order of nothing in particular.
 const (
-	Absent     Origin = iota // not present anywhere the source could look; the bytes are zeros and mean nothing
-	Resident                 // through a valid page table entry of the process
-	Transition               // through a transition entry: trimmed from the working set, still in RAM
-	Prototype                // through the section object's prototype page table entry
-	DemandZero               // never touched: the guest would see zeros
-	Private                  // a copy-on-write page of this process: it was written and may differ from the file
-	FileCache                // from the file's own bytes in the guest's cache, see Options.FilePages
+	Absent       Origin = iota // not present anywhere the source could look; the bytes are zeros and mean nothing
+	Resident                   // through a valid page table entry of the process
+	Transition                 // through a transition entry: trimmed from the working set, still in RAM
+	Prototype                  // through the section object's prototype page table entry
+	DemandZero                 // never touched: the guest would see zeros
+	Private                    // a copy-on-write page of this process: it was written and may differ from the file
+	FileCache                  // from the file's own bytes in the guest's cache, see Options.FilePages
+	OtherProcess               // another process's own copy: its loader has changed it as this one's would have
 	numOrigins
 )
 
@@ -35,6 +36,8 @@ func (o Origin) String() string {
 		return "private"
 	case FileCache:
 		return "file-cache"
+	case OtherProcess:
+		return "other-process"
 	}
 	return "unknown"
 }

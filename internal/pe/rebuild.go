@@ -72,6 +72,7 @@ type Rebuilder struct {
 	derived       uint64 // bytes of missing pages that put made known
 	needle        []byte
 	headerSource  []byte  // what the headers are parsed from: memory, or another source in its place
+	madeUp        bool    // the headers describe a layout and nothing else
 	headerCopy    []byte  // header bytes for the file; empty when memory's serve
 	unknownHeader []Range // file bytes of headerCopy that are made up
 	clean         []Range // file bytes that the section's own pages gave
@@ -101,7 +102,7 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	}
 	r.state = r.state[:len(img.Pages)]
 	clear(r.state)
-	r.searched, r.derived = 0, 0
+	r.searched, r.derived, r.madeUp = 0, 0, false
 	if err := r.headers(); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
@@ -219,6 +220,7 @@ func (r *Rebuilder) account(s span, done uint64) {
 	b.DemandZero += n[DemandZero]
 	b.Private += n[Private]
 	b.FileCache += n[FileCache]
+	b.Other += n[OtherProcess]
 }
 
 // assume zero-fills file bytes that are never mapped.

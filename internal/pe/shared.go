@@ -98,7 +98,7 @@ func (r *Rebuilder) cachedHeader() []byte {
 		if p.Offset != uint64(len(b)) || len(b) >= 64*PageSize {
 			break
 		}
-		b = append(b, p.Data...)
+		b = append(b, p.Data[:min(len(p.Data), 64*PageSize-len(b))]...)
 	}
 	return b
 }
@@ -126,6 +126,24 @@ func (r *Rebuilder) mergeShared() {
 		}
 	}
 	r.dropGaps()
+	if r.madeUp && r.img.PrivateKnown {
+		r.doubtWritten()
+	}
+}
+
+// doubtWritten records, where headers are lost that would tell what the loader wrote,
+// every page that is not the section's as in doubt.
+func (r *Rebuilder) doubtWritten() {
+	for _, s := range r.lay.spans {
+		for rva := s.rva; s.sect >= 0 && rva < s.rva+s.n; {
+			end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
+			p := rva / PageSize
+			if o := r.img.Pages[p]; (o == Private || o == OtherProcess) && r.state[p]&pageSettled == 0 {
+				r.unknown(s.off+rva-s.rva, s.off+end-s.rva, CauseWritten)
+			}
+			rva = end
+		}
+	}
 }
 
 // nextSpan is the first RVA from at on that belongs to a span, at most end.
@@ -150,7 +168,14 @@ func (r *Rebuilder) mergeSharedRun(s *span, rva uint64, shared []byte) {
 		r.conflictingHeaders(s, rva, shared)
 		return
 	}
-	if s.sect >= 0 && r.hdr.Sections[s.sect].Writable() {
+	writable := s.sect >= 0 && r.hdr.Sections[s.sect].Writable()
+	if !writable && r.madeUp {
+		// What the loader has written is not undone: it cannot be told from a patch.
+		if writable = true; s.sect >= 0 && r.hdr.Sections[s.sect].Executable() {
+			eachDifference(mem, shared, func(i, j int) { r.conflict(s, off+uint64(i), mem[i:j], shared[i:j], Prototype) })
+		}
+	}
+	if writable {
 		r.clean = append(r.clean, Range{off, off + uint64(len(shared))})
 		r.state[rva/PageSize] |= pageSettled
 		if !bytes.Equal(mem, shared) {

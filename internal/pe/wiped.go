@@ -88,7 +88,11 @@ func (r *Rebuilder) substituteHeaders(cause error) error {
 	}
 	if l := r.opt.Layout; l != nil && len(l.Sections) > 0 && len(l.Sections) <= maxSections {
 		r.fid.Headers = HeadersLayout
-		return r.headersFromLayout(l)
+		if err := r.headersFromLayout(l); err != nil {
+			return err
+		}
+		r.findRelocations()
+		return nil
 	}
 	r.fid.Headers = HeadersAnalysis
 	machine, pe64 := guessMachine(r.img)
@@ -157,6 +161,7 @@ func (r *Rebuilder) headersFromLayout(l *Layout) error {
 	if size > len(r.img.Mem) {
 		return fmt.Errorf("make headers for %d sections: %w", len(l.Sections), ErrHeaders)
 	}
+	r.madeUp = true
 	b := slices.Grow(r.headerCopy[:0], size)[:size]
 	clear(b)
 	r.headerCopy = b

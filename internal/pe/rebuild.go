@@ -184,7 +184,12 @@ func (r *Rebuilder) copyOverlap(s span) {
 	for rva := s.rva; rva < s.rva+s.n; {
 		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
 		if r.img.Pages[rva/PageSize] != Absent {
-			copy(r.data[s.off+rva-s.rva:], r.img.Mem[rva:end])
+			from, to := s.off+rva-s.rva, s.off+end-s.rva
+			copy(r.data[from:to], r.img.Mem[rva:end])
+			if r.isGap(from, to) {
+				r.derived += to - from
+			}
+			r.known(from, to)
 		}
 		rva = end
 	}

@@ -222,7 +222,21 @@ func (r *Rebuilder) writeHeaders() {
 	}
 	copy(r.data, r.headerCopy)
 	for _, u := range r.unknownHeader {
+		// Zeros for a missing page stand there no more.
+		if u.End = min(u.End, uint64(len(r.data))); r.isGap(u.Start, u.End) {
+			r.derived += u.Len()
+		}
+		r.clean = append(r.clean, u)
+	}
+	r.dropGaps()
+	r.clean = r.clean[:0]
+	for _, u := range r.unknownHeader {
 		r.unknown(u.Start, min(u.End, uint64(len(r.data))), CauseHeader)
+		for i := range r.recovered { // what was known of these bytes is written over
+			if k := &r.recovered[i]; k.Start < u.End && k.End > u.Start {
+				k.Start = min(u.End, k.End)
+			}
+		}
 	}
 }
 

@@ -32,7 +32,7 @@ GUEST_SERVICES := service smss csrss wininit winlogon services lsass lsm svchost
 	taskhostw sihost dwm fontdrvhost SearchIndexer RuntimeBroker WmiPrvSE dllhost MsMpEng
 GUEST_SLEEPERS := sleeper explorer notepad ctfmon cmd calc
 GUEST_WORKERS := worker notify update
-GUEST_OTHERS := syscheck spin burn faulter threads spawner malware
+GUEST_OTHERS := syscheck spin burn faulter threads spawner malware packed
 GUEST_PROGRAMS := $(GUEST_SERVICES) $(GUEST_SLEEPERS) $(GUEST_WORKERS) $(GUEST_OTHERS)
 GUEST_PROGRAMS32 := spin burn sleeper service worker faulter threads malware
 GUEST_DLLS := ntdll kernel32 wow64 wow64cpu

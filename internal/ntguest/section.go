@@ -56,7 +56,11 @@ func (f *peFile) spans() []span {
 		if i+1 < len(f.sections) {
 			end = f.sections[i+1].rva / pageSize
 		}
-		out = append(out, span{s.rva / pageSize, end, s.protection(), s.raw, s.rawSize})
+		size := s.rawSize
+		if s.raw == 0 {
+			size = 0 // whatever it says: nothing of it is in the file
+		}
+		out = append(out, span{s.rva / pageSize, end, s.protection(), s.raw, size})
 	}
 	return out
 }

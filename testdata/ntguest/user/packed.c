@@ -13,7 +13,9 @@ __asm__(".section UPX0,\"bwx\"\n.globl unpacked\nunpacked:\n.zero 0x3000\n"
 	".section UPX1,\"wx\"\n.globl packed\npacked:\n"
 	/* mov eax, 42; ret */
 	".irp b, 0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3\n.byte \\b ^ " KEY "\n.endr\n"
-	".irpc c, VMAV_TEST_UNPACKED\n.byte '\\c ^ " KEY "\n.endr\n"
+	/* VMAV_TEST_UNPACKED */
+	".irp b, 0x56, 0x4d, 0x41, 0x56, 0x5f, 0x54, 0x45, 0x53, 0x54, 0x5f, 0x55, 0x4e, 0x50, 0x41, 0x43, 0x4b, 0x45, 0x44\n"
+	".byte \\b ^ " KEY "\n.endr\n"
 	".globl packed_end\npacked_end:\n.text\n");
 
 extern volatile unsigned char unpacked[], packed[], packed_end[];

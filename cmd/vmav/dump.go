@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,14 +22,16 @@ import (
 func dumpCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:      "dump",
-		Usage:     "write one rebuilt file, and how far it is the file that was loaded",
+		Usage:     "write rebuilt files, and how far they are the files that were loaded",
 		ArgsUsage: "DOMAIN PID",
 		Description: "The program of the process, or the module that --module names, is written to FILE and its\n" +
-			"fidelity record beside it to FILE.json. The file may be malicious: it is not made executable.\n" +
-			"A file with parts missing is written, too; the exit status is then 2.",
+			"fidelity record beside it to FILE.json. With --all every module is written to the directory\n" +
+			"FILE, and manifest.json there names them. The files may be malicious: they are not made\n" +
+			"executable. A file with parts missing is written, too; the exit status is then 2.",
 		Flags: []cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`; without it DOMAIN-PID-NAME in this directory"},
 			&cli.StringFlag{Name: "module", Usage: "base `NAME` of the module, or its base address as 0x…"},
+			&cli.BoolFlag{Name: "all", Usage: "every module of the process, into a directory"},
 			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}},
 		Action:       func(c *cli.Context) error { return runDump(c, e) },
 		BashComplete: completeDomains(e),
@@ -40,6 +46,9 @@ func runDump(c *cli.Context, e *env) error {
 	defer done()
 	if len(rest) != 1 {
 		return errors.New("dump needs the pid of a process; vmav dump --help shows the usage")
+	}
+	if c.Bool("all") && c.String("module") != "" {
+		return errors.New("--all and --module exclude each other")
 	}
 	g, err := t.guest(c.Context)
 	if err != nil {
@@ -57,31 +66,143 @@ func runDump(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	mappings, err := sweep.Survey(c.Context, g, procs)
+	if err != nil {
+		return err
+	}
+	d := dumper{env: e, target: t.describe(), domain: t.domain.Name, process: p, raw: c.Bool("raw"), copier: sweep.NewCopier(g, mappings, sweep.NewFiles())}
+	if c.Bool("all") {
+		return d.all(c.Context, c.Path("output"), mods, problems)
+	}
 	m, err := findModule(p, mods, c.String("module"))
 	if err != nil {
 		return fmt.Errorf("%s: process %d (%s): %w", t.describe(), p.PID, p.Name, errors.Join(append([]error{err}, asErrors(problems)...)...))
-	}
-	var cp sweep.Copy
-	img, err := cp.Read(c.Context, g, p, m)
-	if err != nil {
-		return fmt.Errorf("%s: process %d (%s), image %s: %w", t.describe(), p.PID, p.Name, m.Name, err)
 	}
 	out := c.Path("output")
 	if out == "" {
 		out = fmt.Sprintf("%s-%d-%s", fileName(t.domain.Name), p.PID, fileName(m.Name))
 	}
-	if c.Bool("raw") {
-		if err := writeNew(out, img.Mem); err != nil {
-			return err
-		}
-		fmt.Fprintf(e.stdout, "%s: %d bytes as mapped at %#x\n", out, len(img.Mem), img.Base)
-		return nil
-	}
-	file, err := pe.Rebuild(img, pe.Options{PreferredBase: m.OriginalBase})
+	_, err = d.module(c.Context, m, out)
+	return err
+}
+
+// dumper writes modules of one process.
+type dumper struct {
+	*env
+	target, domain string
+	process        *introspect.Process
+	raw            bool
+	copier         *sweep.Copier
+	rebuilder      pe.Rebuilder
+}
+
+// dumped is a module's entry in a manifest.
+type dumped struct {
+	Name     string         `json:"name"`
+	Path     string         `json:"path"`
+	Base     report.Address `json:"base"`
+	Size     uint64         `json:"size"` // bytes mapped
+	File     string         `json:"file,omitempty"`
+	SHA256   string         `json:"sha256,omitempty"`
+	Coverage float64        `json:"coverage"`
+	Exact    bool           `json:"exact"`
+	Error    string         `json:"error,omitempty"`
+}
+
+// module writes one module to out. The error is errIncomplete where parts are missing.
+func (d *dumper) module(ctx context.Context, m *introspect.Module, out string) (dumped, error) {
+	entry := dumped{Name: m.Name, Path: m.Path, Base: report.Address(m.Base), Size: m.Size}
+	what := fmt.Sprintf("%s: process %d (%s), image %s", d.target, d.process.PID, d.process.Name, m.Name)
+	img, opt, err := d.copier.Read(ctx, d.process, m)
 	if err != nil {
-		return fmt.Errorf("%s: process %d (%s), image %s: rebuild: %w", t.describe(), p.PID, p.Name, m.Name, err)
+		return entry, fmt.Errorf("%s: %w", what, err)
 	}
-	return e.writeRebuilt(out, file, origin{Domain: t.domain.Name, PID: p.PID, Process: p.Name, Path: m.Path, Base: report.Address(m.Base)})
+	entry.File = filepath.Base(out)
+	if d.raw {
+		if err := writeNew(out, img.Mem); err != nil {
+			return entry, err
+		}
+		absent := 0
+		for _, o := range img.Pages {
+			if o == pe.Absent {
+				absent++
+			}
+		}
+		entry.SHA256 = fmt.Sprintf("%x", sha256.Sum256(img.Mem))
+		entry.Coverage = 1 - float64(absent)/float64(len(img.Pages))
+		fmt.Fprintf(d.stdout, "%s: %d bytes as mapped at %#x\n", out, len(img.Mem), img.Base)
+		if absent > 0 {
+			fmt.Fprintf(d.stdout, "  %d of %d pages are not in memory; zeros stand in for them.\n", absent, len(img.Pages))
+			return entry, errIncomplete
+		}
+		return entry, nil
+	}
+	file, err := d.rebuilder.Rebuild(img, opt)
+	if err != nil {
+		return entry, fmt.Errorf("%s: rebuild: %w", what, err)
+	}
+	entry.SHA256 = fmt.Sprintf("%x", sha256.Sum256(file.Data))
+	entry.Coverage, entry.Exact = file.Fidelity.Coverage(), file.Fidelity.Exact()
+	return entry, d.writeRebuilt(out, file, origin{Domain: d.domain, PID: d.process.PID, Process: d.process.Name, Path: m.Path,
+		Base: report.Address(m.Base), Cached: sweep.CachedHash(opt)})
+}
+
+// all writes every module to the directory dir and a manifest of them.
+func (d *dumper) all(ctx context.Context, dir string, mods []introspect.Module, problems []introspect.Problem) error {
+	if dir == "" {
+		dir = fmt.Sprintf("%s-%d", fileName(d.domain), d.process.PID)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	manifest := struct {
+		Domain  string   `json:"domain"`
+		PID     uint64   `json:"pid"`
+		Process string   `json:"process"`
+		Modules []dumped `json:"modules"`
+		Errors  []string `json:"errors"`
+	}{d.domain, d.process.PID, d.process.Name, []dumped{}, []string{}}
+	for _, p := range problems {
+		manifest.Errors = append(manifest.Errors, p.Error())
+	}
+	var result error
+	taken := map[string]bool{"manifest.json": true}
+	for i := range mods {
+		m := &mods[i]
+		if slices.Contains(m.Flags, introspect.FlagUnmapped) {
+			continue
+		}
+		name := fileName(m.Name)
+		// Names may come twice, and differ in letters that file systems here tell apart.
+		if key := strings.ToLower(name); m.Name == "" || taken[key] || taken[key+".json"] {
+			name = fmt.Sprintf("%x-%s", m.Base, name)
+		}
+		taken[strings.ToLower(name)], taken[strings.ToLower(name)+".json"] = true, true
+		entry, err := d.module(ctx, m, filepath.Join(dir, name))
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if result = errIncomplete; !errors.Is(err, errIncomplete) {
+				entry.File, entry.Error = "", err.Error()
+				fmt.Fprintf(d.stderr, "vmav: %s\n", report.Escape(err.Error()))
+			}
+		}
+		manifest.Modules = append(manifest.Modules, entry)
+	}
+	text, err := json.MarshalIndent(manifest, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, "manifest.json")
+	if err := writeNew(path, append(text, '\n')); err != nil {
+		return err
+	}
+	fmt.Fprintf(d.stdout, "%s: %d modules of process %d (%s)\n", path, len(manifest.Modules), d.process.PID, report.Escape(d.process.Name))
+	if len(problems) > 0 {
+		return errIncomplete
+	}
+	return result
 }
 
 func asErrors(problems []introspect.Problem) []error {

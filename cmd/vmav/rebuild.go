@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,11 +22,15 @@ func rebuildCommand(e *env) *cli.Command {
 		Usage:     "rebuild the file of a mapped image that another tool saved",
 		ArgsUsage: "MAPPED",
 		Description: "MAPPED holds an image as it lay in memory, from its base on. The rebuilt file is written to\n" +
-			"FILE and its fidelity record beside it to FILE.json. With parts missing the exit status is 2.",
+			"FILE and its fidelity record beside it to FILE.json. With parts missing the exit status is 2.\n" +
+			"DIR holds other images of the same process, saved in the same way, by whose exports imports\n" +
+			"without names are restored. Their bases are taken from a manifest.json of vmav dump --all\n" +
+			"--raw, else from the last 0x… of the file name, else from their headers.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "base", Required: true, Usage: "`ADDRESS` that the image was mapped at"},
 			&cli.StringFlag{Name: "missing", Usage: "what the tool could not read: `RANGES` of offsets, as 0x3000-0x5000,0x9000-0xa000"},
 			&cli.StringFlag{Name: "preferred", Usage: "base `ADDRESS` that the file prefers, where it is known"},
+			&cli.PathFlag{Name: "modules", Usage: "`DIR` with the other images of the process"},
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Required: true, Usage: "`FILE` to write"}},
 		Action: func(c *cli.Context) error { return runRebuild(c, e) },
 	})
@@ -52,14 +58,7 @@ func runRebuild(c *cli.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("missing ranges %q: %w", c.String("missing"), err)
 	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if st.Size() > maxMapped {
-		return fmt.Errorf("%s: its %d bytes are more than an image has", path, st.Size())
-	}
-	mapped, err := os.ReadFile(path)
+	mapped, err := readMapped(path)
 	if err != nil {
 		return err
 	}
@@ -67,11 +66,91 @@ func runRebuild(c *cli.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
+	if dir := c.Path("modules"); dir != "" {
+		index, err := e.exportsIn(dir)
+		if err != nil {
+			return err
+		}
+		opt.ResolveExport = index.Resolve
+	}
 	file, err := pe.Rebuild(img, opt)
 	if err != nil {
 		return fmt.Errorf("rebuild %s: %w", path, err)
 	}
 	return e.writeRebuilt(c.Path("output"), file, origin{Path: path, Base: report.Address(base)})
+}
+
+func readMapped(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxMapped {
+		return nil, fmt.Errorf("%s: its %d bytes are more than an image has", path, st.Size())
+	}
+	return os.ReadFile(path)
+}
+
+// maxModules bounds the images of a directory.
+const maxModules = 4096
+
+// baseInName finds addresses in names that other tools give to dumps.
+var baseInName = regexp.MustCompile(`0x[0-9a-fA-F]{1,16}`)
+
+// exportsIn indexes the exports of the mapped images in a directory. A file that is no
+// image is left out, and said.
+func (e *env) exportsIn(dir string) (*pe.ExportIndex, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) > maxModules {
+		return nil, fmt.Errorf("%s: %d files are more than a process has modules", dir, len(entries))
+	}
+	var manifest struct{ Modules []dumped }
+	bases := make(map[string]dumped)
+	if text, err := os.ReadFile(filepath.Join(dir, "manifest.json")); err == nil {
+		if err := json.Unmarshal(text, &manifest); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "manifest.json"), err)
+		}
+		for _, m := range manifest.Modules {
+			bases[m.File] = m
+		}
+	}
+	index := pe.NewExportIndex()
+	for _, f := range entries {
+		if !f.Type().IsRegular() || strings.HasSuffix(f.Name(), ".json") {
+			continue
+		}
+		path := filepath.Join(dir, f.Name())
+		mapped, err := readMapped(path)
+		if err != nil {
+			return nil, err
+		}
+		m := bases[f.Name()]
+		base := uint64(m.Base)
+		if names := baseInName.FindAllString(f.Name(), -1); base == 0 && len(names) > 0 {
+			base, _ = strconv.ParseUint(names[len(names)-1], 0, 64) // it has the digits that fit
+		}
+		if base == 0 {
+			if h, err := pe.ParseHeaders(mapped); err == nil {
+				base = h.ImageBase
+			}
+		}
+		img, err := pe.ImageFromMapped(f.Name(), mapped, base, nil)
+		name := m.Name
+		if err == nil && name == "" {
+			if name = pe.ModuleName(img); name == "" {
+				name = f.Name()
+			}
+		}
+		if err != nil {
+			fmt.Fprintf(e.stderr, "vmav: %s is left out: %s\n", report.Escape(path), report.Escape(err.Error()))
+			continue
+		}
+		index.Add(img, name)
+	}
+	return index, nil
 }
 
 // origin says where a rebuilt file comes from, in its record.
@@ -81,6 +160,7 @@ type origin struct {
 	Process string         `json:"process,omitempty"`
 	Path    string         `json:"path"`
 	Base    report.Address `json:"base"`
+	Cached  string         `json:"cached_sha256,omitempty"` // of the file itself, where the guest's cache holds all of it
 }
 
 // maxRecorded bounds the gaps that a written record lists one by one.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,27 +14,8 @@ import (
 // that the guest loaded, byte for byte.
 func TestDumpAndRebuildGiveTheFile(t *testing.T) {
 	dir := t.TempDir()
-	m, err := ntguest.Lay(ntguest.Options{Build: "10.0.19041", Seed: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	image := filepath.Join(dir, "guest.raw")
-	f, err := os.Create(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.WriteImage(f); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	vmav := func(want int, args ...string) string {
-		t.Helper()
-		var out, errs bytes.Buffer
-		if got := run(context.Background(), append([]string{"vmav"}, args...), &out, &errs); got != want {
-			t.Fatalf("vmav %v: status %d, want %d\n%s%s", args, got, want, out.String(), errs.String())
-		}
-		return out.String()
-	}
+	image, m := laidOut(t, ntguest.Options{Build: "10.0.19041", Seed: 2})
+	vmav := func(want int, args ...string) string { return runVmav(t, want, args...) }
 	for _, p := range m.Truth.Processes {
 		if p.Name != "spin.exe" {
 			continue

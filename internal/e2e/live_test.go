@@ -176,17 +176,19 @@ type scanResult struct {
 		Findings                    []struct {
 			PID                uint64
 			Process, Signature string
+			Fidelity           struct{ Form string }
 		}
 		Errors []struct{ What, Error string }
 	}
 	Summary struct{ Findings, Scanned, Skipped, Errors int }
 }
 
-// database writes a signature for the guest's malware.exe.
+// database writes a signature for the guest's malware.exe, and one for what its
+// packed.exe unpacks when it runs.
 func database(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "test.ndb")
-	if err := os.WriteFile(path, []byte(fmt.Sprintf("Vmav.Test.Malware:1:*:%x\n", "VMAV-TEST-MALWARE")), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(fmt.Sprintf("Vmav.Test.Malware:1:*:%x\nVmav.Test.Unpacked:0:*:%x\n", "VMAV-TEST-MALWARE", "VMAV_TEST_UNPACKED")), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -210,12 +212,17 @@ func TestScanAllFindsTheMalwareAndNamesTheLinux(t *testing.T) {
 			}
 		case a.name, b.name:
 			found++
-			if d.Status != "scanned" || len(d.Findings) != 1 || d.Findings[0].Process != "malware.exe" || d.Findings[0].Signature != "Vmav.Test.Malware" {
+			var seen []string
+			for _, f := range d.Findings {
+				seen = append(seen, f.Process+" "+f.Signature+" "+f.Fidelity.Form)
+			}
+			slices.Sort(seen)
+			if d.Status != "scanned" || !slices.Equal(seen, []string{"malware.exe Vmav.Test.Malware file", "packed.exe Vmav.Test.Unpacked memory"}) {
 				t.Errorf("%s is %s with %+v", d.Name, d.Status, d.Findings)
 			}
 		}
 	}
-	if found != 3 || got.Summary.Findings != 2 || got.Summary.Skipped != 1 {
+	if found != 3 || got.Summary.Findings != 4 || got.Summary.Skipped != 1 {
 		t.Errorf("%d of the 3 domains, summary %+v", found, got.Summary)
 	}
 	if out, _, status := vmav(t, "list", "-c", uri); status != 0 || !strings.Contains(out, "looks like Linux") || !strings.Contains(out, "6.1.7601") {

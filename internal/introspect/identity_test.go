@@ -136,10 +136,10 @@ func TestFileBehindAnImage(t *testing.T) {
 				if !v.Image() {
 					continue
 				}
-				if was, ok := areas[v.ControlArea]; v.ControlArea == 0 || ok && was != v.Path {
-					t.Fatalf("%s has control area %#x, as has %s", v.Path, v.ControlArea, was)
+				if was, ok := areas[v.ControlArea()]; v.ControlArea() == 0 || ok && was != v.Path {
+					t.Fatalf("%s has control area %#x, as has %s", v.Path, v.ControlArea(), was)
 				}
-				areas[v.ControlArea] = v.Path
+				areas[v.ControlArea()] = v.Path
 				var a, b [64]byte
 				va := v.Start + 0x1000
 				if g.ReadFile(a[:], v, va) != nil || g.Space(&procs[i]).Read(b[:], va) != nil {

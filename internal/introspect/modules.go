@@ -21,7 +21,7 @@ const (
 const (
 	ldr32Load, ldr32Memory, ldr32Init       = 0x0c, 0x14, 0x1c
 	entry32Load, entry32Memory, entry32Init = 0x00, 0x08, 0x10
-	entry32Base, entry32Image               = 0x18, 0x20
+	entry32Base, entry32Entry, entry32Image = 0x18, 0x1c, 0x20
 	entry32Full, entry32Name                = 0x24, 0x2c
 	entry32Size                             = 0x34
 )
@@ -105,7 +105,7 @@ func (g *Guest) loaderLists(ctx context.Context, as *AddressSpace, peb uint64, f
 			if base == 0 || found[base] != nil {
 				return true
 			}
-			m := &Module{Base: base, Size: uint64(rec.u32(o.Image)), Flags: []string{}}
+			m := &Module{Base: base, Size: uint64(rec.u32(o.Image)), EntryPoint: rec.u64(o.Entry), Flags: []string{}}
 			if o.Original != winstruct.Missing {
 				m.OriginalBase = rec.u64(o.Original)
 			}
@@ -169,7 +169,7 @@ func (g *Guest) loaderLists32(ctx context.Context, as *AddressSpace, peb32 uint6
 				m.Wow64 = true
 				continue
 			}
-			m := &Module{Base: base, Size: uint64(rec.u32(entry32Image)), Wow64: true, Flags: []string{}}
+			m := &Module{Base: base, Size: uint64(rec.u32(entry32Image)), EntryPoint: uint64(rec.u32(entry32Entry)), Wow64: true, Flags: []string{}}
 			var err1, err2 error
 			m.Name, err1 = rec.unicode32(as, entry32Name)
 			m.Path, err2 = rec.unicode32(as, entry32Full)

@@ -92,6 +92,7 @@ type Offsets struct {
 		Image    uint32 `win:"_LDR_DATA_TABLE_ENTRY.SizeOfImage"`
 		FullName uint32 `win:"_LDR_DATA_TABLE_ENTRY.FullDllName"`
 		BaseName uint32 `win:"_LDR_DATA_TABLE_ENTRY.BaseDllName"`
+		Entry    uint32 `win:"_LDR_DATA_TABLE_ENTRY.EntryPoint"`
 		Original uint32 `win:"_LDR_DATA_TABLE_ENTRY.OriginalBase,optional"`
 	}
 	Driver struct {
@@ -123,6 +124,43 @@ type Offsets struct {
 	SubsectionControl uint32 `win:"_SUBSECTION.ControlArea"`
 	ControlFile       uint32 `win:"_CONTROL_AREA.FilePointer"`
 	FileName          uint32 `win:"_FILE_OBJECT.FileName"`
+
+	Subsection struct {
+		Size       uint32          `win:"sizeof(_SUBSECTION)"`
+		Base       uint32          `win:"_SUBSECTION.SubsectionBase"`
+		Next       uint32          `win:"_SUBSECTION.NextSubsection"`
+		Pages      winstruct.Field `win:"_SUBSECTION.PtesInSubsection"`
+		Sector     winstruct.Field `win:"_SUBSECTION.StartingSector"`
+		Full       winstruct.Field `win:"_SUBSECTION.NumberOfFullSectors"`
+		Flags      uint32          `win:"_SUBSECTION.u"`
+		Protection winstruct.Field `win:"_MMSUBSECTION_FLAGS.Protection"`
+		SectorHigh winstruct.Field `win:"_MMSUBSECTION_FLAGS.StartingSector4132"`
+		End        winstruct.Field `win:"_MMSUBSECTION_FLAGS.SectorEndOffset"`
+	}
+	Control struct {
+		Size  uint32          `win:"sizeof(_CONTROL_AREA)"`
+		Flags uint32          `win:"_CONTROL_AREA.u"`
+		Image winstruct.Field `win:"_MMSECTION_FLAGS.Image"`
+	}
+	// A FILE_OBJECT leads to the file's own pages: those of its data section, and the
+	// cache manager's views of them.
+	FilePointers uint32 `win:"_FILE_OBJECT.SectionObjectPointer"`
+	Pointers     struct {
+		Size  uint32 `win:"sizeof(_SECTION_OBJECT_POINTERS)"`
+		Data  uint32 `win:"_SECTION_OBJECT_POINTERS.DataSectionObject"`
+		Cache uint32 `win:"_SECTION_OBJECT_POINTERS.SharedCacheMap"`
+	}
+	Cache struct {
+		Size        uint32 `win:"sizeof(_SHARED_CACHE_MAP)"`
+		FileSize    uint32 `win:"_SHARED_CACHE_MAP.FileSize"`
+		SectionSize uint32 `win:"_SHARED_CACHE_MAP.SectionSize"`
+		Vacbs       uint32 `win:"_SHARED_CACHE_MAP.Vacbs"`
+	}
+	Vacb struct {
+		Size uint32 `win:"sizeof(_VACB)"`
+		Base uint32 `win:"_VACB.BaseAddress"`
+		Map  uint32 `win:"_VACB.SharedCacheMap"`
+	}
 
 	InvalidPteMask uint32          `win:"_MI_SYSTEM_INFORMATION.Hardware.InvalidPteMask,optional"`
 	SwizzleBit     winstruct.Field `win:"_MMPTE_TRANSITION.SwizzleBit,optional"`

@@ -29,7 +29,15 @@ const (
 	PageTransition                   // through a transition entry: out of the working set, still in RAM
 	PagePrototype                    // through the section's prototype entry
 	PageDemandZero                   // never touched: the guest would see zeros
+	PagePrivate                      // a copy of the process's own of a page that belongs to a section
+	PageStandIn                      // through the prototype entry, for the process's own copy is in a page file
+	pagePagedOut                     // in a page file; becomes one of the others before anybody sees it
 )
+
+// inMemory tells whether a page with this origin has a frame.
+func (o PageOrigin) inMemory() bool {
+	return o != PageAbsent && o != PageDemandZero && o != pagePagedOut
+}
 
 // Bits of an x64 page table entry, and of the software forms that Windows gives one
 // that is not valid (_MMPTE_TRANSITION, _MMPTE_PROTOTYPE; the same bits on every
@@ -172,7 +180,7 @@ func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err er
 
 // translate finds where va lies in guest-physical memory, by way of every form of
 // entry that Windows uses. It does not allocate. A page that is not in RAM has an
-// origin of PageAbsent or PageDemandZero and no address.
+// origin of PageAbsent, PageDemandZero or pagePagedOut and no address.
 func (as *AddressSpace) translate(va uint64) (pa uint64, origin PageOrigin, err error) {
 	pte, shift, ok, err := as.walk(va)
 	if err != nil || !ok {
@@ -208,7 +216,7 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 	case pte>>32 == 0:
 		return 0, PageDemandZero, nil
 	}
-	return 0, PageAbsent, nil // in a page file
+	return 0, pagePagedOut, nil
 }
 
 // prototype resolves va through the prototype entry at a kernel address.
@@ -246,7 +254,7 @@ func (as *AddressSpace) Translate(va uint64) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("translate %#x (DTB %#x): %w", va, as.dtb, err)
 	}
-	if origin == PageAbsent || origin == PageDemandZero {
+	if !origin.inMemory() {
 		return 0, &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
 	}
 	return pa, nil
@@ -278,7 +286,7 @@ func (as *AddressSpace) Read(p []byte, va uint64) error {
 			return &AddressError{VA: va, DTB: as.dtb, Err: err}
 		case origin == PageDemandZero:
 			clear(p[:n])
-		case origin == PageAbsent:
+		case !origin.inMemory():
 			return &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
 		default:
 			if err := as.t.src.ReadPhys(p[:n], pa); err != nil {

@@ -51,6 +51,7 @@ type Module struct {
 	Flags []string
 
 	OriginalBase uint64 // the base the file prefers, as the loader noted it; 0 where unknown
+	EntryPoint   uint64 // address, as the loader noted it; 0 where unknown or none
 	vad          *VAD
 }
 

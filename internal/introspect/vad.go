@@ -17,12 +17,19 @@ type VAD struct {
 	Protection uint8  // index into MmProtectToValue
 	Private    bool
 	Path       string // of the mapped file, without its device; "" for private memory
-	// ControlArea is the address of the file's control area, which all who map the
-	// file share; 0 for private memory.
-	ControlArea uint64
-	proto       uint64 // first prototype entry, 0 for private memory
-	lastProto   uint64
+	proto      uint64 // first prototype entry, 0 for private memory
+	lastProto  uint64
+	control    uint64 // CONTROL_AREA, 0 for private memory
+	file       uint64 // FILE_OBJECT, 0 where no file stands behind the range
 }
+
+// ControlArea is the address of the section's control area: two ranges that have the
+// same one map the same section. It is 0 for private memory.
+func (v *VAD) ControlArea() uint64 { return v.control }
+
+// FileObject is the address of the FILE_OBJECT that the section was made from; 0 for
+// private memory and for sections of the page file.
+func (v *VAD) FileObject() uint64 { return v.file }
 
 // vadImage is VadImageMap of MI_VAD_TYPE.
 const vadImage = 2
@@ -30,10 +37,13 @@ const vadImage = 2
 // Image tells whether the range maps a PE image.
 func (v *VAD) Image() bool { return v.Type == vadImage }
 
-// Executable tells whether the range was mapped with any execute right (the third
-// bit of a protection index means execute with the first two in 2, 3, 6, 7).
-func (v *VAD) Executable() bool {
-	return v.Protection&7 == 2 || v.Protection&7 == 3 || v.Protection&7 >= 6
+// Executable tells whether the range was mapped with any execute right.
+func (v *VAD) Executable() bool { return executable(v.Protection) }
+
+// executable: the third bit of a protection index means execute with the first two in
+// 2, 3, 6 and 7.
+func executable(protection uint8) bool {
+	return protection&7 == 2 || protection&7 == 3 || protection&7 >= 6
 }
 
 // Writable tells whether the range was mapped with any right to write, be it to a copy
@@ -120,14 +130,15 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 	if err != nil {
 		return v, fmt.Errorf("subsection: %w", err)
 	}
-	v.ControlArea = control
 	file, err := g.as.word(control + uint64(g.off.ControlFile))
 	if err != nil {
 		return v, fmt.Errorf("control area: %w", err)
 	}
+	v.control = control
 	if file &^= 0xf; file == 0 { // EX_FAST_REF: four bits of count
 		return v, nil
 	}
+	v.file = file
 	name := make(record, 16)
 	if err := g.as.Read(name, file+uint64(g.off.FileName)); err != nil {
 		return v, fmt.Errorf("file object: %w", err)

@@ -84,7 +84,7 @@ func readLibrary(ctx context.Context, g *introspect.Guest, p *introspect.Process
 	if !strings.EqualFold(self, ntdllName) {
 		return nil, fmt.Errorf("its %s calls itself %q", ntdllName, self)
 	}
-	return &library{control: v.ControlArea, rvas: rvas, parks: findParks(img)}, nil
+	return &library{control: v.ControlArea(), rvas: rvas, parks: findParks(img)}, nil
 }
 
 // findMapping is where a process maps ntdll; control, unless 0, is the file it must be.
@@ -95,10 +95,10 @@ func findMapping(ctx context.Context, g *introspect.Guest, p *introspect.Process
 	}
 	for i := range vads {
 		v := &vads[i]
-		if !v.Image() || !strings.EqualFold(v.Path, ntdllPath) || v.ControlArea == 0 {
+		if !v.Image() || !strings.EqualFold(v.Path, ntdllPath) || v.ControlArea() == 0 {
 			continue
 		}
-		if control != 0 && v.ControlArea != control {
+		if control != 0 && v.ControlArea() != control {
 			return nil, fmt.Errorf("its %s is not the file that Windows' own processes map", ntdllName)
 		}
 		return v, nil

@@ -13,12 +13,21 @@ func (b *builder) invalidPTEMask() uint64 {
 	return 1 << 45
 }
 
+// trims decides at random whether a page is trimmed: one in eight with
+// Options.Absent, or the share that Options.Trim says. Headers stay with the former.
+func (b *builder) trims(page uint64) bool {
+	if b.opts.Trim > 0 {
+		return b.rng.Uint64N(100) < uint64(b.opts.Trim)
+	}
+	return b.opts.Absent && page != 0 && b.rng.Uint64N(8) == 0
+}
+
 // trimmedProto decides, where absent pages are asked for, whether a page of a
 // section is in no working set. Its prototype PTE is then one in transition, with
 // the content still in a frame, or leads to the subsection: the page must be read
-// from the file. The headers always stay.
+// from the file.
 func (b *builder) trimmedProto(im *image, page, pfn uint64) (pte uint64, trimmed bool) {
-	if !b.opts.Absent || page == 0 || b.rng.Uint64N(8) != 0 {
+	if !b.trims(page) {
 		return 0, false
 	}
 	if im.trimmed == nil {
@@ -37,20 +46,53 @@ func (b *builder) trimmedProto(im *image, page, pfn uint64) (pte uint64, trimmed
 			subsection += b.sizeof("_SUBSECTION") * uint64(i)
 		}
 	}
-	pte = subsection<<16 | prot | ptePrototype
-	if b.invalidPTEMask() != 0 {
-		pte |= pteSwizzle
-	}
-	return pte, true
+	return subsection<<16 | prot | ptePrototype | b.notInverted(), true
 }
 
 // leaveOut decides whether a process lacks a shared page of an image: those that no
 // process has, and some more of its own.
 func (b *builder) leaveOut(im *image, page uint64) bool {
-	if !b.opts.Absent || page == 0 {
+	return im.trimmed[page] || b.trims(page)
+}
+
+// leaveOutPTE is the entry of a page that a process does not have: none, where the
+// address space descriptor tells the rest, or with Options.Trim at times one that
+// leads to the section's prototype entry.
+func (u *userSpace) leaveOutPTE(im *image, page uint64) {
+	va := im.base + page*pageSize
+	u.absent = append(u.absent, va)
+	if u.b.opts.Trim == 0 || u.b.rng.Uint64N(2) == 0 {
+		return
+	}
+	u.s.setPTE(va, (im.proto+8*page)<<16|ptePrototype|u.b.notInverted())
+}
+
+// notInverted is the bit that an invalid PTE has on builds that else invert it.
+func (b *builder) notInverted() uint64 {
+	if b.invalidPTEMask() != 0 {
+		return pteSwizzle
+	}
+	return 0
+}
+
+// trimPrivate trims, with Options.Trim, a page that a process has a copy of its own
+// of: into transition, or into the page file, where nobody finds it.
+func (u *userSpace) trimPrivate(im *image, page, pfn uint64, prot int) (trimmed bool) {
+	b := u.b
+	if b.opts.Trim == 0 || !b.trims(page) {
 		return false
 	}
-	return im.trimmed[page] || b.rng.Uint64N(8) == 0
+	va := im.base + page*pageSize
+	u.absent = append(u.absent, va)
+	if b.rng.Uint64N(2) == 0 {
+		u.own[va] = true
+		u.s.setPTE(va, (pfn<<pageShift^b.invalidPTEMask())|uint64(prot)<<5|pteTransition)
+		return true
+	}
+	u.own[va] = false
+	delete(b.mem.frames, pfn)
+	u.s.setPTE(va, (0x1000+b.rng.Uint64N(1<<16))<<32|uint64(prot)<<5|b.notInverted())
+	return true
 }
 
 // withoutAbsent is modules without what changes while the guest runs.

@@ -54,6 +54,9 @@ type Options struct {
 	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
 	LA57      bool   // 5-level paging; 10.0 builds only
 	Absent    bool   // leave pages of images out of processes, and some out of memory
+	Trim      int    // percent of the pages of images to trim at random, headers too; for images of memory only
+	FileCache bool   // the cache holds the files that are mapped, as far as Trim leaves it; for images of memory only
+	Implants  bool   // processes hold what malware leaves: see Machine.Implants; for images of memory only
 	Hide      string // name of a process to unlink from the process list
 	Assets    string // directory of the guest's programs; "" to find it
 }
@@ -86,6 +89,7 @@ type builder struct {
 	sessions map[int]uint64
 	drivers  []driver
 	blob     *blob
+	implants []Implant
 	live     liveState
 
 	userSID string // of the account that session 1 belongs to

@@ -37,6 +37,7 @@ type image struct {
 	proto       uint64          // address of the prototype PTEs
 	frames      []uint64        // of the pages in memory; 0 for those that are not
 	trimmed     map[uint64]bool // pages that no process has mapped
+	cached      []bool          // pages of the file in the guest's cache
 }
 
 // hostPath finds the file that the guest has under a path. Programs of ours stand

@@ -67,6 +67,9 @@ func Lay(opts Options) (m *Machine, err error) {
 		b.newProcess(spec)
 	}
 	b.buildHandles()
+	if opts.Implants {
+		b.implant()
+	}
 	for _, p := range b.procs {
 		if p.user != nil {
 			p.user.writeVADs(p.eprocess)

@@ -21,7 +21,7 @@ const (
 // buildUser lays out the user half of a process: its images, PEB, loader lists,
 // parameters and the shared user data page.
 func (b *builder) buildUser(p *process) {
-	u := &userSpace{b: b, s: p.space}
+	u := &userSpace{b: b, s: p.space, own: make(map[uint64]bool)}
 	p.user = u
 	p.modules = append([]*image{p.exe}, b.files.closure(p.exe, p.spec.dlls...)...)
 	var native []*image // of a wow64 process: the 64-bit side

@@ -20,6 +20,7 @@ type peFile struct {
 	entry    uint64 // RVA
 	stamp    uint32
 	headers  uint64 // SizeOfHeaders
+	flat     bool   // sections are aligned below the page size
 	dirs     [][2]uint64
 	optional int // offset of the optional header
 	sections []peSection
@@ -73,6 +74,7 @@ func readPE(path string) (f *peFile, err error) {
 	f.entry = uint64(le.Uint32(o[16:]))
 	f.size = (uint64(le.Uint32(o[56:])) + pageSize - 1) &^ (pageSize - 1)
 	f.headers = uint64(le.Uint32(o[60:]))
+	f.flat = le.Uint32(o[32:]) < pageSize
 	dirs := 112
 	if f.pe32 {
 		f.base = uint64(le.Uint32(o[28:]))
@@ -99,14 +101,18 @@ func readPE(path string) (f *peFile, err error) {
 // lay returns the image as mapped before anything is changed in it.
 func (f *peFile) lay() []byte {
 	img := make([]byte, f.size)
+	if f.flat {
+		copy(img, f.data)
+		return img
+	}
 	copy(img, f.data[:min(f.headers, uint64(len(f.data)))])
 	for _, s := range f.sections {
 		n := s.rawSize
 		if s.vsize != 0 {
 			n = min(n, (s.vsize+pageSize-1)&^(pageSize-1))
 		}
-		if n > 0 && s.raw != 0 {
-			copy(img[s.rva:], f.data[s.raw:min(s.raw+n, uint64(len(f.data)))])
+		if raw := s.raw &^ 511; n > 0 && s.raw != 0 { // the memory manager counts sectors
+			copy(img[s.rva:], f.data[raw:min(raw+n, uint64(len(f.data)))])
 		}
 	}
 	return img

@@ -71,6 +71,7 @@ func (b *builder) scenario() []processSpec {
 		app("spawner.exe", "spawner.exe", 1, true),
 		processSpec{name: "service.exe", file: "service.exe", dir: `\Program Files\Test`, parent: "services.exe", session: 0, threads: 1, runs: true},
 		processSpec{name: "malware.exe", file: "malware.exe", dir: `\Users\user\AppData\Local\Temp`, parent: "explorer.exe", session: 1, threads: 1, runs: true},
+		processSpec{name: "packed.exe", file: "packed.exe", dir: `\Users\user\Downloads`, parent: "explorer.exe", session: 1, threads: 1, runs: true},
 		processSpec{name: "wowspin.exe", file: "spin.exe", dir: `\Program Files (x86)\Test`, parent: "explorer.exe", session: 1, threads: 1, runs: true, wow64: true},
 		processSpec{name: "clam.exe", file: "clam.exe", dir: `\Users\user\Downloads`, parent: "explorer.exe", session: 1, threads: 1, wow64: true},
 	)

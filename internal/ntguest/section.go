@@ -42,6 +42,9 @@ type span struct {
 // spans divides an image as the memory manager does: one subsection for the headers,
 // one for each section.
 func (f *peFile) spans() []span {
+	if f.flat { // sections aligned below the page size: one piece, which anybody may write to and execute
+		return []span{{0, f.size / pageSize, mmExecuteWriteCopy, 0, uint64(len(f.data))}}
+	}
 	out := []span{{0, (f.headers + pageSize - 1) / pageSize, mmReadOnly, 0, f.headers}}
 	if len(f.sections) > 0 {
 		out[0].end = f.sections[0].rva / pageSize
@@ -53,7 +56,11 @@ func (f *peFile) spans() []span {
 		if i+1 < len(f.sections) {
 			end = f.sections[i+1].rva / pageSize
 		}
-		out = append(out, span{s.rva / pageSize, end, s.protection(), s.raw, s.rawSize})
+		size := s.rawSize
+		if s.raw == 0 {
+			size = 0 // whatever it says: nothing of it is in the file
+		}
+		out = append(out, span{s.rva / pageSize, end, s.protection(), s.raw, size})
 	}
 	return out
 }
@@ -129,6 +136,7 @@ func (fs *files) buildSection(im *image) {
 		o.set(s.rawSize/512, "NumberOfFullSectors")
 		o.set(s.end-s.start, "PtesInSubsection")
 		sub := b.at("_MMSUBSECTION_FLAGS", o.addr("u.SubsectionFlags"))
+		sub.set(s.rawSize%512, "SectorEndOffset")
 		sub.opt(uint64(s.prot), "Protection")
 	}
 	im.frames = make([]uint64, pages)
@@ -155,6 +163,9 @@ func (fs *files) buildSection(im *image) {
 	fs.segments = append(fs.segments, BootSegment{Proto: im.proto, Count: pages})
 	fs.backing = append(fs.backing, nil)
 	im.section = b.newSectionObject(im)
+	if b.opts.FileCache {
+		b.cacheFile(im, sop)
+	}
 }
 
 // newSectionObject makes the SECTION object that a process is created from.

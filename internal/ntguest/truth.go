@@ -125,7 +125,7 @@ func (b *builder) processTruth(p *process) TruthProcess {
 				continue
 			}
 			m.Absent = append(m.Absent, va-im.base)
-			if im.frames[(va-im.base)/pageSize] == 0 {
+			if im.frames[(va-im.base)/pageSize] == 0 && !p.user.own[va] {
 				m.Lost = append(m.Lost, va-im.base)
 			}
 		}

@@ -19,7 +19,8 @@ type userSpace struct {
 	s       *space
 	vads    []vadSpec
 	regions []BootRegion
-	absent  []uint64 // pages of images that are not mapped
+	absent  []uint64        // pages of images that are not mapped
+	own     map[uint64]bool // pages of images with a copy of the process's own: whether it is in memory
 	heap    userArena
 }
 
@@ -89,14 +90,18 @@ func (u *userSpace) mapImage(im *image) {
 		if im.private[page] {
 			own := u.b.mem.alloc()
 			copy(u.b.mem.frame(own)[:], im.bound[page*pageSize:])
+			if u.trimPrivate(im, page, own, prot) {
+				continue
+			}
 			if prot == mmWriteCopy || prot == mmExecuteWriteCopy {
 				bits |= pteWrite
 			}
+			u.own[va] = true
 			u.s.mapFrame(va, own, bits|pteDirty)
 			continue
 		}
 		if u.b.leaveOut(im, page) {
-			u.absent = append(u.absent, va)
+			u.leaveOutPTE(im, page)
 			continue
 		}
 		if prot == mmWriteCopy || prot == mmExecuteWriteCopy {

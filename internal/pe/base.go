@@ -41,11 +41,18 @@ func (r *Rebuilder) restoreBase() {
 func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	h := &r.hdr
 	b := &r.fid.Base
-	if len(r.headerCopy) > 0 && r.fid.Headers != HeadersMemory && r.hdr.Dirs[dirBaseReloc].RVA == 0 && r.opt.PreferredBase == 0 {
+	if r.madeUp {
+		// Nothing in such headers tells whether the image could be moved.
+		if v := r.opt.PreferredBase; v != 0 {
+			return v, BaseLoader
+		}
+		return r.img.Base, BaseUndecided
+	}
+	if !r.fid.Headers.own() && r.hdr.Dirs[dirBaseReloc].RVA == 0 && r.opt.PreferredBase == 0 {
 		return r.img.Base, BaseUndecided
 	}
 	r.solver, r.solved = r.newSumSolver()
-	if v, ok := r.cachedBase(); ok && r.fid.Headers == HeadersMemory {
+	if v, ok := r.cachedBase(); ok && r.fid.Headers.own() {
 		return v, BaseCache
 	}
 	if !r.movable() {
@@ -77,6 +84,9 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	if r.unmoved(candidates) {
 		return r.img.Base, BaseDefault
 	}
+	if v, ok := r.solveBase(); ok {
+		return v, BaseSolved
+	}
 	if h.madeByGNU() && h.Characteristics&fileDLL != 0 {
 		if names := r.nameBases(); len(names) > 0 {
 			return names[0], BaseName
@@ -86,6 +96,29 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 		return v, BaseDefault
 	}
 	return r.img.Base, BaseUndecided
+}
+
+// solveBase finds the 32-bit base with which the checksum comes out right. It is one
+// equation for one unknown: nothing is left to prove the result with, and it holds only
+// where every other byte is the file's.
+func (r *Rebuilder) solveBase() (base uint64, ok bool) {
+	if !r.solved || r.hdr.PE64 || !r.img.PrivateKnown || r.solver.weight == 0 {
+		return 0, false
+	}
+	for i := range r.hdr.Sections {
+		if s := &r.hdr.Sections[i]; s.Writable() && s.RawSize != 0 && s.RawOffset != 0 && r.mayBeWritten(s) {
+			return 0, false
+		}
+	}
+	for v := uint64(0x10000); v < 1<<32; v += 0x10000 {
+		if r.solver.matches(r.img.Base, v) {
+			if ok {
+				return 0, false // two solutions are none
+			}
+			base, ok = v, true
+		}
+	}
+	return base, ok
 }
 
 // movable says whether the image could have been loaded anywhere but at its
@@ -256,7 +289,7 @@ type sumSolver struct {
 // has.
 func (r *Rebuilder) checkSumUsable() bool {
 	h, size := &r.hdr, r.lay.fileSize
-	if h.CheckSum == 0 || len(r.headerCopy) > 0 || r.fid.Headers != HeadersMemory ||
+	if h.CheckSum == 0 || len(r.headerCopy) > 0 && r.fid.Headers == HeadersMemory || !r.fid.Headers.own() ||
 		uint64(h.checkSumField())+4 > size || h.hasOverlay(size) {
 		return false
 	}

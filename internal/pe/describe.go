@@ -32,6 +32,7 @@ func (f *Fidelity) Describe() []string {
 	}
 	if f.Headers != HeadersMemory {
 		say("The headers in memory do not serve; the layout is from %s.", map[HeaderSource]string{
+			HeadersShared: "the section's own page", HeadersCache: "the cached file",
 			HeadersLayout: "the section object", HeadersAnalysis: "analysis of the bytes"}[f.Headers])
 	}
 	proof := "likely"
@@ -77,7 +78,18 @@ func (f *Fidelity) Describe() []string {
 		if c.Code {
 			what = "code"
 		}
-		say("The %s at RVA %#x (%d bytes, section %s) differs from its file.", what, c.RVA, c.Len(), strconv.Quote(c.Section))
+		say("The %s at RVA %#x (%d bytes, section %s) differs from its %s: %s for %s.", what, c.RVA, c.Len(), strconv.Quote(c.Section),
+			map[string]string{Prototype.String(): "section's page", FileCache.String(): "file"}[c.Source], c.Memory, c.File)
+	}
+	if n := len(f.Conflicts) - 8; n > 0 {
+		say("%d more places differ.", n)
+	}
+	if len(f.MemoryOnly) > 0 {
+		var n uint64
+		for _, r := range f.MemoryOnly {
+			n += r.Len()
+		}
+		say("%d bytes of executable memory are not in the file: code that came after loading.", n)
 	}
 	var can, cannot, may []string
 	for _, s := range f.Signatures {

@@ -16,18 +16,22 @@
 //
 // Of several sources of the same byte of a file the first that has it counts:
 //
-//  1. the file's own cached page ([Options].FilePages), for headers' ImageBase,
-//     writable sections, and what was never mapped;
-//  2. the page of the mapping itself, with what the loader did to it undone, for
-//     everything that is not writable: it is what runs, and where it differs from
-//     the cached page the difference is a [Conflict], not a correction;
+//  1. for what a process may write to (writable sections, headers that it has
+//     changed) and for what is never mapped: the section's own page under the
+//     process's copy ([Image].Shared), then the file's own cached page
+//     ([Options].FilePages), then the copy as it is now;
+//  2. for everything else the page of the mapping, resident, in transition or by its
+//     prototype entry, with what the loader did to it undone: it is what runs, and
+//     where it differs from the section's page or from the cached file the difference
+//     is a [Conflict], not a correction;
 //  3. the cached page, for what the mapping does not have;
-//  4. other parts of the image that say what the byte was (import names for the
+//  4. another process's own copy, for what cannot be written to ([OtherProcess]);
+//  5. other parts of the image that say what the byte was (import names for the
 //     address table);
-//  5. zeros, recorded as a [Gap].
+//  6. zeros, recorded as a [Gap].
 //
-// [Merge] completes a mapping from others of the same file beforehand; it takes
-// no page that the other process has written.
+// Headers are parsed from the same sources in the same order, and made up from the
+// section object's layout or by analysis where none serves.
 //
 // Format facts come from Microsoft's "PE Format" specification and from winnt.h
 // of the Windows SDK (structure offsets); what the loader does was checked

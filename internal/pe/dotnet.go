@@ -28,7 +28,7 @@ func (r *Rebuilder) rewrittenDotNet() bool {
 // undoDotNet writes the headers back to PE32 and parses them anew.
 func (r *Rebuilder) undoDotNet() error {
 	le := binary.LittleEndian
-	src := r.headerBytes()
+	src := r.headerSource
 	h := r.hdr
 	opt := int(h.optOffset())
 	table, size := int(h.sectTable), len(h.Sections)*sectionHeaderSize

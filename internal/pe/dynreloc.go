@@ -142,7 +142,7 @@ func (r *Rebuilder) undoMovedAddresses(w *relocWalker, symbol uint64) {
 // putDoubtful writes bytes that follow from analysis and records them as in doubt.
 func (r *Rebuilder) putDoubtful(rva uint64, b []byte) {
 	off, ok := r.lay.offset(rva, uint64(len(b)))
-	if !ok || bytes.Equal(r.data[off:off+uint64(len(b))], b) || !r.put(rva, b) {
+	if !ok || bytes.Equal(r.data[off:off+uint64(len(b))], b) || !r.write(rva, b) {
 		return
 	}
 	r.fid.Relocations.Dynamic++

@@ -160,6 +160,21 @@ func (x *ExportIndex) Add(img *Image, name string) int {
 	return added
 }
 
+// ModuleName is the name that a mapped image's export directory gives it; "" where it
+// has none.
+func ModuleName(img *Image) string {
+	if len(img.Mem)%PageSize != 0 || len(img.Pages) != len(img.Mem)/PageSize {
+		return ""
+	}
+	r := Rebuilder{img: img}
+	h, err := ParseHeaders(r.memoryHeader())
+	if err != nil || h.NumDirs <= dirExport {
+		return ""
+	}
+	r.hdr = *h
+	return r.exportName()
+}
+
 // Resolve returns all that an address is exported as, forwarders to it included.
 func (x *ExportIndex) Resolve(va uint64) []Symbol {
 	direct := x.byAddr[va]

@@ -30,6 +30,7 @@ const (
 	CauseOverlay    Cause = "overlay not in the guest's cache" // never mapped, beyond the last section
 	CauseHeader     Cause = "header field reconstructed"       //
 	CauseDynamic    Cause = "dynamic relocation not undone"    // DVRT
+	CauseWritten    Cause = "written since it was loaded"      // by the process or its loader; where, only lost headers tell
 )
 
 // Gap is a run of bytes of the rebuilt file that are not known to be the file's own.
@@ -48,6 +49,7 @@ type ByteCounts struct {
 	Private    uint64 `json:"private"`
 	DemandZero uint64 `json:"demand_zero"`
 	FileCache  uint64 `json:"file_cache"`
+	Other      uint64 `json:"other_process"`
 	Derived    uint64 `json:"derived"`      // not present, but known from another part of the image, such as its import names
 	Assumed    uint64 `json:"assumed_zero"` // never mapped
 	Missing    uint64 `json:"missing"`      // not present
@@ -94,6 +96,7 @@ const (
 	BaseFixed     BaseMethod = "fixed"      // the image cannot be relocated
 	BaseHeader    BaseMethod = "header"     // the header in memory still says it
 	BasePointers  BaseMethod = "pointers"   // addresses in the image that the loader does not relocate agree on it
+	BaseSolved    BaseMethod = "solved"     // the only one with which the header's CheckSum comes out right, given that all else is the file's
 	BaseName      BaseMethod = "name-hash"  // the linker derived it from the name of the file
 	BaseDefault   BaseMethod = "default"    // what the linker that made the file uses when not told otherwise
 	BaseUndecided BaseMethod = "unknown"    // nothing speaks for any: the actual base is left in place
@@ -165,17 +168,26 @@ type HeaderSource string
 // Sources of the layout.
 const (
 	HeadersMemory   HeaderSource = "memory"         // the headers of the mapped image
+	HeadersShared   HeaderSource = "section page"   // the section's own page, because the process has changed its copy
+	HeadersCache    HeaderSource = "file-cache"     // the file's own headers in the guest's cache, because those in memory do not serve
 	HeadersLayout   HeaderSource = "section object" // the subsections of the section object, because the headers are wiped or forged
 	HeadersAnalysis HeaderSource = "analysis"       // nothing but the bytes themselves
 )
+
+// own says whether the headers are the file's, and not made up.
+func (h HeaderSource) own() bool {
+	return h == HeadersMemory || h == HeadersShared || h == HeadersCache
+}
 
 // Conflict is a place where two sources of the same file disagree: a hook, a patch or a lie.
 type Conflict struct {
 	Range          // file offsets
 	RVA     uint64 `json:"rva"`
 	Section string `json:"section"`
-	Code    bool   `json:"code"` // in an executable section
-	Source  string `json:"source"`
+	Code    bool   `json:"code"`   // in an executable section
+	Source  string `json:"source"` // that disagrees with the mapping: "prototype" for the section's own page, "file-cache"
+	Memory  string `json:"memory"` // the first bytes of the mapping there, in hexadecimal
+	File    string `json:"file"`   // the same of the source
 }
 
 // Fidelity is the record that travels with a rebuilt file: what it is made of
@@ -197,6 +209,7 @@ type Fidelity struct {
 	Gaps        []Gap              `json:"gaps"`         // ascending by offset, not overlapping
 	MissingRVAs []Range            `json:"missing_rvas"` // runs of pages that are not present
 	Conflicts   []Conflict         `json:"conflicts,omitempty"`
+	MemoryOnly  []Range            `json:"memory_only,omitempty"` // RVAs of executable pages whose bytes in memory are not in the rebuilt file
 	Signatures  []SignatureSupport `json:"signatures"`
 	Notes       []string           `json:"notes,omitempty"`
 

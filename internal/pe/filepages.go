@@ -2,6 +2,7 @@ package pe
 
 import (
 	"bytes"
+	"encoding/hex"
 	"slices"
 )
 
@@ -83,6 +84,7 @@ func (r *Rebuilder) compareFilePage(p *FilePage, end uint64) {
 		case s.sect >= 0 && r.hdr.Sections[s.sect].Writable():
 			if !bytes.Equal(dst, src) {
 				copy(dst, src)
+				r.state[(s.rva+off-s.off)/PageSize] |= pageReplaced
 			}
 			r.known(off, next)
 		default:
@@ -120,34 +122,54 @@ func (r *Rebuilder) compareCode(s *span, off uint64, mem, file []byte) {
 		r.known(off, off+uint64(len(mem)))
 		return
 	}
-	for i := 0; i < len(mem); i++ {
-		if mem[i] == file[i] {
-			continue
-		}
-		j := i + 1
-		for same := 0; j < len(mem) && same < 8; j++ {
-			if same++; mem[j] != file[j] {
-				same = 0
-			}
-		}
-		for j > i && mem[j-1] == file[j-1] {
-			j--
-		}
+	eachDifference(mem, file, func(i, j int) {
 		from, to := off+uint64(i), off+uint64(j)
 		if r.isGap(from, to) {
 			// Nothing is known of these bytes but what the file says.
 			copy(mem[i:j], file[i:j])
 			r.known(from, to)
-		} else if len(r.fid.Conflicts) < maxConflicts {
-			c := Conflict{Range: Range{from, to}, RVA: s.rva + from - s.off, Source: FileCache.String()}
-			if s.sect >= 0 {
-				c.Section = r.hdr.Sections[s.sect].Name
-				c.Code = r.hdr.Sections[s.sect].Executable()
-			}
-			r.fid.Conflicts = append(r.fid.Conflicts, c)
+			return
 		}
+		r.conflict(s, from, mem[i:j], file[i:j], FileCache)
+	})
+}
+
+// eachDifference calls f for each run of differing bytes of two equally long pieces.
+// Runs less than eight equal bytes apart are one.
+func eachDifference(a, b []byte, f func(from, to int)) {
+	for i := 0; i < len(a); i++ {
+		if a[i] == b[i] {
+			continue
+		}
+		j := i + 1
+		for same := 0; j < len(a) && same < 8; j++ {
+			if same++; a[j] != b[j] {
+				same = 0
+			}
+		}
+		for j > i && a[j-1] == b[j-1] {
+			j--
+		}
+		f(i, j)
 		i = j - 1
 	}
+}
+
+// conflict records that the file bytes from off on differ between the mapping and
+// another source; a place that two sources contradict is recorded once.
+func (r *Rebuilder) conflict(s *span, off uint64, mem, file []byte, from Origin) {
+	where := Range{off, off + uint64(len(mem))}
+	if len(r.fid.Conflicts) >= maxConflicts || slices.ContainsFunc(r.fid.Conflicts, func(c Conflict) bool { return c.Range == where }) {
+		return
+	}
+	const shown = 16
+	c := Conflict{Range: where, RVA: s.rva + off - s.off, Source: from.String(),
+		Memory: hex.EncodeToString(mem[:min(len(mem), shown)]), File: hex.EncodeToString(file[:min(len(file), shown)])}
+	if s.sect >= 0 {
+		c.Section = r.hdr.Sections[s.sect].Name
+		c.Code = r.hdr.Sections[s.sect].Executable()
+	}
+	r.fid.Conflicts = append(r.fid.Conflicts, c)
 }
 
 // isGap says whether the run lies in a gap.

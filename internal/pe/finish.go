@@ -1,6 +1,9 @@
 package pe
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // finish settles the gaps, judges sections, checksum and signatures, and
 // returns the result.
@@ -9,11 +12,15 @@ func (r *Rebuilder) finish() *File {
 	r.settleGaps()
 	r.checkSum()
 	r.neverMapped()
+	r.memoryOnly()
 	r.judgeSections()
 	h := r.hdr
 	h.Sections = slices.Clone(r.hdr.Sections)
 	h.ImageBase = f.Base.Preferred
 	f.DotNet = h.NumDirs > dirCLR && h.Dirs[dirCLR].RVA != 0
+	if n := r.img.StandIns; n > 0 {
+		f.Notes = append(f.Notes, fmt.Sprintf("%d pages that the process has written to are in the page file; the section's stand in for them", n))
+	}
 	f.Signatures = f.signatures(&h)
 	return &File{Data: r.data, Headers: &h, Fidelity: f}
 }
@@ -80,11 +87,11 @@ func (r *Rebuilder) settleGaps() {
 func (r *Rebuilder) checkSum() {
 	c := &r.fid.CheckSum
 	c.Header = r.hdr.CheckSum
-	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || r.fid.Bytes.Overlay != 0 {
-		return
+	if !r.checkSumUsable() || r.fid.Bytes.Missing != 0 || r.fid.Bytes.Overlay != 0 || r.fid.Base.Method == BaseSolved {
+		return // or it proves nothing, for it was used up to find the base
 	}
 	c.Checked = true
-	if r.solved && len(r.opt.FilePages) == 0 {
+	if r.solved && len(r.opt.FilePages) == 0 { // nothing has changed the file since but relocations
 		c.Computed = sumToCheckSum(r.solver.after(r.fid.Base.Actual, r.fid.Base.Preferred), len(r.data))
 	} else {
 		c.Computed = CheckSum(r.data, int(r.hdr.checkSumField()))
@@ -195,23 +202,37 @@ func (s gapSums) at(gaps []Gap, off uint64) [4]uint64 {
 	return n
 }
 
-// mayBeWritten says whether any page of a writable section can have been written
-// since it was loaded: pages of the section object itself cannot, and bytes that
-// the cached file gave were not taken from the mapping.
+// mayBeWritten says whether any file byte of a writable section can be one that the
+// process wrote: those of the section's own pages cannot, and bytes that the cached
+// file gave were not taken from the mapping.
 func (r *Rebuilder) mayBeWritten(s *Section) bool {
-	if len(r.opt.FilePages) > 0 && r.recoveredAll(uint64(s.RawOffset), uint64(s.RawOffset)+uint64(s.RawSize)) {
-		return false
-	}
-	from := uint64(s.VirtualAddress) / PageSize
-	to := (uint64(s.VirtualAddress) + uint64(s.virtualSize()) + PageSize - 1) / PageSize
-	for p := from; p < to && p < uint64(len(r.img.Pages)); p++ {
-		switch r.img.Pages[p] {
-		case Prototype, FileCache, Absent:
-		default:
+	size := min(uint64(s.virtualSize()), uint64(s.RawSize))
+	for at := uint64(0); at < size; {
+		rva := uint64(s.VirtualAddress) + at
+		n := min(PageSize-rva%PageSize, size-at)
+		p := rva / PageSize
+		if p >= uint64(len(r.img.Pages)) {
+			return false
+		}
+		from := uint64(s.RawOffset) + at
+		if r.written(p) && r.state[p]&pageSettled == 0 && !r.recoveredAll(from, from+n) {
 			return true
 		}
+		at += n
 	}
 	return false
+}
+
+// written says whether a page may hold what the process wrote, and not what the
+// section has.
+func (r *Rebuilder) written(page uint64) bool {
+	switch r.img.Pages[page] {
+	case Prototype, FileCache, OtherProcess, Absent:
+		return false
+	case Private:
+		return true
+	}
+	return !r.img.PrivateKnown
 }
 
 // recoveredAll says whether every byte of [from, to) came from elsewhere.

@@ -76,9 +76,17 @@ func FuzzRebuild(f *testing.F) {
 	addEdits(f, images, func(which uint8, edits []byte) {
 		f.Add(which, edits, uint64(0x5000000), uint64(0x1111111111111111), uint64(0x400000))
 		f.Add(which, edits, uint64(0x7ff612340000), uint64(0x1010201050103011), uint64(0))
+		f.Add(which, edits, uint64(0x7ff612340800), uint64(0x1513515551553511), uint64(0))
 	})
 	f.Fuzz(func(t *testing.T, which uint8, edits []byte, base, mask, preferred uint64) {
 		img := edited(images, which, edits, base, mask)
+		if base&0x800 != 0 { // the section's pages are at hand, and their indices lie
+			img.PrivateKnown = true
+			for p := 0; p <= len(img.Pages); p += 1 + int(base&3) {
+				from := p * pe.PageSize % len(images[0])
+				img.Shared = append(img.Shared, pe.SharedPage{Page: p - int(base>>2&1), Data: images[0][from:min(from+pe.PageSize, len(images[0]))]})
+			}
+		}
 		before := bytes.Clone(img.Mem)
 		var pages []pe.FilePage
 		if which >= 128 { // the file's cache holds pieces, as hostile as the rest

@@ -69,28 +69,6 @@ func ParseRanges(s string) ([]Range, error) {
 	return out, nil
 }
 
-// Merge fills the absent pages of img from another mapping of the same file at
-// the same base, in the order the mappings are given, and returns how many pages
-// it filled. Pages that were written privately in the other process are not
-// taken: they are that process's, not the file's.
-func Merge(img *Image, others ...*Image) int {
-	filled := 0
-	for _, o := range others {
-		if o.Base != img.Base || len(o.Pages) != len(o.Mem)/PageSize {
-			continue
-		}
-		for p := 0; p < min(len(img.Pages), len(o.Pages)); p++ {
-			if img.Pages[p] != Absent || o.Pages[p] == Absent || o.Pages[p] == Private {
-				continue
-			}
-			copy(img.Mem[p*PageSize:(p+1)*PageSize], o.Mem[p*PageSize:(p+1)*PageSize])
-			img.Pages[p] = o.Pages[p]
-			filled++
-		}
-	}
-	return filled
-}
-
 // MemoryView is the memory form of a region that no file stands behind, or whose
 // bytes differ from its file: what runs, as it runs.
 type MemoryView struct {
@@ -112,18 +90,26 @@ type ViewRun struct {
 // Complete says whether the view holds all that the region had.
 func (v *MemoryView) Complete() bool { return v.Absent == 0 && v.Dropped == 0 }
 
-// NewMemoryView collects what is present of a region into at most budget bytes.
+// NewMemoryView collects what is present of a region into at most budget bytes; of an
+// image that has a file, only the pages that the RVAs in only name, else, with nil, all.
 // Pages of zeros are left out between runs, which breaks a run, so that sparse
 // regions cost what they hold. When the budget does not suffice, the beginning of
 // each run is kept before its rest: code is entered there and headers are there.
-func NewMemoryView(region *Image, budget int) (*MemoryView, error) {
+func NewMemoryView(region *Image, only []Range, budget int) (*MemoryView, error) {
 	if len(region.Mem)%PageSize != 0 || len(region.Pages) != len(region.Mem)/PageSize {
 		return nil, fmt.Errorf("view region %q: %d bytes with %d pages: %w", region.Name, len(region.Mem), len(region.Pages), ErrHeaders)
 	}
 	v := &MemoryView{}
+	whole := only == nil
 	var runs []Range
 	for p := 0; p < len(region.Pages); p++ {
 		page := region.Mem[p*PageSize : (p+1)*PageSize]
+		for len(only) > 0 && only[0].End <= uint64(p)*PageSize {
+			only = only[1:]
+		}
+		if !whole && (len(only) == 0 || only[0].Start > uint64(p)*PageSize) {
+			continue
+		}
 		switch {
 		case region.Pages[p] == Absent:
 			v.Absent += PageSize
@@ -191,6 +177,11 @@ func fitRuns(runs []Range, budget uint64) []Range {
 func isZero(b []byte) bool {
 	for ; len(b) >= 8; b = b[8:] {
 		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
+			return false
+		}
+	}
+	for _, v := range b {
+		if v != 0 {
 			return false
 		}
 	}

@@ -71,8 +71,12 @@ type Rebuilder struct {
 	foreignDone   bool   // relocated words that point elsewhere are recorded
 	derived       uint64 // bytes of missing pages that put made known
 	needle        []byte
-	headerCopy    []byte  // repaired or made-up header bytes; empty when memory's serve
-	unknownHeader []Range // file bytes of headerCopy that are not from memory
+	headerSource  []byte  // what the headers are parsed from: memory, or another source in its place
+	madeUp        bool    // the headers describe a layout and nothing else
+	headerCopy    []byte  // header bytes for the file; empty when memory's serve
+	unknownHeader []Range // file bytes of headerCopy that are made up
+	clean         []Range // file bytes that the section's own pages gave
+	state         []pageState
 }
 
 // Rebuild turns img into the file it was loaded from. The error wraps ErrHeaders
@@ -92,8 +96,13 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	defer func() { r.img, r.opt, r.fid = nil, Options{}, nil }()
 	r.fid = &Fidelity{Name: img.Name, MappedSize: uint64(len(img.Mem))}
 	r.gaps, r.recovered, r.headerCopy = r.gaps[:0], r.recovered[:0], r.headerCopy[:0]
-	r.unknownHeader = r.unknownHeader[:0]
-	r.searched, r.derived = 0, 0
+	r.unknownHeader, r.clean = r.unknownHeader[:0], r.clean[:0]
+	if cap(r.state) < len(img.Pages) {
+		r.state = make([]pageState, len(img.Pages))
+	}
+	r.state = r.state[:len(img.Pages)]
+	clear(r.state)
+	r.searched, r.derived, r.madeUp = 0, 0, false
 	if err := r.headers(); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
@@ -112,36 +121,10 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	r.restorePseudoRelocs()
 	r.restoreLoadConfig()
 	r.undoDynamicRelocations()
+	r.mergeShared()
 	r.restoreBase()
 	r.mergeFilePages()
 	return r.finish(), nil
-}
-
-// headers parses the headers of the mapped image, or makes do without them.
-func (r *Rebuilder) headers() error {
-	r.fid.Headers = HeadersMemory
-	var err error
-	if !r.img.present(0, PageSize) {
-		err = fmt.Errorf("header page not present: %w", ErrHeaders)
-	} else if err = r.hdr.parse(r.headerBytes()); err == nil {
-		err = r.checkHeaders()
-	}
-	if err == nil && r.rewrittenDotNet() {
-		err = r.undoDotNet()
-	}
-	if err == nil {
-		return nil
-	}
-	return r.substituteHeaders(err)
-}
-
-// headerBytes is the run of present pages at the start of the image.
-func (r *Rebuilder) headerBytes() []byte {
-	n := 0
-	for n < len(r.img.Pages) && n < 64 && r.img.Pages[n] != Absent {
-		n++
-	}
-	return r.img.Mem[:n*PageSize]
 }
 
 // copyBytes fills the file from the image and accounts for every byte.
@@ -201,7 +184,12 @@ func (r *Rebuilder) copyOverlap(s span) {
 	for rva := s.rva; rva < s.rva+s.n; {
 		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
 		if r.img.Pages[rva/PageSize] != Absent {
-			copy(r.data[s.off+rva-s.rva:], r.img.Mem[rva:end])
+			from, to := s.off+rva-s.rva, s.off+end-s.rva
+			copy(r.data[from:to], r.img.Mem[rva:end])
+			if r.isGap(from, to) {
+				r.derived += to - from
+			}
+			r.known(from, to)
 		}
 		rva = end
 	}
@@ -237,6 +225,7 @@ func (r *Rebuilder) account(s span, done uint64) {
 	b.DemandZero += n[DemandZero]
 	b.Private += n[Private]
 	b.FileCache += n[FileCache]
+	b.Other += n[OtherProcess]
 }
 
 // assume zero-fills file bytes that are never mapped.
@@ -259,11 +248,57 @@ func (r *Rebuilder) gap(from, to uint64, c Cause) {
 }
 
 // unknown records file bytes that are present but could not be restored.
-func (r *Rebuilder) unknown(from, to uint64, c Cause) { r.gap(from, to, c) }
+func (r *Rebuilder) unknown(from, to uint64, c Cause) {
+	switch c {
+	case CauseImport, CauseBound, CauseDelay, CauseGuard, CauseTLS:
+		if r.img.PrivateKnown {
+			r.unknownWritten(from, to, c)
+			return
+		}
+	}
+	r.gap(from, to, c)
+}
 
-// put writes restored bytes at rva into the file, if all of them belong to it.
-// Bytes of a page that is not present become known by that. It says whether it did.
+// unknownWritten is unknown for what the loader writes, which it does to copies only.
+func (r *Rebuilder) unknownWritten(from, to uint64, c Cause) {
+	for from < to {
+		s, next := r.spanAtOffset(from, to)
+		if s == nil || !r.sectionOwned(s.rva+from-s.off, next-from) {
+			r.gap(from, next, c)
+		}
+		from = next
+	}
+}
+
+// sectionOwned says whether n bytes at rva are on pages of the section that nobody has
+// written to: nothing on them but relocations is to be undone.
+func (r *Rebuilder) sectionOwned(rva, n uint64) bool {
+	if !r.img.PrivateKnown || !r.img.present(rva, max(n, 1)) {
+		return false
+	}
+	for p := rva / PageSize; p <= (rva+max(n, 1)-1)/PageSize; p++ {
+		switch r.img.Pages[p] {
+		case Resident, Transition, Prototype:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// put sets bytes at rva that the loader has written back to what they were, if all of
+// them belong to the file. Bytes of a page that is not present become known by that.
+// It says whether they are now what they were.
 func (r *Rebuilder) put(rva uint64, b []byte) bool {
+	if r.sectionOwned(rva, uint64(len(b))) {
+		_, ok := r.lay.offset(rva, uint64(len(b)))
+		return ok
+	}
+	return r.write(rva, b)
+}
+
+// write writes restored bytes at rva into the file.
+func (r *Rebuilder) write(rva uint64, b []byte) bool {
 	off, ok := r.lay.offset(rva, uint64(len(b)))
 	if !ok {
 		return false

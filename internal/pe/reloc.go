@@ -138,6 +138,34 @@ func (w *relocWalker) header(pos, above uint64) (page, size uint64, ok bool) {
 	return page, size, ok
 }
 
+// findRelocations looks for the base relocation table where made-up headers do not tell
+// its place: at the start of a section that nobody may write to or execute, blocks whose
+// pages ascend, up to zeros or the section's end.
+func (r *Rebuilder) findRelocations() {
+	for i := range r.hdr.Sections {
+		s := &r.hdr.Sections[i]
+		if s.Writable() || s.Executable() || s.RawSize < 12 {
+			continue
+		}
+		w := relocWalker{img: r.img, sizeImage: uint64(len(r.img.Mem))}
+		at, end := uint64(s.VirtualAddress), min(uint64(s.VirtualAddress)+uint64(s.RawSize), uint64(len(r.img.Mem)))
+		above, blocks := uint64(0), 0
+		for at+8 <= end {
+			page, size, ok := w.header(at, above)
+			if !ok {
+				break
+			}
+			above, at = page+1, at+size
+			blocks++
+		}
+		rest := at+8 > end || r.img.present(at, 8) && isZero(r.img.Mem[at:at+8]) || !r.img.present(at, 8)
+		if blocks > 0 && rest {
+			r.hdr.Dirs[dirBaseReloc] = Directory{RVA: s.VirtualAddress, Size: s.RawSize}
+			return
+		}
+	}
+}
+
 // undoRelocations subtracts delta (actual minus preferred base) from every
 // relocated word of the file. It returns what it did in r.fid.Relocations.
 func (r *Rebuilder) undoRelocations(delta uint64) {
@@ -152,7 +180,10 @@ func (r *Rebuilder) undoRelocations(delta uint64) {
 		r.undoBlock(blk, delta, f)
 	}
 	f.Truncated = w.clipped
-	if delta == 0 {
+	if r.madeUp && f.Blocks == 0 {
+		// The table is not where anybody would find it.
+		w.lost = append(w.lost, Range{0, w.sizeImage})
+	} else if delta == 0 {
 		return
 	}
 	// Ranges that are lost do not overlap unless the table was made to confuse.

@@ -193,24 +193,6 @@ func TestHeaderBase(t *testing.T) {
 	}
 }
 
-// TestMerge fills holes from another process's mapping, but not from its private pages.
-func TestMerge(t *testing.T) {
-	img, _ := mapFile(t, wineDir+"notepad.exe")
-	other := &pe.Image{Name: "other", Base: img.Base, Mem: bytes.Clone(img.Mem), Pages: bytes8(img.Pages)}
-	img.Pages[3], img.Pages[4] = pe.Absent, pe.Absent
-	clear(img.Mem[3*4096 : 5*4096])
-	other.Pages[4] = pe.Private
-	if n := pe.Merge(img, other); n != 1 || img.Pages[3] != pe.Resident || img.Pages[4] != pe.Absent {
-		t.Errorf("filled %d, pages %v %v", n, img.Pages[3], img.Pages[4])
-	}
-	other.Base += 0x10000
-	if n := pe.Merge(img, other); n != 0 {
-		t.Errorf("filled %d pages from another base", n)
-	}
-}
-
-func bytes8(p []pe.Origin) []pe.Origin { return append([]pe.Origin(nil), p...) }
-
 // TestMapped takes a saved mapped form with holes.
 func TestMapped(t *testing.T) {
 	img, file := mapFile(t, wineDir+"notepad.exe")
@@ -251,21 +233,21 @@ func TestMemoryView(t *testing.T) {
 		r.Mem[p*4096+7] = byte(p)
 	}
 	r.Pages[30] = pe.Absent
-	v, err := pe.NewMemoryView(r, 1<<20)
+	v, err := pe.NewMemoryView(r, nil, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(v.Data) != 6*4096 || len(v.Runs) != 3 || v.Runs[1].VA != 0x10000+10*4096 || v.Runs[1].Offset != 3*4096 || v.Absent != 4096 || v.Dropped != 0 || v.PE {
 		t.Errorf("view %+v", v.Runs)
 	}
-	v, err = pe.NewMemoryView(r, 4*4096)
+	v, err = pe.NewMemoryView(r, nil, 4*4096)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(v.Data) != 3*4096 || v.Dropped != 3*4096 || v.Complete() || v.Data[4096+7] != 10 {
 		t.Errorf("%d bytes under a budget of four pages, %d dropped", len(v.Data), v.Dropped)
 	}
-	if v, err = pe.NewMemoryView(r, 2*4096); err != nil || len(v.Data) != 2*4096 {
+	if v, err = pe.NewMemoryView(r, nil, 2*4096); err != nil || len(v.Data) != 2*4096 {
 		t.Errorf("%v, %d bytes under a budget of two pages", err, len(v.Data))
 	}
 }

@@ -18,16 +18,32 @@ type Layout struct {
 	Sections      []Section
 }
 
-// matches says whether the section table of h agrees with the layout. Virtual
-// sizes are compared as pages, for that is what a subsection keeps.
+// matches says whether the section table of h agrees with the layout: every section
+// with bytes in the file has a subsection at its address that takes them from the same
+// sector. The raw size may have been cut to what is mapped.
 func (l *Layout) matches(h *Headers) bool {
-	if len(l.Sections) != len(h.Sections) {
-		return false
-	}
-	for i := range l.Sections {
-		a, b := &l.Sections[i], &h.Sections[i]
-		if a.VirtualAddress != b.VirtualAddress || a.RawSize != b.RawSize ||
-			a.RawSize != 0 && a.RawOffset&^(sectorSize-1) != b.RawOffset&^(sectorSize-1) {
+	last, budget := len(l.Sections)-1, 16*(len(h.Sections)+len(l.Sections)) // tables in any order cost no more than a few passes
+	for i := range h.Sections {
+		s := &h.Sections[i]
+		if s.RawSize == 0 || s.RawOffset == 0 {
+			continue
+		}
+		n := len(l.Sections)
+		var x *Section
+		for k := 1; k <= n && x == nil; k++ {
+			if budget--; budget < 0 {
+				return false
+			}
+			if j := (last + k) % n; l.Sections[j].VirtualAddress == s.VirtualAddress {
+				x, last = &l.Sections[j], j
+			}
+		}
+		if x == nil {
+			return false
+		}
+		mapped := alignUp(uint64(s.virtualSize()), PageSize)
+		if x.RawOffset&^(sectorSize-1) != s.RawOffset&^(sectorSize-1) ||
+			x.RawSize != s.RawSize && uint64(x.RawSize) != min(uint64(s.RawSize), mapped) {
 			return false
 		}
 	}
@@ -37,7 +53,7 @@ func (l *Layout) matches(h *Headers) bool {
 // checkHeaders says why parsed headers cannot be those the image was mapped by.
 func (r *Rebuilder) checkHeaders() error {
 	h := &r.hdr
-	if r.opt.Layout != nil && !r.opt.Layout.matches(h) {
+	if r.opt.Layout != nil && !h.lowAlignment() && !r.opt.Layout.matches(h) {
 		return headersError("section table contradicts the section object")
 	}
 	if len(h.Sections) == 0 && !h.lowAlignment() {
@@ -72,7 +88,11 @@ func (r *Rebuilder) substituteHeaders(cause error) error {
 	}
 	if l := r.opt.Layout; l != nil && len(l.Sections) > 0 && len(l.Sections) <= maxSections {
 		r.fid.Headers = HeadersLayout
-		return r.headersFromLayout(l)
+		if err := r.headersFromLayout(l); err != nil {
+			return err
+		}
+		r.findRelocations()
+		return nil
 	}
 	r.fid.Headers = HeadersAnalysis
 	machine, pe64 := guessMachine(r.img)
@@ -95,7 +115,7 @@ func clampU32(v uint64) uint32 {
 // "MZ", e_lfanew and "PE". A file header is recognised by its machine and the
 // optional header's magic and size agreeing.
 func (r *Rebuilder) repairHeaders() bool {
-	src := r.headerBytes()
+	src := r.headerSource
 	le := binary.LittleEndian
 	for nt := 0x40; nt+4+fileHeaderSize+0xf0 <= min(len(src), PageSize); nt += 4 {
 		fh := src[nt+4:]
@@ -141,6 +161,7 @@ func (r *Rebuilder) headersFromLayout(l *Layout) error {
 	if size > len(r.img.Mem) {
 		return fmt.Errorf("make headers for %d sections: %w", len(l.Sections), ErrHeaders)
 	}
+	r.madeUp = true
 	b := slices.Grow(r.headerCopy[:0], size)[:size]
 	clear(b)
 	r.headerCopy = b
@@ -201,7 +222,21 @@ func (r *Rebuilder) writeHeaders() {
 	}
 	copy(r.data, r.headerCopy)
 	for _, u := range r.unknownHeader {
+		// Zeros for a missing page stand there no more.
+		if u.End = min(u.End, uint64(len(r.data))); r.isGap(u.Start, u.End) {
+			r.derived += u.Len()
+		}
+		r.clean = append(r.clean, u)
+	}
+	r.dropGaps()
+	r.clean = r.clean[:0]
+	for _, u := range r.unknownHeader {
 		r.unknown(u.Start, min(u.End, uint64(len(r.data))), CauseHeader)
+		for i := range r.recovered { // what was known of these bytes is written over
+			if k := &r.recovered[i]; k.Start < u.End && k.End > u.Start {
+				k.Start = min(u.End, k.End)
+			}
+		}
 	}
 }
 

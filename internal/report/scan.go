@@ -27,14 +27,70 @@ func (a Address) String() string { return "0x" + strconv.FormatUint(uint64(a), 1
 
 // Fidelity is how far a rebuilt file is the file that was loaded, in short.
 type Fidelity struct {
+	Form     string  `json:"form"`     // FormFile or FormMemory: what was scanned
 	Coverage float64 `json:"coverage"` // share of its bytes that are known, 0 to 1
 	Exact    bool    `json:"exact"`    // the file itself, up to its overlay
 	Base     string  `json:"base"`     // how its preferred base was found
 	Missing  uint64  `json:"missing"`  // bytes whose pages were not present
 }
 
-// Finding is a signature match on one rebuilt file.
+// Forms of what the engine sees.
+const (
+	FormFile   = "file"   // a rebuilt file
+	FormMemory = "memory" // the memory of a region, as it runs
+)
+
+// Kinds of findings.
+const (
+	KindSignature = "signature" // the engine knows it
+	KindModified  = "modified"  // an image in memory that is not what its file is
+)
+
+// Signatures of findings that are not the engine's. They name what was seen, not who
+// did it.
+const (
+	ModifiedCode    = "Vmav.Modified.Code"    // a process has changed its copy of code: an inline hook, a patch
+	ModifiedHeaders = "Vmav.Modified.Headers" // a process has changed the headers of an image: hides it, or forges it
+	ModifiedFile    = "Vmav.Modified.File"    // the code that runs is not the code of the file in the guest's cache
+)
+
+// Region says which memory a finding is in, where that is not a whole image.
+type Region struct {
+	Start      Address `json:"start"`
+	End        Address `json:"end"` // exclusive
+	Type       string  `json:"type"`
+	Image      string  `json:"image,omitempty"` // of RegionImage and RegionMapped: the file
+	Executable uint64  `json:"executable"`      // bytes that are executable
+	PE         bool    `json:"pe"`              // it begins with the headers of an image that no loader has mapped
+}
+
+// Types of regions.
+const (
+	RegionPrivate = "private" // allocated by a process
+	RegionMapped  = "mapped"  // a view of a section that is no image
+	RegionImage   = "image"   // pages of an image that its file does not have
+)
+
+// Hashes name a rebuilt file beside its SHA-256, in hexadecimal. Empty ones could not be
+// computed.
+type Hashes struct {
+	ImportHash   string        `json:"imphash,omitempty"`
+	Authenticode string        `json:"authenticode_sha256,omitempty"`
+	Cached       string        `json:"cached_sha256,omitempty"` // of the file itself, where the guest's cache holds all of it
+	Sections     []SectionHash `json:"sections,omitempty"`
+}
+
+// SectionHash is the MD5 of a section's raw data and its size in bytes.
+type SectionHash struct {
+	Name string `json:"name"`
+	Size uint64 `json:"size"`
+	MD5  string `json:"md5"`
+}
+
+// Finding is a signature match on one rebuilt file or memory region, or an image that
+// is not what its file is.
 type Finding struct {
+	Kind      string          `json:"kind"`
 	Domain    string          `json:"domain"`
 	PID       uint64          `json:"pid"`
 	Process   string          `json:"process"`
@@ -42,7 +98,10 @@ type Finding struct {
 	Base      Address         `json:"base"`
 	Size      uint64          `json:"size"` // bytes mapped
 	Signature string          `json:"signature"`
-	SHA256    string          `json:"sha256"` // of the rebuilt file
+	SHA256    string          `json:"sha256"` // of the rebuilt file, or of the memory that was scanned
+	Hashes    *Hashes         `json:"hashes,omitempty"`
+	Region    *Region         `json:"region,omitempty"`
+	Detail    string          `json:"detail,omitempty"` // in words
 	Fidelity  Fidelity        `json:"fidelity"`
 	Verdict   verdict.Verdict `json:"verdict"`
 	Action    verdict.Action  `json:"action"` // what was done
@@ -78,6 +137,7 @@ type DomainScan struct {
 	Images    int         `json:"images"`
 	Files     int         `json:"files"`   // distinct rebuilt files that the engine saw
 	Bytes     uint64      `json:"bytes"`   // that the engine saw
+	Regions   int         `json:"regions"` // of executable memory outside of files
 	Partial   int         `json:"partial"` // images scanned with pages missing, above the limit
 	Findings  []Finding   `json:"findings"`
 	Errors    []ScanError `json:"errors"`
@@ -155,8 +215,11 @@ var FindingColumns = []Column[Finding]{
 	{Title: "OUTCOME", Text: func(f Finding) string { return f.Outcome }},
 }
 
-// String is "exact", or how much of the file is there.
+// String is "exact", "memory" for what is no file, or how much of the file is there.
 func (f Fidelity) String() string {
+	if f.Form == FormMemory {
+		return "memory"
+	}
 	if f.Exact {
 		return "exact"
 	}
@@ -176,7 +239,11 @@ func WriteScan(w io.Writer, s *Scan, infectedOnly bool) error {
 			p.line("%s: ERROR: %s", Escape(d.Name), Escape(d.Reason))
 		}
 		for _, f := range d.Findings {
-			p.line("%s: %s[%d]: %s: %s FOUND", Escape(d.Name), Escape(f.Process), f.PID, Escape(f.Image), Escape(f.Signature))
+			what := f.Signature
+			if f.Detail != "" {
+				what += " (" + f.Detail + ")"
+			}
+			p.line("%s: %s[%d]: %s: %s FOUND", Escape(d.Name), Escape(f.Process), f.PID, Escape(f.Image), Escape(what))
 		}
 		for _, e := range d.Errors {
 			p.line("%s: %s: ERROR: %s", Escape(d.Name), Escape(e.What), Escape(e.Error))

@@ -23,55 +23,7 @@ import (
 type worker struct {
 	*sweep
 	rebuilder pe.Rebuilder
-	copy      Copy
-}
-
-// Copy is an image copied out of a guest, in buffers that the next copy reuses.
-type Copy struct {
-	mem     []byte
-	origins []introspect.PageOrigin
-	pages   []pe.Origin
-}
-
-// origins are the words of pe for where a page was found.
-var origins = map[introspect.PageOrigin]pe.Origin{
-	introspect.PageAbsent: pe.Absent, introspect.PageResident: pe.Resident, introspect.PageTransition: pe.Transition,
-	introspect.PagePrototype: pe.Prototype, introspect.PageDemandZero: pe.DemandZero,
-}
-
-// Read copies a module of a process, or a driver where p is nil. The image is valid
-// until the next Read.
-func (c *Copy) Read(ctx context.Context, g *introspect.Guest, p *introspect.Process, m *introspect.Module) (*pe.Image, error) {
-	size := m.Size
-	if v := m.VAD(); v != nil {
-		size = v.End + 1 - v.Start
-	}
-	size = (size + pe.PageSize - 1) &^ (pe.PageSize - 1)
-	if size == 0 || size > maxImage {
-		return nil, fmt.Errorf("its size of %d bytes is out of bounds", size)
-	}
-	if m.Base%pe.PageSize != 0 {
-		return nil, fmt.Errorf("its base %#x is no page boundary", m.Base)
-	}
-	if uint64(cap(c.mem)) < size {
-		c.mem = make([]byte, size)
-		c.origins = make([]introspect.PageOrigin, size/pe.PageSize)
-		c.pages = make([]pe.Origin, size/pe.PageSize)
-	}
-	mem, from, pages := c.mem[:size], c.origins[:size/pe.PageSize], c.pages[:size/pe.PageSize]
-	var err error
-	if p == nil {
-		err = g.ReadDriver(ctx, m.Base, mem, from)
-	} else {
-		err = g.ReadImage(ctx, p, m.VAD(), m.Base, mem, from)
-	}
-	if err != nil {
-		return nil, err
-	}
-	for i, o := range from {
-		pages[i] = origins[o]
-	}
-	return &pe.Image{Name: m.Name, Base: m.Base, Mem: mem, Pages: pages}, nil
+	copier    *Copier
 }
 
 // image copies, rebuilds and scans one image. An error ends the sweep: the guest or
@@ -81,20 +33,12 @@ func (w *worker) image(ctx context.Context, j *job) error {
 		return err
 	}
 	begin := time.Now()
-	img, err := w.copy.Read(ctx, w.guest, j.process, &j.module)
+	img, opt, err := w.copier.Read(ctx, j.process, &j.module)
 	if err != nil {
 		w.rebuildTime.Add(int64(time.Since(begin)))
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) {
-			w.fail(j.what(), err)
-			return err
-		}
-		w.fail(j.what(), err)
-		return nil
+		return w.unread(ctx, j.what(), err)
 	}
-	file, err := w.rebuilder.Rebuild(img, pe.Options{PreferredBase: j.module.OriginalBase})
+	file, err := w.rebuilder.Rebuild(img, opt)
 	w.rebuildTime.Add(int64(time.Since(begin)))
 	w.mu.Lock()
 	w.out.Images++
@@ -103,63 +47,106 @@ func (w *worker) image(ctx context.Context, j *job) error {
 		w.fail(j.what(), fmt.Errorf("rebuild: %w", err))
 		return nil
 	}
-	sum := sha256.Sum256(file.Data)
-	begin = time.Now()
-	res, fresh, err := w.cache.scan(ctx, sum, func() (clam.Result, error) { return w.engine.Scan(ctx, j.what(), file.Data) })
-	w.scanTime.Add(int64(time.Since(begin)))
+	found := report.Finding{Kind: report.KindSignature, Image: j.module.Path, Base: report.Address(j.module.Base), Size: j.module.Size, Fidelity: fidelity(file.Fidelity)}
+	if found.Image == "" {
+		found.Image = j.module.Name
+	}
+	res, sum, fresh, err := w.scan(ctx, j.what(), file.Data)
 	if err != nil {
-		if ctx.Err() == nil {
-			w.fail(j.what(), err)
-		}
-		if errors.Is(err, clam.ErrEngineGone) || errors.Is(err, os.ErrClosed) || ctx.Err() != nil {
-			return err
-		}
+		return ended(ctx, err)
+	}
+	found.SHA256 = fmt.Sprintf("%x", sum)
+	w.count(file, fresh)
+	coverage := file.Fidelity.Coverage()
+	switch {
+	case res.Skipped != "":
+	case res.Signature != "":
+		found.Signature = res.Signature
+		found.Hashes = hashes(file, opt)
+		w.found(j.process, found)
+	case coverage < w.opt.MinCoverage:
+		w.fail(j.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
+	}
+	w.changes(j, file, found)
+	if len(file.Fidelity.MemoryOnly) == 0 {
 		return nil
 	}
-	w.judge(j, file, sum, res, fresh)
+	return w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image})
+}
+
+// unread notes that something could not be read. It returns an error where the guest
+// is gone or the user interrupted.
+func (w *worker) unread(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	w.fail(what, err)
+	if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) {
+		return err
+	}
 	return nil
 }
 
-// judge notes what the engine said of an image.
-func (w *worker) judge(j *job, file *pe.File, sum [32]byte, res clam.Result, fresh bool) {
-	f := file.Fidelity
-	coverage := f.Coverage()
+// scan has the engine look at data, or recalls what it said of the same before. What
+// the engine did not read in full is noted as an error.
+func (w *worker) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum [32]byte, fresh bool, err error) {
+	begin := time.Now()
+	sum = sha256.Sum256(data)
+	res, fresh, err = w.cache.scan(ctx, sum, func() (clam.Result, error) { return w.engine.Scan(ctx, what, data) })
+	w.scanTime.Add(int64(time.Since(begin)))
+	if err != nil && ctx.Err() == nil {
+		w.fail(what, err)
+	}
+	if err == nil && res.Skipped != "" {
+		w.fail(what, errors.New("not scanned in full: "+res.Skipped))
+	}
+	return res, sum, fresh, err
+}
+
+// ended returns the error of a scan where it ends the sweep.
+func ended(ctx context.Context, err error) error {
+	if errors.Is(err, clam.ErrEngineGone) || errors.Is(err, os.ErrClosed) || ctx.Err() != nil {
+		return err
+	}
+	return nil
+}
+
+// count adds a rebuilt file to the sums.
+func (w *worker) count(file *pe.File, fresh bool) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if fresh {
 		w.out.Files++
 		w.out.Bytes += uint64(len(file.Data))
 	}
-	if !f.Complete() && coverage >= w.opt.MinCoverage {
+	if !file.Fidelity.Complete() && file.Fidelity.Coverage() >= w.opt.MinCoverage {
 		w.out.Partial++
 	}
-	w.mu.Unlock()
-	if res.Skipped != "" {
-		w.fail(j.what(), errors.New("not scanned in full: "+res.Skipped))
-		return
-	}
-	if res.Signature == "" {
-		if coverage < w.opt.MinCoverage {
-			w.fail(j.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
-		}
-		return
-	}
-	subject := verdict.Subject{Kernel: j.process == nil}
-	if p := j.process; p != nil {
+}
+
+// found decides on a finding in a process, or in the kernel where p is nil, and notes it.
+func (w *worker) found(p *introspect.Process, f report.Finding) {
+	subject := verdict.Subject{Kernel: p == nil}
+	if p != nil {
 		subject = kill.Subject(p)
 	}
-	v := verdict.Decide(w.opt.Policy, subject)
-	finding := report.Finding{Domain: w.target.Name, PID: subject.PID, Process: subject.Name, Image: j.module.Path, Base: report.Address(j.module.Base),
-		Size: j.module.Size, Signature: res.Signature, SHA256: fmt.Sprintf("%x", sum), Verdict: v, Action: verdict.Report, Outcome: "reported",
-		Fidelity: report.Fidelity{Coverage: coverage, Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing}}
-	if finding.Image == "" {
-		finding.Image = j.module.Name
+	f.Domain, f.PID, f.Process = w.target.Name, subject.PID, subject.Name
+	if f.Kind == report.KindModified {
+		f.Verdict = verdict.Modified()
+	} else {
+		f.Verdict = verdict.Decide(w.opt.Policy, subject)
 	}
+	f.Action, f.Outcome = verdict.Report, "reported"
 	w.mu.Lock()
-	if v.Action == verdict.Kill {
-		w.doom(j.process, len(w.out.Findings))
+	defer w.mu.Unlock()
+	if f.Verdict.Action == verdict.Kill {
+		w.doom(p, len(w.out.Findings))
 	}
-	w.out.Findings = append(w.out.Findings, finding)
-	w.mu.Unlock()
+	w.out.Findings = append(w.out.Findings, f)
+}
+
+func fidelity(f *pe.Fidelity) report.Fidelity {
+	return report.Fidelity{Form: report.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing}
 }
 
 func sortFindings(f []report.Finding) {
@@ -167,7 +154,10 @@ func sortFindings(f []report.Finding) {
 		if f[i].PID != f[j].PID {
 			return f[i].PID < f[j].PID
 		}
-		return f[i].Base < f[j].Base
+		if f[i].Base != f[j].Base {
+			return f[i].Base < f[j].Base
+		}
+		return f[i].Signature < f[j].Signature
 	})
 }
 

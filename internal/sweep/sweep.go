@@ -49,9 +49,6 @@ type Progress struct {
 // memory, but of a file that is mostly missing nothing can be said.
 const DefaultMinCoverage = 0.5
 
-// maxImage bounds one image, in bytes.
-const maxImage = 256 << 20
-
 // Scanner is what a sweep needs of an engine.
 type Scanner interface {
 	Scan(ctx context.Context, name string, data []byte) (clam.Result, error)
@@ -64,6 +61,9 @@ type sweep struct {
 	engine Scanner
 	cache  *Cache
 	guest  *introspect.Guest
+
+	mappings *Mappings
+	files    *Files
 
 	mu  sync.Mutex
 	out report.DomainScan
@@ -82,7 +82,7 @@ func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Sca
 		opt.Jobs = 2
 	}
 	begin := time.Now()
-	s := &sweep{target: t, opt: opt, engine: engine, cache: cache, out: Empty(t)}
+	s := &sweep{target: t, opt: opt, engine: engine, cache: cache, out: Empty(t), mappings: NewMappings(), files: NewFiles()}
 	err := s.run(ctx, profiles)
 	s.out.Timing.Rebuild = time.Duration(s.rebuildTime.Load()).Seconds()
 	s.out.Timing.Scan = time.Duration(s.scanTime.Load()).Seconds()
@@ -164,10 +164,11 @@ func (s *sweep) fail(what string, err error) {
 // maxErrors bounds what one hostile guest can fill the result with.
 const maxErrors = 10000
 
-// job is one image to scan.
+// job is one image to scan, or the rest of a process's executable memory.
 type job struct {
 	process *introspect.Process // nil for a driver
 	module  introspect.Module
+	regions bool // no module, but what is executable outside of images
 }
 
 func (j *job) what() string {
@@ -193,15 +194,16 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 	var jobs []job
 	for i := range procs {
 		p := &procs[i]
+		mods, problems, err := s.guest.Modules(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		s.mappings.Add(p, mods)
 		if !wanted(p.PID) {
 			continue
 		}
 		found[p.PID] = true
 		s.out.Processes++
-		mods, problems, err := s.guest.Modules(ctx, p)
-		if err != nil {
-			return nil, err
-		}
 		for _, pr := range problems {
 			s.fail(pr.What, pr.Err)
 		}
@@ -209,7 +211,10 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 			if slices.Contains(m.Flags, introspect.FlagUnmapped) {
 				continue // a loader entry that is not true: nothing is there
 			}
-			jobs = append(jobs, job{p, m})
+			jobs = append(jobs, job{process: p, module: m})
+		}
+		if p.PEB != 0 && p.Exited.IsZero() {
+			jobs = append(jobs, job{process: p, regions: true})
 		}
 	}
 	for _, pid := range s.opt.PIDs {
@@ -228,7 +233,7 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 		kernel := s.guest.Kernel().Base
 		for _, d := range drivers {
 			if d.Base != kernel { // see docs/ARCHITECTURE.md: the kernel's own image
-				jobs = append(jobs, job{nil, d})
+				jobs = append(jobs, job{module: d})
 			}
 		}
 	}
@@ -237,7 +242,12 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 
 // work runs the jobs on the workers.
 func (s *sweep) work(ctx context.Context, jobs []job) error {
-	s.progress = Progress{Domain: s.target.Name, Total: len(jobs)}
+	s.progress = Progress{Domain: s.target.Name}
+	for i := range jobs {
+		if !jobs[i].regions {
+			s.progress.Total++
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	queue := make(chan job)
@@ -246,8 +256,14 @@ func (s *sweep) work(ctx context.Context, jobs []job) error {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			w := worker{sweep: s}
+			w := worker{sweep: s, copier: NewCopier(s.guest, s.mappings, s.files)}
 			for j := range queue {
+				if j.regions {
+					if err := w.regions(ctx, j.process); err != nil {
+						cancel(err)
+					}
+					continue
+				}
 				if err := w.image(ctx, &j); err != nil {
 					cancel(err)
 				}

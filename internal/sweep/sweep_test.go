@@ -43,6 +43,12 @@ func guest(t testing.TB, opts ntguest.Options) (source.Source, *ntguest.Truth) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return imageOf(t, m), m.Truth
+}
+
+// imageOf writes a laid-out guest to a file and opens it.
+func imageOf(t testing.TB, m *ntguest.Machine) source.Source {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "guest.raw")
 	f, err := os.Create(path)
 	if err != nil {
@@ -60,7 +66,7 @@ func guest(t testing.TB, opts ntguest.Options) (source.Source, *ntguest.Truth) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { src.Close() })
-	return src, m.Truth
+	return src
 }
 
 func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {

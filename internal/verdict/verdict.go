@@ -139,6 +139,12 @@ func Decide(p Policy, s Subject) Verdict {
 	return Verdict{Kill, "policy"}
 }
 
+// Modified is the verdict on code that differs from its file, whatever the policy: so
+// do hooks of rootkits, and those of debuggers, shims and other scanners.
+func Modified() Verdict {
+	return Verdict{Report, "modified code is reported only: it may have been modified with good reason"}
+}
+
 // Guard says why a process must not be killed, or "" where nothing speaks against
 // it.
 func Guard(s Subject) string {

@@ -33,9 +33,10 @@ type Loader struct {
 
 // Mapped is a file mapped at Base.
 type Mapped struct {
-	Base uint64
-	Mem  []byte
-	Is64 bool
+	Base    uint64
+	Mem     []byte
+	Section []byte // Mem as a section object holds it: relocated, and written to by no process
+	Is64    bool
 
 	// What the loader found to do, for tests to know what they covered.
 	Relocated, Imports, Ordinals, Delay, Forward, Guards int
@@ -157,6 +158,7 @@ func (l *Loader) Map(file []byte, base uint64) (m *Mapped, err error) {
 	}
 	m.relocate(m.Base - preferred)
 	m.setPtr(baseAt, m.Base)
+	m.Section = append([]byte(nil), m.Mem...)
 	l.bind(m)
 	l.bindDelayed(m)
 	l.configure(m)

@@ -1,0 +1,135 @@
+package introspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+// Run is a run of pages of an address space that are alike.
+type Run struct {
+	Start, End uint64 // End is exclusive
+	Executable bool
+	Absent     bool // committed, but in a page file
+}
+
+// maxRegionTables bounds the page tables that one range may take to walk: a range that
+// a hostile guest fills with tables costs no more than 2 GiB of mapped memory do.
+const (
+	maxRegionTables = 1 << 10
+	maxRegionRuns   = 1 << 16
+)
+
+// Committed lists the pages in [v.Start, v.End] that the process has: in memory, or in
+// a page file. Address space that it has only reserved costs nothing, however large.
+// complete is false where the range takes more page tables than one may.
+func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD) (runs []Run, complete bool, err error) {
+	as := g.space(p.DTB)
+	w := regionWalk{as: as, vad: v, budget: maxRegionTables}
+	err = w.table(ctx, as.dtb, uint(3+9*as.levels), 0)
+	if errors.Is(err, errRegionBudget) {
+		return w.runs, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("walk range at %#x: %w", v.Start, err)
+	}
+	return w.runs, true, nil
+}
+
+var errRegionBudget = errors.New("too many page tables")
+
+type regionWalk struct {
+	as     *AddressSpace
+	vad    *VAD
+	budget int
+	runs   []Run
+}
+
+// table walks the entries of one table that map parts of the range. shift is that of
+// an entry, base the address that the first entry maps.
+func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if w.budget--; w.budget < 0 {
+		return errRegionBudget
+	}
+	first, last := uint64(0), uint64(511)
+	if w.vad.Start > base {
+		first = (w.vad.Start - base) >> shift
+	}
+	if end := (w.vad.End - base) >> shift; end < last {
+		last = end
+	}
+	for i := first; i <= last; i++ {
+		va := base + i<<shift
+		if shift == pageShift {
+			if w.page(at, va); len(w.runs) > maxRegionRuns {
+				return errRegionBudget
+			}
+			continue
+		}
+		pte, err := w.as.t.entry(at + i*8)
+		if err != nil {
+			if errors.Is(err, source.ErrHole) {
+				return nil
+			}
+			return err
+		}
+		switch {
+		case pte&pteValid == 0:
+		case pte&pteLarge != 0:
+			if shift == 21 || shift == 30 {
+				from, to := max(va, w.vad.Start), min(va+1<<shift-1, w.vad.End)+1
+				w.add(Run{Start: from, End: to, Executable: pte&pteNX == 0})
+			}
+		default:
+			if err := w.table(ctx, pte&pfnMask, shift-9, va); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pteNX is set where code must not run. Entries that are not valid carry the index of
+// their protection in bits 5 to 9 instead.
+const (
+	pteNX        = 1 << 63
+	protectShift = 5
+)
+
+func (w *regionWalk) page(table, va uint64) {
+	pte, err := w.as.t.entry(table + va>>pageShift&511*8)
+	if err != nil || pte == 0 {
+		return
+	}
+	r := Run{Start: va, End: va + pageSize}
+	if pte&pteValid != 0 {
+		r.Executable = pte&pteNX == 0
+	} else {
+		_, origin, err := w.as.imagePage(w.vad, va)
+		if err != nil || origin == PageDemandZero {
+			return
+		}
+		protection := uint8(pte >> protectShift & 31)
+		if protection == 0 {
+			protection = w.vad.Protection
+		}
+		r.Executable = executable(protection)
+		r.Absent = !origin.inMemory()
+	}
+	w.add(r)
+}
+
+func (w *regionWalk) add(r Run) {
+	if n := len(w.runs); n > 0 {
+		if l := &w.runs[n-1]; l.End == r.Start && l.Executable == r.Executable && l.Absent == r.Absent {
+			l.End = r.End
+			return
+		}
+	}
+	w.runs = append(w.runs, r)
+}

@@ -1,0 +1,247 @@
+package introspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Units of _SUBSECTION.StartingSector and NumberOfFullSectors: sectors of 512 bytes
+// for an image, blocks of 4 KiB for a file mapped as data, whose remainder has 12 bits
+// in SectorEndOffset for that reason.
+const (
+	imageSectorShift = 9
+	dataSectorShift  = 12
+)
+
+// maxSubsections bounds the chain of a control area. An image has one for each section
+// and one for the headers; a file mapped as data gets one more each time it grows.
+const maxSubsections = 1 << 12
+
+// Subsection is a run of pages of a section and where their bytes are in the file.
+type Subsection struct {
+	First      uint64 // page, counted from the start of the section
+	Pages      uint64
+	Offset     uint64 // in the file, bytes
+	Size       uint64 // of what the file has of it, bytes; the rest is zeros
+	Protection uint8  // index into MmProtectToValue
+	proto      uint64
+}
+
+// Writable tells whether processes may write to pages of the subsection, be it to
+// copies of their own.
+func (s *Subsection) Writable() bool { return s.Protection&7 >= 4 }
+
+// Executable tells whether its pages may be executed.
+func (s *Subsection) Executable() bool { return executable(s.Protection) }
+
+// Subsections reads what the memory manager noted of an image's layout when the
+// section was made, whatever a process has done to the headers since.
+func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {
+	if v.control == 0 || v.proto == 0 {
+		return nil, nil
+	}
+	return g.subsections(v.control, v.proto)
+}
+
+// subsections follows a control area's chain. proto is the section's first prototype
+// entry where all lie in one array, as those of an image do; 0 says that they do not,
+// and then First is counted from the file's start.
+func (g *Guest) subsections(control, proto uint64) ([]Subsection, error) {
+	o := &g.off.Subsection
+	shift := uint(dataSectorShift)
+	word := make(record, 4)
+	if err := g.as.Read(word, control+uint64(g.off.Control.Flags)); err != nil {
+		return nil, fmt.Errorf("read control area at %#x: %w", control, err)
+	}
+	if word.field(g.off.Control.Image) != 0 {
+		shift = imageSectorShift
+	}
+	rec := make(record, o.Size)
+	flags := rec[min(int(o.Flags), len(rec)):]
+	var out []Subsection
+	for at := control + uint64(g.off.Control.Size); at != 0; at = rec.u64(o.Next) {
+		if len(out) == maxSubsections {
+			return nil, fmt.Errorf("control area at %#x: more than %d subsections", control, maxSubsections)
+		}
+		if err := g.as.Read(rec, at); err != nil {
+			return nil, fmt.Errorf("read subsection at %#x: %w", at, err)
+		}
+		if owner := rec.u64(g.off.SubsectionControl); owner != control {
+			return nil, fmt.Errorf("subsection at %#x belongs to %#x, not to the control area at %#x", at, owner, control)
+		}
+		sector := rec.field(o.Sector)
+		if shift == dataSectorShift {
+			sector |= flags.field(o.SectorHigh) << 32
+		}
+		s := Subsection{Pages: rec.field(o.Pages), Offset: sector << shift, proto: rec.u64(o.Base),
+			Size: rec.field(o.Full)<<shift + flags.field(o.End), Protection: uint8(flags.field(o.Protection))}
+		if s.Pages > maxSectionPages || s.Offset > maxSectionPages*pageSize {
+			return nil, fmt.Errorf("subsection at %#x: %d pages at offset %#x are out of bounds", at, s.Pages, s.Offset)
+		}
+		if proto != 0 {
+			if s.proto < proto || (s.proto-proto)/8 > maxSectionPages {
+				return nil, fmt.Errorf("subsection at %#x: its entries at %#x are not the section's", at, s.proto)
+			}
+			s.First = (s.proto - proto) / 8
+		} else {
+			s.First = s.Offset / pageSize
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// maxSectionPages bounds what a subsection may claim: 1 TiB.
+const maxSectionPages = 1 << 28
+
+// FileCache is what a guest's memory holds of a file in its on-disk form.
+type FileCache struct {
+	Size    uint64       // of the file, bytes; 0 where nothing in memory tells it
+	Data    []byte       // whole pages from offset 0 on; zeros where they are not in memory
+	Origins []PageOrigin // one for each page of Data
+	Cached  int          // pages that are there
+}
+
+// viewSize is the size of a cache manager's view (VACB_MAPPING_GRANULARITY) and
+// vacbShift the bits of an index into one level of the array of views: up to 32 MiB
+// there is one level, and one more for each seven bits beyond.
+const (
+	viewShift = 18
+	vacbShift = 7
+)
+
+// CachedFile collects the pages of the file behind a FILE_OBJECT that are in memory:
+// through the prototype entries of its data section first, then through the cache
+// manager's views. At most limit bytes are looked at. A file that was never read has
+// neither, and then the result is nil.
+func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache, error) {
+	rec := make(record, g.off.Pointers.Size)
+	pointers, err := g.as.word(file + uint64(g.off.FilePointers))
+	if err != nil {
+		return nil, fmt.Errorf("read file object at %#x: %w", file, err)
+	}
+	if pointers == 0 {
+		return nil, nil
+	}
+	if err := g.as.Read(rec, pointers); err != nil {
+		return nil, fmt.Errorf("read section object pointers at %#x: %w", pointers, err)
+	}
+	control, shared := rec.u64(g.off.Pointers.Data), rec.u64(g.off.Pointers.Cache)
+	if control == 0 && shared == 0 {
+		return nil, nil
+	}
+	c := new(FileCache)
+	var subs []Subsection
+	if control != 0 {
+		if subs, err = g.subsections(control, 0); err != nil {
+			return nil, fmt.Errorf("data section: %w", err)
+		}
+		for i := range subs {
+			c.Size = max(c.Size, subs[i].Offset+subs[i].Size)
+		}
+	}
+	views := vacbs{g: g, shared: shared}
+	if shared != 0 {
+		if err := views.open(); err != nil {
+			return nil, err
+		}
+		c.Size = views.fileSize
+	}
+	if c.Size == 0 {
+		return nil, nil
+	}
+	pages := (min(c.Size, limit) + pageSize - 1) / pageSize
+	c.Data, c.Origins = make([]byte, pages*pageSize), make([]PageOrigin, pages)
+	sub := 0
+	err = g.as.readPages(ctx, c.Data, c.Origins, func(i int) (uint64, PageOrigin, error) {
+		n := uint64(i)
+		// The chain ascends, so that the search goes on where it was.
+		for sub < len(subs) && n >= subs[sub].First+subs[sub].Pages {
+			sub++
+		}
+		if sub < len(subs) && n >= subs[sub].First && subs[sub].proto != 0 {
+			pa, origin, err := g.as.prototype(subs[sub].proto+8*(n-subs[sub].First), 0)
+			if err != nil || origin == PagePrototype {
+				return pa, origin, err
+			}
+		}
+		va := views.at(n * pageSize)
+		if va == 0 {
+			return 0, PageAbsent, nil
+		}
+		return g.as.translate(va)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read cached file: %w", err)
+	}
+	for i, o := range c.Origins {
+		if o == PageDemandZero {
+			c.Origins[i] = PageAbsent // a page of a file is never that
+		} else if o != PageAbsent {
+			c.Cached++
+		}
+	}
+	return c, nil
+}
+
+// vacbs finds the cache manager's views of one file.
+type vacbs struct {
+	g        *Guest
+	shared   uint64 // SHARED_CACHE_MAP
+	array    uint64
+	fileSize uint64
+	top      uint // bits of an offset that the array covers
+	view     uint64
+	base     uint64 // of that view, 0 where it is not mapped
+	known    bool
+}
+
+func (v *vacbs) open() error {
+	o := &v.g.off.Cache
+	rec := make(record, o.Size)
+	if err := v.g.as.Read(rec, v.shared); err != nil {
+		return fmt.Errorf("read shared cache map at %#x: %w", v.shared, err)
+	}
+	v.array, v.fileSize = rec.u64(o.Vacbs), rec.u64(o.FileSize)
+	size := rec.u64(o.SectionSize)
+	if v.fileSize>>62 != 0 || size>>62 != 0 {
+		return fmt.Errorf("shared cache map at %#x: %w", v.shared, errors.New("its sizes are negative"))
+	}
+	for v.top = viewShift + vacbShift; size > 1<<v.top; {
+		v.top += vacbShift
+	}
+	return nil
+}
+
+// at is the address that the file's byte at off is mapped at; 0 where it is not.
+func (v *vacbs) at(off uint64) uint64 {
+	if v.array == 0 || off>>v.top != 0 {
+		return 0
+	}
+	if view := off >> viewShift; !v.known || view != v.view {
+		v.known, v.view, v.base = true, view, v.find(off)
+	}
+	if v.base == 0 {
+		return 0
+	}
+	return v.base + off&(1<<viewShift-1)
+}
+
+func (v *vacbs) find(off uint64) uint64 {
+	at := v.array
+	for shift := v.top; shift > viewShift; {
+		shift -= vacbShift
+		next, err := v.g.as.word(at + off>>shift&(1<<vacbShift-1)*8)
+		if err != nil || next == 0 {
+			return 0
+		}
+		at = next
+	}
+	o := &v.g.off.Vacb
+	rec := make(record, o.Size)
+	if v.g.as.Read(rec, at) != nil || rec.u64(o.Map) != v.shared {
+		return 0
+	}
+	return rec.u64(o.Base)
+}

@@ -24,10 +24,9 @@ func profileCommand(e *env) *cli.Command {
 			command(&cli.Command{Name: "show", Usage: "print a profile's structures, or one of them", ArgsUsage: "FILE|ID [STRUCT]",
 				Description: "ID is the GUID with the age behind it, as vmav profile list prints it, or a version.",
 				Action:      func(c *cli.Context) error { return runProfileShow(c, e) }}),
-			command(&cli.Command{Name: "import", Usage: "store the profile of a symbol file", ArgsUsage: "FILE…",
-				Description: "FILE is a Volatility 3 symbol file (.json, .json.xz) or a profile of vmav's own.",
-				Flags:       []cli.Flag{&cli.BoolFlag{Name: "system", Usage: "for all users, in " + winstruct.SystemDir}},
-				Action:      func(c *cli.Context) error { return runProfileImport(c, e) }}),
+			profileImportCommand(e),
+			profileBuildCommand(e),
+			profileVerifyCommand(e),
 		},
 	})
 }
@@ -89,6 +88,9 @@ func runProfileShow(c *cli.Context, e *env) error {
 	}
 	if c.NArg() == 1 {
 		fmt.Fprintf(e.stdout, "%s %s %s, %d structures, %d symbols\n", dash(p.Version), p.Arch, p.Identity, len(p.Structs()), len(p.Symbols()))
+		for _, src := range p.Sources {
+			fmt.Fprintf(e.stdout, "%s: %s, verified: %s\n", report.Escape(src.Of), report.Escape(src.From), src.Verified)
+		}
 		for _, name := range p.Structs() {
 			s, _ := p.Struct(name)
 			fmt.Fprintf(e.stdout, "%-40s 0x%x bytes\n", report.Escape(name), s.Size)
@@ -119,29 +121,4 @@ func findProfile(arg string) (*winstruct.Profile, error) {
 		}
 	}
 	return nil, fmt.Errorf("no profile %q: it is no file, and vmav profile list has no such id or version", arg)
-}
-
-func runProfileImport(c *cli.Context, e *env) error {
-	if c.NArg() == 0 {
-		return errors.New("import needs a symbol file")
-	}
-	dir := winstruct.SystemDir
-	if !c.Bool("system") {
-		var err error
-		if dir, err = winstruct.UserDir(); err != nil {
-			return err
-		}
-	}
-	for _, file := range c.Args().Slice() {
-		p, err := winstruct.Open(file)
-		if err != nil {
-			return err
-		}
-		path, err := winstruct.Put(dir, p)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(e.stdout, "%s: %s, stored as %s\n", report.Escape(file), p.Identity, path)
-	}
-	return nil
 }

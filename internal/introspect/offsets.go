@@ -110,6 +110,13 @@ type Offsets struct {
 	SwizzleBit     winstruct.Field `win:"_MMPTE_TRANSITION.SwizzleBit,optional"`
 }
 
+// Usable tells whether a profile has all that introspection needs; it fails with a
+// *winstruct.MissingFactsError that names what is missing.
+func Usable(p *winstruct.Profile) error {
+	_, err := compile(p)
+	return err
+}
+
 // compile resolves the offsets of a build.
 func compile(p *winstruct.Profile) (*Offsets, error) {
 	o := new(Offsets)

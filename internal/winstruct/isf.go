@@ -2,13 +2,14 @@ package winstruct
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
 
 	"github.com/ulikunitz/xz"
@@ -122,16 +123,16 @@ func (f *isfFile) profile() (*Profile, error) {
 	pdb := f.Metadata.Windows.PDB
 	p := &Profile{
 		Identity: Identity{PDB: strings.ToLower(pdb.Database), GUID: strings.ToUpper(pdb.GUID), Age: pdb.Age},
-		Origin:   "ISF",
+		Sources:  []Source{{Of: "all", From: "symbol file of Volatility 3", Verified: VerifiedIdentity}},
 		structs:  make(map[string]*Struct, len(f.UserTypes)),
 		enums:    make(map[string]map[string]int64, len(f.Enums)),
 		symbols:  make(map[string]uint64, len(f.Symbols)),
 	}
 	switch pdb.Machine {
 	case 0x8664:
-		p.Arch = "x64"
+		p.Arch = ArchX64
 	case 0x14c:
-		p.Arch = "x86"
+		p.Arch = ArchX86
 	default:
 		return nil, fmt.Errorf("machine type %#x is neither x86 nor x64", pdb.Machine)
 	}
@@ -282,14 +283,10 @@ func (t *isfType) spell(depth int) string {
 // sort puts fields in the order of their place, then of their name, so that
 // a profile does not depend on the order of a map.
 func (s *Struct) sort() {
-	sort.Slice(s.Fields, func(i, j int) bool {
-		a, b := &s.Fields[i], &s.Fields[j]
-		if a.Offset != b.Offset {
-			return a.Offset < b.Offset
-		}
-		if a.BitOffset != b.BitOffset {
-			return a.BitOffset < b.BitOffset
-		}
-		return a.Name < b.Name
-	})
+	order := func(a, b Field) int {
+		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.BitOffset, b.BitOffset), cmp.Compare(a.Name, b.Name))
+	}
+	if !slices.IsSortedFunc(s.Fields, order) {
+		slices.SortFunc(s.Fields, order)
+	}
 }

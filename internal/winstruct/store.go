@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -45,6 +46,7 @@ type Entry struct {
 	Identity Identity
 	Version  string
 	Layer    string // "user", "system" or "built-in"
+	Name     string // of its file
 	Path     string // "" for built-in
 	Err      error  // why it cannot be used
 }
@@ -123,7 +125,7 @@ func (l layer) load(name string) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := Load(bytes.NewReader(packed))
+	p, err := loadBytes(packed, true)
 	if err != nil {
 		return nil, fmt.Errorf("load %s profile %s: %w", l.name, filepath.Join(l.dir, name), err)
 	}
@@ -140,7 +142,7 @@ func (s *Store) List() []Entry {
 			panic(err) // a bad pattern
 		}
 		for _, name := range names {
-			e := Entry{Layer: l.name}
+			e := Entry{Layer: l.name, Name: name}
 			if l.dir != "" {
 				e.Path = filepath.Join(l.dir, name)
 			}
@@ -158,6 +160,16 @@ func (s *Store) List() []Entry {
 	return out
 }
 
+// Open loads the profile of an entry, also one that a higher layer hides.
+func (s *Store) Open(e Entry) (*Profile, error) {
+	for _, l := range s.layers {
+		if l.name == e.Layer {
+			return l.load(e.Name)
+		}
+	}
+	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
+}
+
 func versionLess(a, b string) bool {
 	var x, y [4]int
 	fmt.Sscanf(a, "%d.%d.%d.%d", &x[0], &x[1], &x[2], &x[3])
@@ -172,7 +184,12 @@ func versionLess(a, b string) bool {
 
 // Put writes p into a directory of profiles, the user's or SystemDir, and returns
 // the file's path. The file appears whole or not at all.
-func Put(dir string, p *Profile) (string, error) {
+func Put(dir string, p *Profile) (string, error) { return put(dir, p, (*Profile).Save) }
+
+// PutSmall is Put with the best compression.
+func PutSmall(dir string, p *Profile) (string, error) { return put(dir, p, (*Profile).SaveSmall) }
+
+func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
@@ -182,7 +199,7 @@ func Put(dir string, p *Profile) (string, error) {
 	}
 	defer os.Remove(tmp.Name())
 	path := filepath.Join(dir, fileName(p.Identity))
-	err = p.Save(tmp)
+	err = save(p, tmp)
 	if err == nil {
 		err = tmp.Sync()
 	}
@@ -201,20 +218,32 @@ func Put(dir string, p *Profile) (string, error) {
 	return path, nil
 }
 
-// Open reads a profile of any form from a file: vmav's own, or a Volatility 3
-// symbol file.
+// Open reads a profile of any form from a file: vmav's own, a Volatility 3 symbol file
+// or a PDB. The content decides, not the name.
 func Open(path string) (*Profile, error) {
-	if !strings.HasSuffix(path, fileSuffix) {
-		return ImportISFFile(path)
-	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	p, err := Load(f)
-	if err != nil {
-		return nil, fmt.Errorf("load profile %s: %w", path, err)
+	head := make([]byte, 256)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	return p, nil
+	head = head[:n]
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("Microsoft C/C++ ")):
+		return ImportPDBFile(path)
+	case bytes.HasPrefix(head, zstdMagic), bytes.Contains(head, []byte(`"vmav_profile"`)):
+		p, err := LoadHandMade(f)
+		if err != nil {
+			return nil, fmt.Errorf("load profile %s: %w", path, err)
+		}
+		return p, nil
+	}
+	return ImportISFFile(path)
 }

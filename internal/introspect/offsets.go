@@ -28,6 +28,7 @@ type Offsets struct {
 		PEB            uint32          `win:"_EPROCESS.Peb"`
 		Wow64          uint32          `win:"_EPROCESS.WoW64Process|_EPROCESS.Wow64Process,optional"`
 		ActiveThreads  uint32          `win:"_EPROCESS.ActiveThreads"`
+		ThreadList     uint32          `win:"_EPROCESS.ThreadListHead,optional"`
 		ObjectTable    uint32          `win:"_EPROCESS.ObjectTable"`
 		SectionObject  uint32          `win:"_EPROCESS.SectionObject"`
 		SectionBase    uint32          `win:"_EPROCESS.SectionBaseAddress"`

@@ -23,6 +23,7 @@ const (
 	FlagCritical  = "critical"  // Windows stops when it ends
 	FlagProtected = "protected" // a protected process
 	FlagPartial   = "partial"   // not all of it could be read
+	FlagInferred  = "inferred"  // read with the offsets of another build
 )
 
 // Processes enumerates the guest's processes in the order of their ids, from the
@@ -170,7 +171,10 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	if !p.Exited.IsZero() {
 		p.Flags = append(p.Flags, FlagExited)
 	}
-	if rec.field(o.Critical) != 0 {
+	if g.kernel.Inferred != "" {
+		p.Flags = append(p.Flags, FlagInferred)
+	}
+	if o.Critical.Name != "" && rec.field(o.Critical) != 0 {
 		p.Flags = append(p.Flags, FlagCritical)
 	}
 	if o.Protection != winstruct.Missing && rec.u8(o.Protection) != 0 {

@@ -169,6 +169,8 @@ func Subject(p *introspect.Process) verdict.Subject {
 			s.Exited = true
 		case introspect.FlagHidden:
 			s.Hidden = true
+		case introspect.FlagInferred:
+			s.Inferred = true
 		}
 	}
 	return s

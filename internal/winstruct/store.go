@@ -2,6 +2,7 @@ package winstruct
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -170,10 +172,34 @@ func (s *Store) Open(e Entry) (*Profile, error) {
 	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
 }
 
+// Near lists the profiles of the store by how near their builds are to a version of
+// Windows: by the distance of the build numbers, among those of one number the latest
+// revision first. A profile without a version, or that cannot be read, is left out.
+func (s *Store) Near(version string) []Entry {
+	want := parseVersion(version)
+	var out []Entry
+	for _, e := range s.List() {
+		if e.Err == nil && e.Version != "" {
+			out = append(out, e)
+		}
+	}
+	distance := func(e Entry) int {
+		v := parseVersion(e.Version)
+		return max(v[2]-want[2], want[2]-v[2])
+	}
+	slices.SortStableFunc(out, func(a, b Entry) int {
+		return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(parseVersion(b.Version)[3], parseVersion(a.Version)[3]))
+	})
+	return out
+}
+
+func parseVersion(v string) (out [4]int) {
+	fmt.Sscanf(v, "%d.%d.%d.%d", &out[0], &out[1], &out[2], &out[3])
+	return out
+}
+
 func versionLess(a, b string) bool {
-	var x, y [4]int
-	fmt.Sscanf(a, "%d.%d.%d.%d", &x[0], &x[1], &x[2], &x[3])
-	fmt.Sscanf(b, "%d.%d.%d.%d", &y[0], &y[1], &y[2], &y[3])
+	x, y := parseVersion(a), parseVersion(b)
 	for i := range x {
 		if x[i] != y[i] {
 			return x[i] < y[i]

@@ -236,6 +236,24 @@ func TestEveryWrongOffsetIsNoticed(t *testing.T) {
 	}
 }
 
+// remembered keeps what it read, for fuzzing.
+type remembered struct {
+	without
+	list []winstruct.Entry
+	open map[string]*winstruct.Profile
+}
+
+func (r *remembered) Near(string) []winstruct.Entry { return r.list }
+
+func (r *remembered) Open(e winstruct.Entry) (*winstruct.Profile, error) {
+	if p := r.open[e.Name]; p != nil {
+		return p, nil
+	}
+	p, err := r.without.Store.Open(e)
+	r.open[e.Name] = p
+	return p, err
+}
+
 // FuzzInfer changes words of a guest that has no profile: inference ends, and never
 // panics.
 func FuzzInfer(f *testing.F) {
@@ -264,6 +282,8 @@ func FuzzInfer(f *testing.F) {
 		f.Fatal(err)
 	}
 	add(g.as, g.kernel.Base+uint64(ex.nameRVAs)&^7, 0x200)
+	near := &remembered{without: without{winstruct.BuiltIn(), s.m.Build.Identity}, open: map[string]*winstruct.Profile{}}
+	near.list = near.without.Near("10.0.19041")[:6]
 	seed := make([]byte, 20)
 	binary.LittleEndian.PutUint16(seed, 3)
 	f.Add(seed)
@@ -278,7 +298,7 @@ func FuzzInfer(f *testing.F) {
 			p.words[at] = v
 			data = data[10:]
 		}
-		g, err := Open(context.Background(), p, without{winstruct.BuiltIn(), s.m.Build.Identity})
+		g, err := Open(context.Background(), p, near)
 		if (g == nil) == (err == nil) {
 			t.Fatalf("Open = %v, %v", g, err)
 		}

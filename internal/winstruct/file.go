@@ -182,6 +182,42 @@ func load(r io.Reader, needDigest bool) (*Profile, error) {
 }
 
 func loadBytes(packed []byte, needDigest bool) (*Profile, error) {
+	text, err := verified(packed, needDigest)
+	if err != nil {
+		return nil, err
+	}
+	p, err := parseFile(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// loadHead is loadBytes without the structures and symbols, which are not looked at.
+func loadHead(packed []byte) (*Profile, error) {
+	text, err := verified(packed, true)
+	if err != nil {
+		return nil, err
+	}
+	head, _, ok := bytes.Cut(text, []byte(",\n\"types\":["))
+	if !ok {
+		return nil, errors.New("parse: no types")
+	}
+	p, err := parseFile(append(bytes.Clone(head), '}'))
+	if err != nil {
+		return nil, err
+	}
+	if err := p.checkHead(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// verified is the text of a profile file that has the digest it says.
+func verified(packed []byte, needDigest bool) ([]byte, error) {
 	if len(packed) > maxFile {
 		return nil, fmt.Errorf("larger than %d bytes", maxFile)
 	}
@@ -195,7 +231,7 @@ func loadBytes(packed []byte, needDigest bool) (*Profile, error) {
 	if !utf8.Valid(text) {
 		return nil, errors.New("parse: not UTF-8")
 	}
-	return parseFile(text)
+	return text, nil
 }
 
 // checkDigest holds the text against the digest in its first line.

@@ -173,7 +173,7 @@ func (s *scanner) skip(depth int) {
 	}
 }
 
-// parseFile reads the text of a profile file.
+// parseFile reads the text of a profile file. The caller checks the result.
 func parseFile(text []byte) (*Profile, error) {
 	s := &scanner{text: string(text)}
 	p := &Profile{structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
@@ -221,9 +221,6 @@ func parseFile(text []byte) (*Profile, error) {
 	}
 	if s.err != nil {
 		return nil, fmt.Errorf("parse: %w", s.err)
-	}
-	if err := p.check(); err != nil {
-		return nil, err
 	}
 	return p, nil
 }
@@ -341,6 +338,14 @@ func (s *scanner) field() (f Field) {
 
 // check holds a profile that was read against what every profile is.
 func (p *Profile) check() error {
+	if len(p.structs) == 0 || len(p.symbols) == 0 {
+		return errors.New("holds no structures or no symbols")
+	}
+	return p.checkHead()
+}
+
+// checkHead is check for what a profile says of itself.
+func (p *Profile) checkHead() error {
 	if err := p.Identity.check(); err != nil {
 		return err
 	}
@@ -348,9 +353,6 @@ func (p *Profile) check() error {
 	case ArchX64, ArchX86, ArchARM64:
 	default:
 		return fmt.Errorf("architecture %q is none of x64, x86 and arm64", p.Arch)
-	}
-	if len(p.structs) == 0 || len(p.symbols) == 0 {
-		return errors.New("holds no structures or no symbols")
 	}
 	for _, s := range p.Sources {
 		if err := s.Verified.check(); err != nil {

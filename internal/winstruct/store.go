@@ -134,8 +134,21 @@ func (l layer) load(name string) (*Profile, error) {
 	return p, nil
 }
 
-// List reads every profile of the store, also those that a higher layer hides,
-// ordered by version. A profile that cannot be read is listed with its error.
+// head is load without structures and symbols.
+func (l layer) head(name string) (*Profile, error) {
+	packed, err := fs.ReadFile(l.fsys, name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := loadHead(packed)
+	if err != nil {
+		return nil, fmt.Errorf("load %s profile %s: %w", l.name, filepath.Join(l.dir, name), err)
+	}
+	return p, nil
+}
+
+// List lists every profile of the store, also those that a higher layer hides,
+// ordered by version. A profile that is damaged is listed with its error.
 func (s *Store) List() []Entry {
 	var out []Entry
 	for _, l := range s.layers {
@@ -148,7 +161,7 @@ func (s *Store) List() []Entry {
 			if l.dir != "" {
 				e.Path = filepath.Join(l.dir, name)
 			}
-			p, err := l.load(name)
+			p, err := l.head(name)
 			if err != nil {
 				e.Err = err
 				e.Identity.PDB = name

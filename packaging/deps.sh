@@ -20,8 +20,8 @@ packages=(
 	mmdebstrap busybox-static cpio kmod xz-utils zstd
 	# what an independent reader, Volatility 3, needs where one is given
 	python3-pefile python3-capstone
-	# an independent reader of PDBs, llvm-pdbutil
-	llvm
+	# independent readers of PDBs (llvm-pdbutil) and of compressed ones
+	llvm cabextract
 )
 go_packages=(golang-1.23-go golang-1.23-src)
 go_minor=23

@@ -39,9 +39,21 @@ func ImportPDB(r io.ReaderAt, size int64, name string) (*Profile, error) {
 	return fromPDB(f, name)
 }
 
+// PDBIdentity is the identity of a PDB with a name, without its types and symbols.
+func PDBIdentity(r io.ReaderAt, size int64, name string) (Identity, error) {
+	f, err := pdb.Open(r, size)
+	if err != nil {
+		return Identity{}, err
+	}
+	return identityOf(f, name), nil
+}
+
+func identityOf(f *pdb.File, name string) Identity {
+	return Identity{PDB: strings.ToLower(name), GUID: f.Info().GUIDText(), Age: f.Info().Age}
+}
+
 func fromPDB(f *pdb.File, name string) (*Profile, error) {
-	info := f.Info()
-	p := &Profile{Identity: Identity{PDB: strings.ToLower(name), GUID: info.GUIDText(), Age: info.Age},
+	p := &Profile{Identity: identityOf(f, name),
 		Sources: []Source{{Of: "all", From: "PDB " + name, Verified: VerifiedIdentity}},
 		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
 	switch f.Machine() {

@@ -139,7 +139,7 @@ func (f *isfFile) profile() (*Profile, error) {
 	if v := f.Metadata.Windows.PE; v.Major != 0 {
 		p.Version = fmt.Sprintf("%d.%d.%d.%d", v.Major, v.Minor, v.Build, v.Revision)
 	}
-	if err := p.Identity.check(); err != nil {
+	if err := p.Identity.Check(); err != nil {
 		return nil, err
 	}
 	if len(f.UserTypes) > maxStructs || len(f.Symbols) > maxSymbols || len(f.Enums) > maxStructs {
@@ -182,8 +182,10 @@ func (f *isfFile) profile() (*Profile, error) {
 	return p, nil
 }
 
-func (id Identity) check() error {
-	if id.PDB == "" || len(id.PDB) > 255 || strings.ContainsAny(id.PDB, "/\\\x00") {
+// Check tells whether id can name a PDB: its name is that of a file, its GUID is one.
+func (id Identity) Check() error {
+	strange := func(r rune) bool { return r < ' ' || r == '/' || r == '\\' || r == 0x7f }
+	if id.PDB == "" || len(id.PDB) > 255 || id.PDB[0] == '.' || strings.ContainsFunc(id.PDB, strange) {
 		return fmt.Errorf("PDB name %q is not a file name", id.PDB)
 	}
 	if !guidPattern.MatchString(id.GUID) {

@@ -346,7 +346,7 @@ func (p *Profile) check() error {
 
 // checkHead is check for what a profile says of itself.
 func (p *Profile) checkHead() error {
-	if err := p.Identity.check(); err != nil {
+	if err := p.Identity.Check(); err != nil {
 		return err
 	}
 	switch p.Arch {

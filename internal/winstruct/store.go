@@ -94,7 +94,7 @@ func fileName(id Identity) string {
 // fails with a *MissingError where none has.
 func (s *Store) Find(id Identity) (*Profile, error) {
 	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

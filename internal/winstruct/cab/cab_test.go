@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmav.dev/vmav/internal/winstruct/cab/cabtest"
 )
 
 // material is data as PDBs hold it: runs, text that comes again, and noise.
@@ -48,13 +50,13 @@ func examples() (out []example) {
 	for _, n := range []int{1, 2, 100, maxBlock - 1, maxBlock, maxBlock + 1, 200001} {
 		data := material(n)
 		out = append(out,
-			example{fmt.Sprintf("stored/%d", n), storedCab("ntkrnlmp.pdb", data, false), data},
-			example{fmt.Sprintf("reserve/%d", n), storedCab("ntkrnlmp.pdb", data, true), data},
-			example{fmt.Sprintf("mszip/%d", n), mszipCab("ntkrnlmp.pdb", data), data})
+			example{fmt.Sprintf("stored/%d", n), cabtest.Stored("ntkrnlmp.pdb", data, false), data},
+			example{fmt.Sprintf("reserve/%d", n), cabtest.Stored("ntkrnlmp.pdb", data, true), data},
+			example{fmt.Sprintf("mszip/%d", n), cabtest.MSZIP("ntkrnlmp.pdb", data), data})
 		for _, window := range []uint{15, 18, 21} {
 			for _, block := range []int{1 << 20, 50001, 7001} {
 				for _, calls := range []bool{false, true} {
-					out = append(out, example{fmt.Sprintf("lzx%d/%d/%d/calls=%v", window, n, block, calls), lzxCab("ntkrnlmp.pdb", data, window, calls, block), data})
+					out = append(out, example{fmt.Sprintf("lzx%d/%d/%d/calls=%v", window, n, block, calls), cabtest.LZX("ntkrnlmp.pdb", data, window, calls, block), data})
 				}
 			}
 		}
@@ -95,7 +97,7 @@ func TestCabextractReadsTheSame(t *testing.T) {
 
 func TestDamageIsNoticed(t *testing.T) {
 	data := material(60000)
-	for _, ex := range []example{{"stored", storedCab("a.pdb", data, false), data}, {"mszip", mszipCab("a.pdb", data), data}, {"lzx", lzxCab("a.pdb", data, 16, true, 9001), data}} {
+	for _, ex := range []example{{"stored", cabtest.Stored("a.pdb", data, false), data}, {"mszip", cabtest.MSZIP("a.pdb", data), data}, {"lzx", cabtest.LZX("a.pdb", data, 16, true, 9001), data}} {
 		for at := 0; at < len(ex.cab); at += 991 {
 			if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(ex.cab[:at]), 1<<30); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotCabinet) {
 				t.Errorf("%s cut off at %d: %v", ex.name, at, err)
@@ -108,10 +110,10 @@ func TestDamageIsNoticed(t *testing.T) {
 			}
 		}
 	}
-	if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(storedCab("a.pdb", data, false)), 1000); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "60000") {
+	if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(cabtest.Stored("a.pdb", data, false)), 1000); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "60000") {
 		t.Errorf("a file beyond the bound: %v", err)
 	}
-	quantum := storedCab("a.pdb", data, false)
+	quantum := cabtest.Stored("a.pdb", data, false)
 	quantum[headerSize+6] = 2
 	if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(quantum), 1<<30); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("Quantum: %v", err)
@@ -120,9 +122,9 @@ func TestDamageIsNoticed(t *testing.T) {
 
 func FuzzExtract(f *testing.F) {
 	data := material(3000)
-	f.Add(storedCab("a.pdb", data, true))
-	f.Add(mszipCab("a.pdb", data))
-	f.Add(lzxCab("a.pdb", data, 15, true, 701))
+	f.Add(cabtest.Stored("a.pdb", data, true))
+	f.Add(cabtest.MSZIP("a.pdb", data))
+	f.Add(cabtest.LZX("a.pdb", data, 15, true, 701))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var out bytes.Buffer
 		_, size, err := Extract(&out, bytes.NewReader(data), 1<<20)
@@ -135,7 +137,7 @@ func FuzzExtract(f *testing.F) {
 // FuzzLZX feeds the decoder without the checksums around it.
 func FuzzLZX(f *testing.F) {
 	for _, block := range []int{1 << 20, 301} {
-		cab := lzxCab("a", material(2000), 15, true, block)
+		cab := cabtest.LZX("a", material(2000), 15, true, block)
 		f.Add(cab[headerSize+8+16+2+8:], uint16(2000))
 	}
 	f.Fuzz(func(t *testing.T, data []byte, size uint16) {
@@ -158,7 +160,7 @@ func FuzzLZX(f *testing.F) {
 
 func BenchmarkLZX(b *testing.B) {
 	data := material(4 << 20)
-	cab := lzxCab("a", data, 21, false, 1<<18)
+	cab := cabtest.LZX("a", data, 21, false, 1<<18)
 	b.SetBytes(int64(len(data)))
 	for range b.N {
 		if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(cab), 1<<30); err != nil {

@@ -1,10 +1,22 @@
-package cab
+// Package cabtest makes cabinets for tests: stored, MSZIP and LZX. It shares no code with
+// the reader that it tests; cabextract is held against both.
+package cabtest
 
 import (
 	"bytes"
 	"compress/flate"
 	"encoding/binary"
 	"math/bits"
+)
+
+const (
+	headerSize  = 36
+	flagReserve = 4
+	frame       = 32 << 10 // bytes of one block, uncompressed
+
+	blockVerbatim     = 1
+	blockAligned      = 2
+	blockUncompressed = 3
 )
 
 // cabinet makes a cabinet with one file out of compressed blocks.
@@ -25,7 +37,7 @@ func cabinet(kind uint16, name string, size int, blocks [][]byte, sizes []int, r
 		body = le.AppendUint32(body, checksum(head, checksum(b, 0)))
 		body = append(append(body, head...), all...)
 	}
-	out := []byte(Magic)
+	out := []byte("MSCF")
 	for _, w := range []uint32{0, uint32(data + len(body)), 0, uint32(files), 0} {
 		out = le.AppendUint32(out, w)
 	}
@@ -46,18 +58,20 @@ func cabinet(kind uint16, name string, size int, blocks [][]byte, sizes []int, r
 
 func frames(data []byte) (out [][]byte, sizes []int) {
 	for len(data) > 0 {
-		n := min(len(data), maxBlock)
+		n := min(len(data), frame)
 		out, sizes, data = append(out, data[:n]), append(sizes, n), data[n:]
 	}
 	return out, sizes
 }
 
-func storedCab(name string, data []byte, reserve bool) []byte {
+// Stored is a cabinet with a file as it is, with reserved space in its headers or without.
+func Stored(name string, data []byte, reserve bool) []byte {
 	blocks, sizes := frames(data)
 	return cabinet(0, name, len(data), blocks, sizes, reserve)
 }
 
-func mszipCab(name string, data []byte) []byte {
+// MSZIP is a cabinet with a file compressed by MSZIP.
+func MSZIP(name string, data []byte) []byte {
 	blocks, sizes := frames(data)
 	var before []byte
 	for i, b := range blocks {
@@ -163,17 +177,18 @@ func (w *lzxWriter) lengths(lens, before []uint8) {
 	}
 }
 
-// lzxCab compresses with blocks of all three kinds in turn, of sizes that are no
-// multiple of a frame's.
-func lzxCab(name string, data []byte, window uint, calls bool, blockSize int) []byte {
+// LZX is a cabinet with a file compressed by LZX: in blocks of a size, of all three kinds
+// in turn, with a window of 2^window bytes, and with the targets of calls translated or
+// not.
+func LZX(name string, data []byte, window uint, calls bool, blockSize int) []byte {
 	src := bytes.Clone(data)
 	if calls {
 		translateCalls(src, len(data))
 	}
-	slots := positionSlots[window-15]
-	mains, lens := newCode(256+8*slots, 256+8*slots), newCode(lengthSymbols, lengthSymbols)
+	slots := []int{30, 32, 34, 36, 38, 42, 50}[window-15]
+	mains, lens := newCode(256+8*slots, 256+8*slots), newCode(249, 249)
 	sparse := newCode(256+8*slots, 256+8*20) // a code that leaves symbols out
-	oldMain, oldLens := make([]uint8, len(mains.lens)), make([]uint8, lengthSymbols)
+	oldMain, oldLens := make([]uint8, len(mains.lens)), make([]uint8, 249)
 	aligned := newCode(8, 8)
 	recent := [3]int{1, 1, 1}
 	last := make(map[[3]byte]int)
@@ -192,7 +207,7 @@ func lzxCab(name string, data []byte, window uint, calls bool, blockSize int) []
 				w.put(0, 1)
 			}
 		}
-		end := min(at+maxBlock, len(src))
+		end := min(at+frame, len(src))
 		sizes = append(sizes, end-at)
 		for at < end {
 			if left == 0 {
@@ -280,15 +295,16 @@ func slotOf(distance int, recent *[3]int, real bool) (slot int, extra uint, low 
 			return i, 0, 0
 		}
 	}
+	base := 3
 	for slot = 3; ; slot++ {
 		e := uint(0)
 		if slot >= 4 {
 			e = min(uint(slot/2-1), 17)
 		}
-		_, base := position(slot)
-		if first := int(base) - 2; distance >= first && distance < first+1<<e {
+		if first := base - 2; distance < first+1<<e {
 			return slot, e, uint32(distance - first)
 		}
+		base += 1 << e
 	}
 }
 
@@ -304,23 +320,35 @@ func commit(distance int, recent *[3]int) {
 
 // translateCalls makes the targets of calls absolute, frame by frame.
 func translateCalls(p []byte, size int) {
-	for start := 0; start < len(p); start += maxBlock {
-		frame := p[start:min(start+maxBlock, len(p))]
-		for i := 0; i < len(frame)-10; {
-			if frame[i] != 0xe8 {
+	for start := 0; start < len(p); start += frame {
+		part := p[start:min(start+frame, len(p))]
+		for i := 0; i < len(part)-10; {
+			if part[i] != 0xe8 {
 				i++
 				continue
 			}
 			here := start + i
-			rel := int(int32(binary.LittleEndian.Uint32(frame[i+1:])))
+			rel := int(int32(binary.LittleEndian.Uint32(part[i+1:])))
 			switch {
 			case rel >= -here && rel < size-here:
 				rel += here
 			case rel >= size-here && rel < size:
 				rel -= size
 			}
-			binary.LittleEndian.PutUint32(frame[i+1:], uint32(int32(rel)))
+			binary.LittleEndian.PutUint32(part[i+1:], uint32(int32(rel)))
 			i += 5
 		}
 	}
+}
+
+// checksum is the exclusive or of 32-bit words; the last bytes come in reverse.
+func checksum(p []byte, sum uint32) uint32 {
+	for i := range p {
+		shift := i % 4 * 8
+		if rest := len(p) % 4; i >= len(p)-rest {
+			shift = (len(p) - 1 - i) * 8
+		}
+		sum ^= uint32(p[i]) << shift
+	}
+	return sum
 }

@@ -22,6 +22,8 @@ packages=(
 	python3-pefile python3-capstone
 	# independent readers of PDBs (llvm-pdbutil) and of compressed ones
 	llvm cabextract
+	# keys for bundles of profiles
+	openssl
 )
 go_packages=(golang-1.23-go golang-1.23-src)
 go_minor=23

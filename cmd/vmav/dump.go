@@ -23,10 +23,10 @@ func dumpCommand(e *env) *cli.Command {
 		Description: "The program of the process, or the module that --module names, is written to FILE and its\n" +
 			"fidelity record beside it to FILE.json. The file may be malicious: it is not made executable.\n" +
 			"A file with parts missing is written, too; the exit status is then 2.",
-		Flags: []cli.Flag{connectFlag(), imageFlag(),
+		Flags: append([]cli.Flag{connectFlag(), imageFlag(),
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`; without it DOMAIN-PID-NAME in this directory"},
 			&cli.StringFlag{Name: "module", Usage: "base `NAME` of the module, or its base address as 0x…"},
-			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}},
+			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}}, profileFlags()...),
 		Action:       func(c *cli.Context) error { return runDump(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -41,7 +41,7 @@ func runDump(c *cli.Context, e *env) error {
 	if len(rest) != 1 {
 		return errors.New("dump needs the pid of a process; vmav dump --help shows the usage")
 	}
-	g, err := t.guest(c.Context)
+	g, err := t.guest(c, e)
 	if err != nil {
 		return err
 	}

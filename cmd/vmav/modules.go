@@ -51,7 +51,7 @@ func modulesCommand(e *env) *cli.Command {
 		Usage:        "list the images mapped in the processes of a guest",
 		ArgsUsage:    "DOMAIN [PID]",
 		Flags:        targetFlags(),
-		Action:       func(c *cli.Context) error { return look(c, func(v *view) error { return runModules(c, e, v) }) },
+		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runModules(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }
@@ -112,7 +112,7 @@ func driversCommand(e *env) *cli.Command {
 		Usage:        "list the kernel and the drivers of a guest",
 		ArgsUsage:    "DOMAIN",
 		Flags:        targetFlags(),
-		Action:       func(c *cli.Context) error { return look(c, func(v *view) error { return runDrivers(c, e, v) }) },
+		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runDrivers(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -26,7 +25,9 @@ func profileCommand(e *env) *cli.Command {
 				Action:      func(c *cli.Context) error { return runProfileShow(c, e) }}),
 			profileImportCommand(e),
 			profileBuildCommand(e),
+			profileFetchCommand(e),
 			profileVerifyCommand(e),
+			profileExportCommand(e),
 		},
 	})
 }
@@ -116,7 +117,7 @@ func findProfile(arg string) (*winstruct.Profile, error) {
 	}
 	store := winstruct.OpenStore()
 	for _, entry := range store.List() {
-		if entry.Err == nil && (strings.EqualFold(entry.Identity.Key(), arg) || entry.Version == arg || strings.HasPrefix(entry.Version, arg+".")) {
+		if entry.Err == nil && wanted(entry, []string{arg}) {
 			return store.Find(entry.Identity)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/bundle"
 )
 
 func systemFlag() cli.Flag {
@@ -28,9 +29,10 @@ func storeDir(c *cli.Context) (string, error) {
 
 func profileImportCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "import", Usage: "store the profiles of symbol files", ArgsUsage: "FILE…",
-		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz) or a profile of vmav's own.\n" +
-			"A profile that lacks something vmav needs is refused, and what is missing is named.",
-		Flags:  []cli.Flag{systemFlag()},
+		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile of vmav's own, or a bundle\n" +
+			"of profiles. A profile that lacks something vmav needs is refused, and what is missing is named.\n" +
+			"A bundle must be signed by a key in " + bundle.TrustedDir + " (*.pub), or by that of --trust.",
+		Flags: []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"}},
 		Action: func(c *cli.Context) error { return runProfileImport(c, e) }})
 }
 
@@ -43,7 +45,16 @@ func runProfileImport(c *cli.Context, e *env) error {
 		return err
 	}
 	for _, file := range c.Args().Slice() {
-		if err := importFile(e, dir, file); err != nil {
+		isBundle, err := startsAsBundle(file)
+		if err != nil {
+			return err
+		}
+		if isBundle {
+			err = importBundle(c, e, dir, file)
+		} else {
+			err = importFile(e, dir, file)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -59,7 +59,7 @@ func psCommand(e *env) *cli.Command {
 		Usage:        "list the processes of a guest, hidden ones too",
 		ArgsUsage:    "DOMAIN",
 		Flags:        targetFlags(),
-		Action:       func(c *cli.Context) error { return look(c, func(v *view) error { return runPS(c, e, v) }) },
+		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runPS(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }

@@ -82,6 +82,16 @@ func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*G
 	return g, nil
 }
 
+// Identify finds the kernel of the guest behind src and tells its build, for which no
+// profile need be there.
+func Identify(ctx context.Context, src source.Source) (winstruct.Identity, error) {
+	k, err := locate(ctx, newTables(src))
+	if err != nil {
+		return winstruct.Identity{}, err
+	}
+	return k.id, nil
+}
+
 // bind finds the System process and adopts its page tables: those of the vCPU or of
 // the scan may be any process's.
 func (g *Guest) bind() error {

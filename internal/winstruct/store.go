@@ -86,7 +86,8 @@ func BuiltIn() *Store {
 	return &Store{layers: []layer{{"built-in", "", sub}}}
 }
 
-func fileName(id Identity) string {
+// FileName is the name of a profile's file in a store.
+func FileName(id Identity) string {
 	return strings.TrimSuffix(id.PDB, ".pdb") + "-" + id.Key() + fileSuffix
 }
 
@@ -103,7 +104,7 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 		return p, nil
 	}
 	for _, l := range s.layers {
-		p, err := l.load(fileName(id))
+		p, err := l.load(FileName(id))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -111,7 +112,7 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 			return nil, err
 		}
 		if p.Identity != id {
-			return nil, fmt.Errorf("%s profile %s holds %s: it was renamed or replaced", l.name, fileName(id), p.Identity)
+			return nil, fmt.Errorf("%s profile %s holds %s: it was renamed or replaced", l.name, FileName(id), p.Identity)
 		}
 		if s.loaded == nil {
 			s.loaded = make(map[string]*Profile)
@@ -185,6 +186,16 @@ func (s *Store) Open(e Entry) (*Profile, error) {
 	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
 }
 
+// Packed is the file of an entry, as it lies in the store.
+func (s *Store) Packed(e Entry) ([]byte, error) {
+	for _, l := range s.layers {
+		if l.name == e.Layer {
+			return fs.ReadFile(l.fsys, e.Name)
+		}
+	}
+	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
+}
+
 // Near lists the profiles of the store by how near their builds are to a version of
 // Windows: by the distance of the build numbers, among those of one number the latest
 // revision first. A profile without a version, or that cannot be read, is left out.
@@ -237,7 +248,7 @@ func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, 
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
 	defer os.Remove(tmp.Name())
-	path := filepath.Join(dir, fileName(p.Identity))
+	path := filepath.Join(dir, FileName(p.Identity))
 	err = save(p, tmp)
 	if err == nil {
 		err = tmp.Sync()

@@ -140,7 +140,7 @@ func TestCorruptUserProfileDoesNotHideTheOthers(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, fileName(bad)), []byte("garbage"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, FileName(bad)), []byte("garbage"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Find(bad); err == nil || !strings.Contains(err.Error(), dir) {

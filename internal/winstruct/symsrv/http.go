@@ -2,9 +2,11 @@ package symsrv
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -245,6 +247,11 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err
+	}
+	var dns *net.DNSError
+	var cert *tls.CertificateVerificationError
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert) {
+		return err // it will be the same again
 	}
 	return &retryError{err: err}
 }

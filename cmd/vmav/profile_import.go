@@ -32,7 +32,7 @@ func profileImportCommand(e *env) *cli.Command {
 		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile of vmav's own, or a bundle\n" +
 			"of profiles. A profile that lacks something vmav needs is refused, and what is missing is named.\n" +
 			"A bundle must be signed by a key in " + bundle.TrustedDir + " (*.pub), or by that of --trust.",
-		Flags: []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"}},
+		Flags:  []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"}},
 		Action: func(c *cli.Context) error { return runProfileImport(c, e) }})
 }
 

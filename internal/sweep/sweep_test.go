@@ -179,3 +179,56 @@ func TestInterruptedSweepStops(t *testing.T) {
 		t.Errorf("status %s, %v", got.Status, err)
 	}
 }
+
+// without is the built-in store with the profile of one build taken out.
+type without struct {
+	*winstruct.Store
+	id winstruct.Identity
+}
+
+func (w without) Find(id winstruct.Identity) (*winstruct.Profile, error) {
+	if id == w.id {
+		return nil, &winstruct.MissingError{Identity: id}
+	}
+	return w.Store.Find(id)
+}
+
+func (w without) Near(version string) (out []winstruct.Entry) {
+	for _, e := range w.Store.Near(version) {
+		if e.Identity != w.id {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// A guest that is read with the offsets of a near build gives the same findings, and
+// nothing is done about them whatever the policy says.
+func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
+	src, truth := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
+	id := winstruct.Identity{PDB: truth.Kernel.PDB, GUID: truth.Kernel.GUID, Age: truth.Kernel.Age}
+	e := engine(t)
+	opt := Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}}
+	exact, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstruct.BuiltIn(), e, NewCache(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Domain(context.Background(), Target{Name: "win", Source: src}, without{winstruct.BuiltIn(), id}, e, NewCache(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Profile != report.ProfileInferred || got.Missing != id.String() || got.InferredFrom == "" {
+		t.Errorf("profile %q, inferred from %q, missing %q", got.Profile, got.InferredFrom, got.Missing)
+	}
+	if got.Status != report.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 || len(exact.Findings) != 1 {
+		t.Fatalf("got  %+v\nwant %+v", got, exact)
+	}
+	a, b := got.Findings[0], exact.Findings[0]
+	if b.Verdict.Action != verdict.Kill || a.Verdict.Action != verdict.Report || !strings.Contains(a.Verdict.Reason, "inferred") {
+		t.Errorf("verdicts %+v and, exact, %+v", a.Verdict, b.Verdict)
+	}
+	a.Verdict = b.Verdict
+	if a != b {
+		t.Errorf("finding %+v, want %+v", a, b)
+	}
+}

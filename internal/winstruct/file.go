@@ -18,7 +18,7 @@ import (
 // A profile file is one JSON object, zstd-compressed where it is stored:
 //
 //	{"vmav_profile":2,"sha256":"…",
-//	"pdb":…,"guid":…,"age":…,"arch":…,"version":…,
+//	"pdb":…,"guid":…,"arch":…,"version":…,"age":…,
 //	"sources":[{"of":…,"from":…,"verified":…}],
 //	"types":[[name,size,[[field,offset,type,{options}],…]],…],
 //	"enums":{name:{constant:value}},
@@ -34,95 +34,111 @@ const (
 	maxFileJSON = 256 << 20 // bytes of JSON
 )
 
-// fileOptions are the vtypes options of a field, and what vtypes does not know of it.
-type fileOptions struct {
-	Count    uint32 `json:"count,omitempty"`
-	Type     string `json:"type,omitempty"` // the word of a bit field; what an array holds or a pointer points to
-	StartBit *uint8 `json:"start_bit,omitempty"`
-	EndBit   uint8  `json:"end_bit,omitempty"`
-	Size     uint32 `json:"size,omitempty"` // bytes
-}
-
-// vtypes is the field as a vtypes definition.
-func (f Field) vtypes() []any {
+// appendVtypes writes the field as a vtypes definition. Its options are those of vtypes
+// and, beside them, the size of the field in bytes.
+func (f Field) appendVtypes(b []byte) []byte {
+	b = appendString(append(b, '['), f.Name)
+	b = strconv.AppendUint(append(b, ','), uint64(f.Offset), 10)
+	number := func(name string, v uint32) {
+		b = append(appendString(append(b, ','), name), ':')
+		b = strconv.AppendUint(b, uint64(v), 10)
+	}
+	kind := func(kind, of string) {
+		b = appendString(append(b, ','), kind)
+		b = appendString(append(b, `,{"type":`...), of)
+	}
 	switch {
 	case f.BitCount != 0:
-		start := f.BitOffset
-		return []any{f.Name, f.Offset, "BitField", fileOptions{Type: f.Type, StartBit: &start, EndBit: start + f.BitCount, Size: f.Size}}
+		kind("BitField", f.Type)
+		number("start_bit", uint32(f.BitOffset))
+		number("end_bit", uint32(f.BitOffset)+uint32(f.BitCount))
 	case f.Type == "pointer":
-		return []any{f.Name, f.Offset, "Pointer", fileOptions{Type: f.Target, Size: f.Size}}
+		kind("Pointer", f.Target)
 	case f.Type == "array":
-		return []any{f.Name, f.Offset, "Array", fileOptions{Type: f.Target, Count: f.Count, Size: f.Size}}
+		kind("Array", f.Target)
+		number("count", f.Count)
+	default:
+		b = appendString(append(b, ','), f.Type)
+		b = strconv.AppendUint(append(b, `,{"size":`...), uint64(f.Size), 10)
+		return append(b, "}]"...)
 	}
-	return []any{f.Name, f.Offset, f.Type, fileOptions{Size: f.Size}}
+	number("size", f.Size)
+	return append(b, "}]"...)
+}
+
+// appendString writes a string of JSON.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= 0x7f {
+			text, err := json.Marshal(s)
+			if err != nil {
+				panic(err) // a string always is
+			}
+			return append(b, text...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
 }
 
 // text is the profile as a file, in the clear.
 func (p *Profile) text() ([]byte, error) {
-	var b bytes.Buffer
-	var failed error
-	put := func(v any) {
-		enc := json.NewEncoder(&b)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(v); err != nil && failed == nil {
-			failed = err
-		}
-		b.Truncate(b.Len() - 1) // the newline of Encode
+	sources, err := json.Marshal(append([]Source{}, p.Sources...))
+	if err != nil {
+		return nil, err
 	}
-	member := func(name string, v any) {
-		put(name)
-		b.WriteByte(':')
-		put(v)
-		b.WriteByte(',')
+	b := make([]byte, len(digestBefore)+64+len(digestAfter), 1<<16)
+	for _, m := range [][2]string{{"pdb", p.PDB}, {"guid", p.GUID}, {"arch", p.Arch}, {"version", p.Version}} {
+		b = appendString(append(appendString(b, m[0]), ':'), m[1])
+		b = append(b, ',')
 	}
-	member("pdb", p.PDB)
-	member("guid", p.GUID)
-	member("age", p.Age)
-	member("arch", p.Arch)
-	member("version", p.Version)
-	b.WriteString("\n\"sources\":")
-	put(append([]Source{}, p.Sources...))
-	b.WriteString(",\n\"types\":[")
+	b = strconv.AppendUint(append(b, `"age":`...), uint64(p.Age), 10)
+	b = append(append(append(b, ",\n\"sources\":"...), sources...), headEnd...)
 	for i, name := range p.Structs() {
 		s := p.structs[name]
-		fields := make([][]any, len(s.Fields))
+		b = appendString(append(separate(b, i), '['), s.Name)
+		b = append(strconv.AppendUint(append(b, ','), uint64(s.Size), 10), ",["...)
 		for j, f := range s.Fields {
-			fields[j] = f.vtypes()
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = f.appendVtypes(b)
 		}
-		separate(&b, i)
-		put([]any{s.Name, s.Size, fields})
+		b = append(b, "]]"...)
 	}
-	b.WriteString("\n],\n\"enums\":{")
+	b = append(b, "\n],\n\"enums\":{"...)
 	for i, name := range sortedKeys(p.enums) {
-		separate(&b, i)
-		put(name)
-		b.WriteByte(':')
-		put(p.enums[name])
+		b = append(appendString(separate(b, i), name), ":{"...)
+		for j, c := range sortedKeys(p.enums[name]) {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = strconv.AppendInt(append(appendString(b, c), ':'), p.enums[name][c], 10)
+		}
+		b = append(b, '}')
 	}
-	b.WriteString("\n},\n\"symbols\":{")
+	b = append(b, "\n},\n\"symbols\":{"...)
 	for i, name := range p.Symbols() {
-		separate(&b, i)
-		put(name)
-		b.WriteString(":" + strconv.FormatUint(p.symbols[name], 10))
+		b = strconv.AppendUint(append(appendString(separate(b, i), name), ':'), p.symbols[name], 10)
 	}
-	b.WriteString("\n}}\n")
-	if failed != nil {
-		return nil, failed
-	}
-	sum := sha256.Sum256(b.Bytes())
-	return append([]byte(digestLine(sum)), b.Bytes()...), nil
+	b = append(b, "\n}}\n"...)
+	n := len(digestBefore) + 64 + len(digestAfter)
+	copy(b, digestLine(sha256.Sum256(b[n:])))
+	return b, nil
 }
 
-func separate(b *bytes.Buffer, i int) {
+func separate(b []byte, i int) []byte {
 	if i > 0 {
-		b.WriteByte(',')
+		b = append(b, ',')
 	}
-	b.WriteByte('\n')
+	return append(b, '\n')
 }
 
 const (
 	digestBefore = `{"vmav_profile":2,"sha256":"`
 	digestAfter  = "\",\n"
+
+	// headEnd ends what a profile says of itself; see loadHead.
+	headEnd = ",\n\"types\":["
 )
 
 func digestLine(sum [32]byte) string {
@@ -202,7 +218,7 @@ func loadHead(packed []byte) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	head, _, ok := bytes.Cut(text, []byte(",\n\"types\":["))
+	head, _, ok := bytes.Cut(text, []byte(headEnd))
 	if !ok {
 		return nil, errors.New("parse: no types")
 	}

@@ -2,6 +2,7 @@ package winstruct
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -18,7 +19,7 @@ func symbolFiles(t testing.TB) []string {
 }
 
 func TestEveryBuiltInProfileLoadsAndHasWhatItIsFor(t *testing.T) {
-	s := OpenStore()
+	s := BuiltIn()
 	n := 0
 	for _, e := range s.List() {
 		if e.Layer != "built-in" {
@@ -53,7 +54,7 @@ func TestEveryBuiltInProfileLoadsAndHasWhatItIsFor(t *testing.T) {
 }
 
 func TestSaveAndLoadKeepEverything(t *testing.T) {
-	s := OpenStore()
+	s := BuiltIn()
 	p, err := s.Find(s.List()[0].Identity)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +87,7 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 	if len(files) == 0 {
 		t.Log("no symbol files beside this checkout; only what is built in was tested")
 	}
-	s := OpenStore()
+	s := BuiltIn()
 	for _, file := range files {
 		p, err := ImportISFFile(file)
 		if err != nil {
@@ -115,7 +116,7 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 
 func TestUnknownBuildIsNamed(t *testing.T) {
 	id := Identity{PDB: "ntkrnlmp.pdb", GUID: strings.Repeat("AB", 16), Age: 3}
-	_, err := OpenStore().Find(id)
+	_, err := BuiltIn().Find(id)
 	var missing *MissingError
 	if !errors.As(err, &missing) || missing.Identity != id {
 		t.Fatalf("Find = %v, want a MissingError for %v", err, id)
@@ -152,7 +153,7 @@ func TestCorruptUserProfileDoesNotHideTheOthers(t *testing.T) {
 }
 
 func TestCompileNamesAllThatIsMissing(t *testing.T) {
-	s := OpenStore()
+	s := BuiltIn()
 	p, err := s.Find(s.List()[0].Identity)
 	if err != nil {
 		t.Fatal(err)
@@ -190,16 +191,35 @@ func BenchmarkImportISF(b *testing.B) {
 }
 
 func BenchmarkLoadBuiltIn(b *testing.B) {
-	id := OpenStore().List()[0].Identity
+	id := BuiltIn().List()[0].Identity
 	for range b.N {
-		if _, err := OpenStore().Find(id); err != nil {
+		if _, err := BuiltIn().Find(id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkReflection parses the same text as encoding/json does, for comparison.
+func BenchmarkReflection(b *testing.B) {
+	store := BuiltIn()
+	packed, err := store.Packed(store.List()[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	text, err := decompress(packed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for range b.N {
+		var into map[string]any
+		if err := json.Unmarshal(text, &into); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func FuzzLoad(f *testing.F) {
-	s := OpenStore()
+	s := BuiltIn()
 	p, err := s.Find(s.List()[0].Identity)
 	if err != nil {
 		f.Fatal(err)

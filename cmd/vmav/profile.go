@@ -34,12 +34,13 @@ func profileCommand(e *env) *cli.Command {
 
 // profileRow is a profile in vmav profile list.
 type profileRow struct {
-	Version string `json:"version"`
-	PDB     string `json:"pdb"`
-	ID      string `json:"id"`
-	Layer   string `json:"layer"`
-	Path    string `json:"path,omitempty"`
-	Error   string `json:"error,omitempty"`
+	Version string             `json:"version"`
+	PDB     string             `json:"pdb"`
+	ID      string             `json:"id"`
+	Layer   string             `json:"layer"`
+	Path    string             `json:"path,omitempty"`
+	Sources []winstruct.Source `json:"sources,omitempty"`
+	Error   string             `json:"error,omitempty"`
 }
 
 var profileColumns = []report.Column[profileRow]{
@@ -62,7 +63,7 @@ func runProfileList(c *cli.Context, e *env) error {
 	var rows []profileRow
 	bad := false
 	for _, p := range winstruct.OpenStore().List() {
-		r := profileRow{Version: p.Version, PDB: p.Identity.PDB, Layer: p.Layer, Path: p.Path}
+		r := profileRow{Version: p.Version, PDB: p.Identity.PDB, Layer: p.Layer, Path: p.Path, Sources: p.Sources}
 		if p.Err != nil {
 			r.Error, bad = p.Err.Error(), true
 		} else {

@@ -27,12 +27,17 @@ func storeDir(c *cli.Context) (string, error) {
 	return winstruct.UserDir()
 }
 
+func pdbNameFlag() cli.Flag {
+	return &cli.StringFlag{Name: "name", Usage: "the PDB's own `NAME` where its file has another: ntkrnlmp.pdb"}
+}
+
 func profileImportCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "import", Usage: "store the profiles of symbol files", ArgsUsage: "FILE…",
 		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile of vmav's own, or a bundle\n" +
 			"of profiles. A profile that lacks something vmav needs is refused, and what is missing is named.\n" +
 			"A bundle must be signed by a key in " + bundle.TrustedDir + " (*.pub), or by that of --trust.",
-		Flags:  []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"}},
+		Flags: []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"},
+			pdbNameFlag()},
 		Action: func(c *cli.Context) error { return runProfileImport(c, e) }})
 }
 
@@ -52,7 +57,7 @@ func runProfileImport(c *cli.Context, e *env) error {
 		if isBundle {
 			err = importBundle(c, e, dir, file)
 		} else {
-			err = importFile(e, dir, file)
+			err = importFile(e, dir, file, c.String("name"))
 		}
 		if err != nil {
 			return err
@@ -61,10 +66,16 @@ func runProfileImport(c *cli.Context, e *env) error {
 	return nil
 }
 
-func importFile(e *env, dir, file string) error {
+func importFile(e *env, dir, file, name string) error {
 	p, err := winstruct.Open(file)
 	if err != nil {
 		return err
+	}
+	if name != "" {
+		p.PDB = strings.ToLower(name)
+	}
+	if err := p.Identity.Check(); err != nil {
+		return fmt.Errorf("import %s: %w", file, err)
 	}
 	if err := introspect.Usable(p); err != nil {
 		return fmt.Errorf("import %s: %w", file, err)
@@ -83,7 +94,7 @@ func profileBuildCommand(e *env) *cli.Command {
 			"person, shown with vmav profile show, and stored with vmav profile import. With a name that\n" +
 			"ends in .zst it is compressed.",
 		Flags: []cli.Flag{&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "the profile's `FILE`; - for standard output", Required: true},
-			&cli.StringFlag{Name: "name", Usage: "the PDB's own `NAME` where its file has another: ntkrnlmp.pdb"},
+			pdbNameFlag(),
 			&cli.StringFlag{Name: "windows", Usage: "the file `VERSION` of the program: 10.0.19041.1237"}},
 		Action: func(c *cli.Context) error { return runProfileBuild(c, e) }})
 }
@@ -98,6 +109,9 @@ func runProfileBuild(c *cli.Context, e *env) error {
 	}
 	if name := c.String("name"); name != "" {
 		p.PDB = strings.ToLower(name)
+	}
+	if err := p.Identity.Check(); err != nil {
+		return err
 	}
 	p.Version = c.String("windows")
 	out := c.Path("output")

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -25,8 +26,12 @@ type Neighbours interface {
 // ErrNoNeighbour reports a guest that the offsets of no known build fit.
 var ErrNoNeighbour = errors.New("the offsets of no build that is known could be proven in it")
 
-// maxNeighbours bounds the different layouts that are tried.
-const maxNeighbours = 12
+// Bounds on the search: different layouts that are tried, and the time for all of them,
+// which only a hostile guest uses up.
+const (
+	maxNeighbours = 12
+	maxInfer      = 10 * time.Second
+)
 
 // infer makes g a guest that is read with the offsets of a near build.
 func (g *Guest) infer(ctx context.Context, near Neighbours) error {
@@ -64,13 +69,16 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 		return err
 	}
 	version := g.nearVersion(number)
+	parent := ctx
+	ctx, cancel := context.WithTimeout(ctx, maxInfer)
+	defer cancel()
 	tried := make(map[Offsets]bool)
 	reason := ErrNoNeighbour
 	for _, entry := range near.Near(version) {
-		if err := ctx.Err(); err != nil {
+		if err := parent.Err(); err != nil {
 			return err
 		}
-		if len(tried) == maxNeighbours {
+		if len(tried) == maxNeighbours || ctx.Err() != nil {
 			break
 		}
 		p, err := near.Open(entry)
@@ -90,9 +98,6 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 		trial := &Guest{src: g.src, t: g.t, as: g.as, kernel: g.kernel, off: off}
 		pr := &prover{ctx: ctx, g: trial, system: system}
 		if err := pr.prove(); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
 			if len(tried) == 1 {
 				reason = fmt.Errorf("%w: with those of %s, %w", ErrNoNeighbour, entry.Version, err)
 			}

@@ -12,29 +12,8 @@ import (
 
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
-
-// without is the built-in store with the profile of one build taken out.
-type without struct {
-	*winstruct.Store
-	id winstruct.Identity
-}
-
-func (w without) Find(id winstruct.Identity) (*winstruct.Profile, error) {
-	if id == w.id {
-		return nil, &winstruct.MissingError{Identity: id}
-	}
-	return w.Store.Find(id)
-}
-
-func (w without) Near(version string) (out []winstruct.Entry) {
-	for _, e := range w.Store.Near(version) {
-		if e.Identity != w.id {
-			out = append(out, e)
-		}
-	}
-	return out
-}
 
 // account is all that a guest's reader says of it, without the marks of inference.
 func account(t *testing.T, g *Guest) []string {
@@ -77,7 +56,7 @@ func TestAGuestWithoutAProfileReadsTheSame(t *testing.T) {
 		for _, shadow := range []bool{false, true} {
 			s := lay(t, ntguest.Options{Build: build, Seed: 21, KVAShadow: shadow, Hide: "malware.exe"})
 			exact := open(t, s)
-			g, err := Open(context.Background(), s, without{winstruct.BuiltIn(), s.m.Build.Identity})
+			g, err := Open(context.Background(), s, winstructtest.Without{Store: winstruct.BuiltIn(), Identity: s.m.Build.Identity})
 			if err != nil {
 				t.Fatalf("%s: %v", build, err)
 			}
@@ -126,7 +105,7 @@ func TestAGuestWithoutAProfileReadsTheSame(t *testing.T) {
 // Where no known layout fits, the missing profile is named and why none fits.
 func TestOffsetsThatDoNotFitAreNotUsed(t *testing.T) {
 	s := lay(t, ntguest.Options{Build: "6.1.7601", Seed: 21})
-	_, err := Open(context.Background(), s, without{winstruct.BuiltIn(), s.m.Build.Identity})
+	_, err := Open(context.Background(), s, winstructtest.Without{Store: winstruct.BuiltIn(), Identity: s.m.Build.Identity})
 	var missing *winstruct.MissingError
 	if !errors.As(err, &missing) || missing.Identity != s.m.Build.Identity || !errors.Is(err, ErrNoNeighbour) {
 		t.Fatalf("Open = %v", err)
@@ -238,7 +217,7 @@ func TestEveryWrongOffsetIsNoticed(t *testing.T) {
 
 // remembered keeps what it read, for fuzzing.
 type remembered struct {
-	without
+	winstructtest.Without
 	list []winstruct.Entry
 	open map[string]*winstruct.Profile
 }
@@ -249,7 +228,7 @@ func (r *remembered) Open(e winstruct.Entry) (*winstruct.Profile, error) {
 	if p := r.open[e.Name]; p != nil {
 		return p, nil
 	}
-	p, err := r.without.Store.Open(e)
+	p, err := r.Without.Store.Open(e)
 	r.open[e.Name] = p
 	return p, err
 }
@@ -282,8 +261,8 @@ func FuzzInfer(f *testing.F) {
 		f.Fatal(err)
 	}
 	add(g.as, g.kernel.Base+uint64(ex.nameRVAs)&^7, 0x200)
-	near := &remembered{without: without{winstruct.BuiltIn(), s.m.Build.Identity}, open: map[string]*winstruct.Profile{}}
-	near.list = near.without.Near("10.0.19041")[:6]
+	near := &remembered{Without: winstructtest.Without{Store: winstruct.BuiltIn(), Identity: s.m.Build.Identity}, open: map[string]*winstruct.Profile{}}
+	near.list = near.Without.Near("10.0.19041")[:6]
 	seed := make([]byte, 20)
 	binary.LittleEndian.PutUint16(seed, 3)
 	f.Add(seed)

@@ -36,6 +36,7 @@ type sample struct {
 
 const (
 	maxSamples = 96 // processes that are looked at
+	maxThreads = 1 << 14
 	deepProofs = 12 // processes of which address space and loader lists are, too
 )
 
@@ -225,7 +226,7 @@ func (p *prover) proveProcess() error {
 // length counts the entries of a list, -1 for one that does not close.
 func (p *prover) length(head uint64) int {
 	n := 0
-	if p.g.as.list(p.ctx, head, 0, 1<<16, func(uint64) bool { n++; return true }) != nil {
+	if p.g.as.list(p.ctx, head, 0, maxThreads, func(uint64) bool { n++; return true }) != nil {
 		return -1
 	}
 	return n

@@ -17,6 +17,7 @@ import (
 	"vmav.dev/vmav/internal/source/image"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
 // marker is in the code of the guest's malware.exe (testdata/ntguest/user/malware.c).
@@ -180,28 +181,6 @@ func TestInterruptedSweepStops(t *testing.T) {
 	}
 }
 
-// without is the built-in store with the profile of one build taken out.
-type without struct {
-	*winstruct.Store
-	id winstruct.Identity
-}
-
-func (w without) Find(id winstruct.Identity) (*winstruct.Profile, error) {
-	if id == w.id {
-		return nil, &winstruct.MissingError{Identity: id}
-	}
-	return w.Store.Find(id)
-}
-
-func (w without) Near(version string) (out []winstruct.Entry) {
-	for _, e := range w.Store.Near(version) {
-		if e.Identity != w.id {
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
 // A guest that is read with the offsets of a near build gives the same findings, and
 // nothing is done about them whatever the policy says.
 func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
@@ -213,7 +192,7 @@ func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Domain(context.Background(), Target{Name: "win", Source: src}, without{winstruct.BuiltIn(), id}, e, NewCache(), opt)
+	got, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstructtest.Without{Store: winstruct.BuiltIn(), Identity: id}, e, NewCache(), opt)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,6 +47,7 @@ type layer struct {
 type Entry struct {
 	Identity Identity
 	Version  string
+	Sources  []Source
 	Layer    string // "user", "system" or "built-in"
 	Name     string // of its file
 	Path     string // "" for built-in
@@ -167,7 +168,7 @@ func (s *Store) List() []Entry {
 				e.Err = err
 				e.Identity.PDB = name
 			} else {
-				e.Identity, e.Version = p.Identity, p.Version
+				e.Identity, e.Version, e.Sources = p.Identity, p.Version, p.Sources
 			}
 			out = append(out, e)
 		}

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
+	"vmav.dev/vmav/internal/winstruct/cab"
 	"vmav.dev/vmav/internal/winstruct/pdb"
 )
 
@@ -14,19 +16,52 @@ import (
 // can share one list of members.
 const maxMembers = 1 << 21
 
-// ImportPDBFile makes a profile of a PDB. The PDB does not hold its own name: it is
-// that of the file.
-func ImportPDBFile(path string) (*Profile, error) {
-	f, err := pdb.OpenFile(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	p, err := fromPDB(f, filepath.Base(path))
+// maxPDB bounds a PDB that is imported, in bytes.
+const maxPDB = 1 << 30
+
+// ImportPDBFile makes a profile of a PDB, as it is or in a cabinet. The PDB does not hold
+// its own name: it is that of the file.
+func ImportPDBFile(path string) (p *Profile, err error) {
+	err = ReadPDB(path, maxPDB, func(r io.ReaderAt, size int64, name string) error {
+		p, err = ImportPDB(r, size, name)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("make a profile of %s: %w", path, err)
 	}
 	return p, nil
+}
+
+// ReadPDB opens a PDB file, as it is or compressed in a cabinet, and hands f its content,
+// its size and its name. Neither form of it may have more than most bytes.
+func ReadPDB(path string, most int64, f func(r io.ReaderAt, size int64, name string) error) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() || st.Size() > most {
+		return fmt.Errorf("not a file of at most %d bytes", most)
+	}
+	head := make([]byte, len(cab.Magic))
+	if _, err := file.ReadAt(head, 0); err != nil || string(head) != cab.Magic {
+		return f(file, st.Size(), filepath.Base(path))
+	}
+	tmp, err := os.CreateTemp("", "vmav-pdb-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	name, size, err := cab.Extract(tmp, file, most)
+	if err != nil {
+		return err
+	}
+	return f(tmp, size, filepath.Base(strings.ReplaceAll(name, `\`, "/")))
 }
 
 // ImportPDB makes a profile of a PDB of size bytes with a name. The input is not

@@ -2,10 +2,14 @@ package winstruct_test
 
 import (
 	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/cab/cabtest"
 	"vmav.dev/vmav/internal/winstruct/pdb/pdbtest"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
@@ -59,6 +63,38 @@ func TestProfileOfAPDBHasWhatThePDBHas(t *testing.T) {
 		if fields < 1000 {
 			t.Errorf("%s: %d fields were compared", e.Version, fields)
 		}
+	}
+}
+
+// Files are recognised by what is in them: a PDB, one in a cabinet, a profile.
+func TestOpenTakesEveryForm(t *testing.T) {
+	store := winstruct.BuiltIn()
+	want, err := store.Open(store.List()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := winstructtest.PDB(want)
+	var packed, plain bytes.Buffer
+	if err := errors.Join(want.Save(&packed), want.SaveText(&plain)); err != nil {
+		t.Fatal(err)
+	}
+	handMade := bytes.Replace(plain.Bytes(), plain.Bytes()[bytes.Index(plain.Bytes(), []byte(`"sha256"`)):bytes.IndexByte(plain.Bytes(), '\n')], nil, 1)
+	for name, content := range map[string][]byte{"ntkrnlmp.pdb": data, "ntkrnlmp.pd_": cabtest.MSZIP("ntkrnlmp.pdb", data), "a.json": plain.Bytes(), "b.json": handMade, "c.zst": packed.Bytes()} {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p, err := winstruct.Open(path)
+		if err != nil || p.Identity != want.Identity {
+			t.Errorf("%s: %v, %v", name, p, err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "d.json")
+	if err := os.WriteFile(path, bytes.Replace(plain.Bytes(), []byte(`"Flink",0`), []byte(`"Flink",1`), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := winstruct.Open(path); err == nil || !strings.Contains(err.Error(), "digest") {
+		t.Errorf("a changed profile: %v", err)
 	}
 }
 

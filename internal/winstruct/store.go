@@ -16,6 +16,8 @@ import (
 	"sync"
 
 	homedir "github.com/mitchellh/go-homedir"
+
+	"vmav.dev/vmav/internal/winstruct/cab"
 )
 
 // SystemDir holds the profiles of the host, for every user.
@@ -287,7 +289,7 @@ func Open(path string) (*Profile, error) {
 		return nil, err
 	}
 	switch {
-	case bytes.HasPrefix(head, []byte("Microsoft C/C++ ")):
+	case bytes.HasPrefix(head, []byte("Microsoft C/C++ ")), bytes.HasPrefix(head, []byte(cab.Magic)):
 		return ImportPDBFile(path)
 	case bytes.HasPrefix(head, zstdMagic), bytes.Contains(head, []byte(`"vmav_profile"`)):
 		p, err := LoadHandMade(f)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -24,6 +25,14 @@ func realPDBs(t testing.TB) []string {
 		t.Skip("no PDBs beside this checkout (../shared/pdb); the reader is tested on those that the tests build")
 	}
 	return files
+}
+
+func openFile(path string) (*File, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return Open(bytes.NewReader(data), int64(len(data)))
 }
 
 // pdbutil runs llvm-pdbutil, an independent reader; packaging/deps.sh installs it.
@@ -117,11 +126,10 @@ func TestTypesAreWhatLLVMReads(t *testing.T) {
 			continue
 		}
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			f, err := OpenFile(file)
+			f, err := openFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
 			types, err := f.Types()
 			if err != nil {
 				t.Fatal(err)
@@ -238,11 +246,10 @@ func TestSymbolsAreWhatLLVMReads(t *testing.T) {
 			continue
 		}
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			f, err := OpenFile(file)
+			f, err := openFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
 			var rvas []uint64
 			for _, m := range section.FindAllSubmatch(pdbutil(t, "dump", "--section-headers", file), -1) {
 				rvas = append(rvas, uint64(hexOf(t, string(m[1]))))
@@ -299,7 +306,7 @@ func TestIdentityIsWhatLLVMReads(t *testing.T) {
 		if filepath.Base(file) == "fuzzed.pdb" {
 			continue
 		}
-		f, err := OpenFile(file)
+		f, err := openFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -308,7 +315,6 @@ func TestIdentityIsWhatLLVMReads(t *testing.T) {
 		if f.Info().GUIDText() != guid {
 			t.Errorf("%s: GUID %s, llvm-pdbutil says %s", file, f.Info().GUIDText(), guid)
 		}
-		f.Close()
 	}
 }
 
@@ -317,14 +323,13 @@ func TestTheCorruptPDBIsRefused(t *testing.T) {
 		if filepath.Base(file) != "fuzzed.pdb" {
 			continue
 		}
-		f, err := OpenFile(file)
+		f, err := openFile(file)
 		if err == nil {
 			_, err = f.Types()
 			if serr := f.Symbols(func(Symbol) bool { return true }); err == nil {
 				err = serr
 			}
-			f.Close()
-		}
+			}
 		if !errors.Is(err, ErrCorrupt) {
 			t.Errorf("fuzzed.pdb: %v, want an ErrCorrupt", err)
 		}

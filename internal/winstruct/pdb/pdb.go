@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 )
 
@@ -30,39 +29,15 @@ func (i Info) GUIDText() string {
 
 // File is an open PDB. It is not safe for concurrent use.
 type File struct {
-	msf    *msf
-	size   int64
-	closer io.Closer
-	info   Info
-	named  map[string]uint32
-	dbi    *dbi // nil where the PDB has no debug information
+	msf   *msf
+	size  int64
+	info  Info
+	named map[string]uint32
+	dbi   *dbi // nil where the PDB has no debug information
 }
 
 // maxSize bounds a PDB, in bytes; those of browsers have 2 GiB.
 const maxSize = 4 << 30
-
-// OpenFile opens a PDB by its path. The caller closes it.
-func OpenFile(path string) (*File, error) {
-	r, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	st, err := r.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", path)
-	}
-	if err != nil {
-		r.Close()
-		return nil, err
-	}
-	f, err := Open(r, st.Size())
-	if err != nil {
-		r.Close()
-		return nil, fmt.Errorf("read PDB %s: %w", path, err)
-	}
-	f.closer = r
-	return f, nil
-}
 
 // Open reads the container and the identity of a PDB of size bytes. The File reads
 // through r as long as it is used.
@@ -82,14 +57,6 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 		return nil, fmt.Errorf("debug information stream: %w", err)
 	}
 	return f, nil
-}
-
-// Close closes what OpenFile opened.
-func (f *File) Close() error {
-	if f.closer == nil {
-		return nil
-	}
-	return f.closer.Close()
 }
 
 // Info is the PDB's identity.

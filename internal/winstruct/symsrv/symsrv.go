@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/winstruct"
-	"vmav.dev/vmav/internal/winstruct/cab"
 )
 
 // Names in the environment and the file that say what may be asked.
@@ -205,34 +204,12 @@ func (c *Client) from(ctx context.Context, s store, id winstruct.Identity) (*win
 }
 
 // open makes a profile of a file that must be the PDB of id, compressed or not.
-func (c *Client) open(path string, id winstruct.Identity) (*winstruct.Profile, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Size() > c.opt.MaxSize {
-		return nil, fmt.Errorf("not a file of at most %d bytes", c.opt.MaxSize)
-	}
-	head := make([]byte, len(cab.Magic))
-	if _, err := f.ReadAt(head, 0); err == nil && string(head) == cab.Magic {
-		tmp, err := os.CreateTemp("", "vmav-pdb-*")
-		if err != nil {
-			return nil, err
-		}
-		defer os.Remove(tmp.Name())
-		defer tmp.Close()
-		_, size, err := cab.Extract(tmp, f, c.opt.MaxSize)
-		if err != nil {
-			return nil, err
-		}
-		return verify(tmp, size, id)
-	}
-	return verify(f, st.Size(), id)
+func (c *Client) open(path string, id winstruct.Identity) (p *winstruct.Profile, err error) {
+	err = winstruct.ReadPDB(path, c.opt.MaxSize, func(r io.ReaderAt, size int64, _ string) error {
+		p, err = verify(r, size, id)
+		return err
+	})
+	return p, err
 }
 
 // verify makes a profile of a PDB whose identity must be id.

@@ -95,9 +95,8 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 			continue
 		}
 		tried[*off] = true
-		trial := &Guest{src: g.src, t: g.t, as: g.as, kernel: g.kernel, off: off}
-		pr := &prover{ctx: ctx, g: trial, system: system}
-		if err := pr.prove(); err != nil {
+		trial, pr, err := g.try(ctx, off, system)
+		if err != nil {
 			if len(tried) == 1 {
 				reason = fmt.Errorf("%w: with those of %s, %w", ErrNoNeighbour, entry.Version, err)
 			}
@@ -107,7 +106,6 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 		if err := trial.bind(); err != nil {
 			return fmt.Errorf("infer a profile: %w", err)
 		}
-		// Whether the build inverts frame numbers is in a variable that is not exported.
 		if off.InvalidPteMask != winstruct.Missing {
 			trial.as.soft.unknown = true
 			trial.kernel.Unproven = append(trial.kernel.Unproven, "MiState")
@@ -116,6 +114,21 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 		return nil
 	}
 	return reason
+}
+
+// try holds offsets against the guest. Where they fit as far as System goes they are
+// tried again: a guest that runs may have changed a list in the middle of a proof.
+func (g *Guest) try(ctx context.Context, off *Offsets, system uint64) (trial *Guest, pr *prover, err error) {
+	for range 3 {
+		mine := *off
+		trial = &Guest{src: g.src, t: g.t, as: g.as, kernel: g.kernel, off: &mine}
+		pr = &prover{ctx: ctx, g: trial, system: system}
+		if err = pr.prove(); err == nil || !pr.near || ctx.Err() != nil {
+			break
+		}
+		g.Refresh()
+	}
+	return trial, pr, err
 }
 
 // nearVersion is what the guest says its version is: KUSER_SHARED_DATA and the exported

@@ -102,6 +102,50 @@ func TestAGuestWithoutAProfileReadsTheSame(t *testing.T) {
 	}
 }
 
+// Pages that Windows trimmed say nothing for an offset and nothing against it. How the
+// build writes their entries is not known: none is believed.
+func TestInferenceWithTrimmedPages(t *testing.T) {
+	for _, build := range []string{"10.0.19041", "10.0.22000"} {
+		s := lay(t, ntguest.Options{Build: build, Seed: 4, Absent: true})
+		g, err := Open(context.Background(), s, winstructtest.Without{Store: winstruct.BuiltIn(), Identity: s.m.Build.Identity})
+		if err != nil {
+			t.Fatalf("%s: %v", build, err)
+		}
+		procs, problems, err := g.Processes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		noProblems(t, problems)
+		if len(procs) != len(s.m.Truth.Processes) {
+			t.Errorf("%s: %d processes, want %d", build, len(procs), len(s.m.Truth.Processes))
+		}
+		trimmed := 0
+		for i := range procs {
+			mods, _, err := g.Modules(context.Background(), &procs[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for j := range mods {
+				mem, origins := make([]byte, mods[j].Size), make([]PageOrigin, mods[j].Size/pageSize)
+				if err := g.ReadImage(context.Background(), &procs[i], mods[j].VAD(), mods[j].Base, mem, origins); err != nil {
+					t.Fatal(err)
+				}
+				for _, o := range origins {
+					if o == PageTransition {
+						t.Fatalf("%s: a transition entry of unknown form is believed", build)
+					}
+					if o == PageAbsent {
+						trimmed++
+					}
+				}
+			}
+		}
+		if trimmed == 0 {
+			t.Errorf("%s: no page is trimmed: nothing was tested", build)
+		}
+	}
+}
+
 // Where no known layout fits, the missing profile is named and why none fits.
 func TestOffsetsThatDoNotFitAreNotUsed(t *testing.T) {
 	s := lay(t, ntguest.Options{Build: "6.1.7601", Seed: 21})

@@ -182,9 +182,13 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	}
 	if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
 		if s := rec.u64(o.Session); s != 0 {
+			// Session space is mapped in the processes of the session alone, and one that has
+			// exited may have no tables any more.
 			id := make(record, 4)
-			if err := g.as.Read(id, s+uint64(g.off.SessionID)); err != nil {
-				fail("session", err)
+			if err := g.space(p.DTB).Read(id, s+uint64(g.off.SessionID)); err != nil {
+				if p.Exited.IsZero() {
+					fail("session", err)
+				}
 			} else {
 				p.Session = int32(id.u32(0))
 			}

@@ -15,6 +15,7 @@ type prover struct {
 	ctx      context.Context
 	g        *Guest
 	system   uint64 // EPROCESS of System, from the kernel's export
+	near     bool   // System is where and what it must be
 	now      uint64 // FILETIME of the guest
 	samples  []sample
 	unproven []string
@@ -103,6 +104,8 @@ func (p *prover) proveTables() error {
 		return fmt.Errorf("at %#x is pid %d %q, not System", p.system, pid, name)
 	}
 	as := &AddressSpace{t: p.g.t, dtb: rec.u64(o.DTB) & pfnMask, levels: p.g.as.levels}
+	// Whether the build inverts frame numbers is in a variable that is not exported.
+	as.soft.unknown = p.g.off.InvalidPteMask != winstruct.Missing
 	for _, va := range []uint64{p.g.kernel.Base, p.system} {
 		a, err := p.g.as.Translate(va)
 		if err != nil {
@@ -112,7 +115,7 @@ func (p *prover) proveTables() error {
 			return fmt.Errorf("_KPROCESS.DirectoryTableBase of System, %#x, does not map the kernel", as.dtb)
 		}
 	}
-	p.g.as = as
+	p.g.as, p.near = as, true
 	var b [8]byte
 	if err := as.Read(b[:], kuserShared+0x14); err != nil { // KUSER_SHARED_DATA.SystemTime
 		return fmt.Errorf("read the guest's time: %w", err)
@@ -195,7 +198,7 @@ func (p *prover) proveProcess() error {
 		}
 		name.add(printable(s.rec, o.Name))
 		c, e := s.rec.u64(o.CreateTime), s.rec.u64(o.ExitTime)
-		created.add(c >= start && c >= born && c <= p.now+day)
+		created.add(c >= start && c+day >= born && c <= p.now+day)
 		// A process that has exited has no thread left.
 		n := -1
 		if o.ThreadList != winstruct.Missing {
@@ -209,7 +212,7 @@ func (p *prover) proveProcess() error {
 		}
 		exited.add(e == 0)
 		status.add(s.rec.u32(o.ExitStatus) == 0x103) // STATUS_PENDING
-		s.as = &AddressSpace{t: g.t, dtb: s.rec.u64(o.DTB) & pfnMask, levels: g.as.levels, kernel: g.as}
+		s.as = g.space(s.rec.u64(o.DTB))
 		a, aerr := g.as.Translate(p.system)
 		b, berr := s.as.Translate(p.system)
 		table.add(aerr == nil && berr == nil && a == b)
@@ -336,7 +339,10 @@ func (p *prover) proveVADs() error {
 		}
 		proc := Process{PID: s.pid, Name: s.name, EPROCESS: s.at, DTB: s.as.dtb}
 		vads, problems, err := g.VADs(p.ctx, &proc)
-		sound := err == nil && len(problems) == 0 && len(vads) > 1
+		sound := err == nil && len(vads) > 1
+		for _, pr := range problems {
+			sound = sound && errors.Is(pr, ErrNotPresent) // what is paged out says nothing
+		}
 		for j := 1; sound && j < len(vads); j++ {
 			sound = vads[j-1].End < vads[j].Start
 		}
@@ -362,7 +368,9 @@ func (p *prover) proveVADs() error {
 		v := s.image
 		pages := (v.End + 1 - v.Start) / pageSize
 		image.add(v.Image() && !v.Private && v.Protection == 7 && p.kernelPointer(v.proto) && v.lastProto >= v.proto && (v.lastProto-v.proto)/8+1 >= pages)
-		file.add(strings.HasPrefix(v.Path, `\`) && sameName(v.Path, s.name))
+		if v.Path != "" {
+			file.add(strings.HasPrefix(v.Path, `\`) && sameName(v.Path, s.name))
+		}
 		// The header of an image is seldom written to: it is the section's page.
 		if pa, origin, err := s.as.translate(s.base); err == nil && origin == PageResident {
 			if section, origin, err := s.as.prototype(v.proto, s.base); err == nil && origin != PageAbsent && section == pa {
@@ -458,6 +466,9 @@ func (p *prover) proveDrivers() error {
 		}
 		name, err := rec.unicode(g.as, o.BaseName)
 		full, ferr := rec.unicode(g.as, o.FullName)
+		if errors.Is(err, ErrNotPresent) || errors.Is(ferr, ErrNotPresent) {
+			return true
+		}
 		base, size := rec.u64(o.Base), rec.u32(o.Image)
 		if first.good+first.bad == 0 {
 			first.add(base == g.kernel.Base && size == g.kernel.Size && strings.EqualFold(name, "ntoskrnl.exe"))

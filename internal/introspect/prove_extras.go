@@ -2,6 +2,7 @@ package introspect
 
 import (
 	"encoding/binary"
+	"errors"
 	"strings"
 
 	"vmav.dev/vmav/internal/winstruct"
@@ -47,8 +48,10 @@ func (p *prover) proveExtras() {
 		if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
 			if at := s.rec.u64(o.Session); at != 0 {
 				var a, b [4]byte
-				aerr, berr := g.as.Read(a[:], at+uint64(g.off.SessionID)), s.as.Read(b[:], s.peb+uint64(g.off.PEB.SessionID))
-				session.add(aerr == nil && berr == nil && a == b)
+				aerr, berr := s.as.Read(a[:], at+uint64(g.off.SessionID)), s.as.Read(b[:], s.peb+uint64(g.off.PEB.SessionID))
+				if !errors.Is(berr, ErrNotPresent) {
+					session.add(aerr == nil && berr == nil && a == b)
+				}
 			}
 		}
 		if o.Wow64 != winstruct.Missing && s.rec.u64(o.Wow64) != 0 {

@@ -329,7 +329,7 @@ func TestTheCorruptPDBIsRefused(t *testing.T) {
 			if serr := f.Symbols(func(Symbol) bool { return true }); err == nil {
 				err = serr
 			}
-			}
+		}
 		if !errors.Is(err, ErrCorrupt) {
 			t.Errorf("fuzzed.pdb: %v, want an ErrCorrupt", err)
 		}

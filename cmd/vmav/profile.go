@@ -104,7 +104,11 @@ func runProfileShow(c *cli.Context, e *env) error {
 	if !ok {
 		return fmt.Errorf("profile %s has no structure %q", p.Identity, name)
 	}
-	fmt.Fprintf(e.stdout, "%s, 0x%x bytes\n", report.Escape(name), s.Size)
+	from := ""
+	if src, ok := p.SourceOf(name); ok {
+		from = ", from " + src.From + ", verified: " + string(src.Verified)
+	}
+	fmt.Fprintf(e.stdout, "%s, 0x%x bytes%s\n", report.Escape(name), s.Size, report.Escape(from))
 	for _, f := range s.Fields {
 		fmt.Fprintln(e.stdout, report.Escape(f.String()))
 	}

@@ -3,6 +3,7 @@ package winstruct_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/cab/cabtest"
+	"vmav.dev/vmav/internal/winstruct/pdb"
 	"vmav.dev/vmav/internal/winstruct/pdb/pdbtest"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
@@ -146,6 +148,69 @@ func TestProfileOfAPDBSpellsTypes(t *testing.T) {
 		if rva, ok := got.Symbol(name); !ok || rva != want {
 			t.Errorf("%s at %#x, %v; want %#x in %v", name, rva, ok, want, got.Symbols())
 		}
+	}
+}
+
+// A profile of a real PDB has the sizes and offsets that llvm-pdbutil prints.
+func TestProfilesOfRealPDBsAreWhatLLVMReads(t *testing.T) {
+	files := pdbtest.RealPDBs("../..")
+	if len(files) == 0 {
+		t.Skip(pdbtest.NoRealPDBs)
+	}
+	for _, file := range files {
+		p, err := winstruct.Open(file)
+		if filepath.Base(file) == "fuzzed.pdb" {
+			if !errors.Is(err, pdb.ErrCorrupt) {
+				t.Errorf("%s: %v", file, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		types, err := pdbtest.LLVMTypes(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defined := make(map[string]int)
+		for _, ty := range types {
+			if !strings.Contains(ty.Text, "forward ref") {
+				defined[ty.Name]++
+			}
+		}
+		fields := 0
+		for _, ty := range types {
+			switch ty.Leaf {
+			case "LF_STRUCTURE", "LF_CLASS", "LF_UNION":
+			default:
+				continue
+			}
+			if strings.Contains(ty.Text, "forward ref") || defined[ty.Name] > 1 || strings.Contains(ty.Name, "<unnamed-") {
+				continue
+			}
+			s, ok := p.Struct(ty.Name)
+			if !ok || uint64(s.Size) != ty.Field("sizeof ") {
+				t.Errorf("%s: %s is %+v, llvm-pdbutil says %d bytes", file, ty.Name, s, ty.Field("sizeof "))
+				continue
+			}
+			have := make(map[string]bool)
+			for _, f := range s.Fields {
+				have[fmt.Sprintf("%s %d", f.Name, f.Offset)] = true
+			}
+			for l := types[uint32(ty.Field("field list: "))]; l != nil; l = types[l.Next] {
+				for _, m := range l.Members {
+					parts := strings.Fields(m) // name, type, offset
+					if fields++; !have[parts[0]+" "+parts[2]] {
+						t.Errorf("%s: %s has no %s at %s", file, ty.Name, parts[0], parts[2])
+					}
+				}
+			}
+		}
+		if fields == 0 {
+			t.Errorf("%s: nothing was compared", file)
+		}
+		t.Logf("%s: %d members compared", filepath.Base(file), fields)
 	}
 }
 

@@ -1,7 +1,6 @@
 package pdb
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -12,17 +11,15 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"vmav.dev/vmav/internal/winstruct/pdb/pdbtest"
 )
 
 // realPDBs are PDBs of several compilers, where this checkout has them beside it.
 func realPDBs(t testing.TB) []string {
-	var files []string
-	for _, up := range []string{"../", "../../"} {
-		more, _ := filepath.Glob("../../../" + up + "shared/pdb/*.pdb")
-		files = append(files, more...)
-	}
+	files := pdbtest.RealPDBs("../../..")
 	if len(files) == 0 {
-		t.Skip("no PDBs beside this checkout (../shared/pdb); the reader is tested on those that the tests build")
+		t.Skip(pdbtest.NoRealPDBs)
 	}
 	return files
 }
@@ -45,21 +42,6 @@ func pdbutil(t *testing.T, args ...string) []byte {
 	return out
 }
 
-// llvmType is a type record as llvm-pdbutil prints it.
-type llvmType struct {
-	leaf, name, text string
-	members          []string // of field lists: "name 0xTYPE offset"
-	next             uint32
-}
-
-var (
-	recordLine   = regexp.MustCompile("^ +0x([0-9A-F]+) \\| (LF_[A-Z_0-9]+) \\[size = \\d+\\](?: `(.*)`)?$")
-	memberLine   = regexp.MustCompile("^ +- LF_MEMBER \\[name = `(.*)`, Type = 0x([0-9A-F]+)(?: \\(.*\\))?, offset = (\\d+), attrs")
-	constantLine = regexp.MustCompile(`^ +- LF_ENUMERATE \[(.*) = (-?\d+)\]$`)
-	unknownLine  = regexp.MustCompile(`^ +0x([0-9A-F]+) \| UNKNOWN RECORD \(0x(1608|1609|160A|160B)\)`)
-	indexLine    = regexp.MustCompile(`^ +- LF_INDEX continuation = 0x([0-9A-F]+)`)
-)
-
 func hexOf(t *testing.T, s string) uint32 {
 	t.Helper()
 	v, err := strconv.ParseUint(s, 16, 32)
@@ -67,55 +49,6 @@ func hexOf(t *testing.T, s string) uint32 {
 		t.Fatal(err)
 	}
 	return uint32(v)
-}
-
-func llvmTypes(t *testing.T, file string) map[uint32]*llvmType {
-	out := make(map[uint32]*llvmType)
-	var cur *llvmType
-	lines := bufio.NewScanner(bytes.NewReader(pdbutil(t, "dump", "--types", file)))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		line := lines.Text()
-		if m := recordLine.FindStringSubmatch(line); m != nil {
-			cur = &llvmType{leaf: m[2], name: m[3]}
-			out[hexOf(t, m[1])] = cur
-			continue
-		}
-		if m := unknownLine.FindStringSubmatch(line); m != nil {
-			cur = &llvmType{leaf: "unknown 0x" + m[2]} // younger than this LLVM
-			out[hexOf(t, m[1])] = cur
-			continue
-		}
-		if cur == nil {
-			continue
-		}
-		cur.text += line + "\n"
-		if m := memberLine.FindStringSubmatch(line); m != nil {
-			cur.members = append(cur.members, fmt.Sprintf("%s %#x %s", m[1], hexOf(t, m[2]), m[3]))
-		} else if m := constantLine.FindStringSubmatch(line); m != nil {
-			cur.members = append(cur.members, fmt.Sprintf("%s = %s", m[1], m[2]))
-		} else if m := indexLine.FindStringSubmatch(line); m != nil {
-			cur.next = hexOf(t, m[1])
-		}
-	}
-	if err := lines.Err(); err != nil || len(out) == 0 {
-		t.Fatalf("llvm-pdbutil printed %d types of %s, %v", len(out), file, err)
-	}
-	return out
-}
-
-// field takes a hexadecimal or decimal number behind a word of llvm's text.
-func (l *llvmType) field(t *testing.T, word string) uint64 {
-	t.Helper()
-	m := regexp.MustCompile(regexp.QuoteMeta(word) + `(0x[0-9A-F]+|\d+)`).FindStringSubmatch(l.text)
-	if m == nil {
-		return 0
-	}
-	v, err := strconv.ParseUint(strings.ToLower(m[1]), 0, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
 }
 
 // Every type of every real PDB is what llvm-pdbutil says it is: sizes, member offsets,
@@ -134,7 +67,10 @@ func TestTypesAreWhatLLVMReads(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := llvmTypes(t, file)
+			want, err := pdbtest.LLVMTypes(file)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if types.Count() != len(want) {
 				t.Fatalf("%d types, llvm-pdbutil prints %d", types.Count(), len(want))
 			}
@@ -155,62 +91,62 @@ func TestTypesAreWhatLLVMReads(t *testing.T) {
 	}
 }
 
-func compareType(t *testing.T, types *Types, all map[uint32]*llvmType, got Type, w *llvmType, compared *int) {
+func compareType(t *testing.T, types *Types, all map[uint32]*pdbtest.LLVMType, got Type, w *pdbtest.LLVMType, compared *int) {
 	t.Helper()
 	check := func(what string, got, want any) {
 		t.Helper()
 		*compared++
 		if fmt.Sprint(got) != fmt.Sprint(want) {
-			t.Errorf("%s: %s is %v, llvm-pdbutil says %v\n%s", w.leaf, what, got, want, w.text)
+			t.Errorf("%s: %s is %v, llvm-pdbutil says %v\n%s", w.Leaf, what, got, want, w.Text)
 		}
 	}
-	if strings.HasPrefix(w.leaf, "unknown") {
+	if strings.HasPrefix(w.Leaf, "unknown") {
 		// What can be said of a record that this LLVM is too old for: its members lie in it.
 		members, err := types.Members(got.Fields)
 		for _, m := range members {
 			if size, serr := types.Size(m.Type); serr != nil || m.Offset+size > got.Size {
-				t.Errorf("%s %q of %d bytes: member %s at %d has %d bytes, %v", w.leaf, got.Name, got.Size, m.Name, m.Offset, size, serr)
+				t.Errorf("%s %q of %d bytes: member %s at %d has %d bytes, %v", w.Leaf, got.Name, got.Size, m.Name, m.Offset, size, serr)
 			}
 		}
 		if err != nil || got.Name == "" || got.Forward != (got.Fields == 0) {
-			t.Errorf("%s: %+v with %d members, %v", w.leaf, got, len(members), err)
+			t.Errorf("%s: %+v with %d members, %v", w.Leaf, got, len(members), err)
 		}
 		return
 	}
-	switch w.leaf {
+	switch w.Leaf {
 	case "LF_STRUCTURE", "LF_CLASS", "LF_UNION":
-		check("name", got.Name, w.name)
-		check("size", got.Size, w.field(t, "sizeof "))
-		check("field list", uint64(got.Fields), w.field(t, "field list: "))
-		check("declaration", got.Forward, strings.Contains(w.text, "forward ref"))
-		if to := w.field(t, "forward ref (-> "); to != 0 {
+		check("name", got.Name, w.Name)
+		check("size", got.Size, w.Field("sizeof "))
+		check("field list", uint64(got.Fields), w.Field("field list: "))
+		check("declaration", got.Forward, strings.Contains(w.Text, "forward ref"))
+		if to := w.Field("forward ref (-> "); to != 0 {
 			def, err := types.Resolve(got.Index)
 			if err != nil {
 				t.Error(err)
 			}
 			// The same type can be defined twice; the first counts.
-			if d := all[uint32(to)]; uint64(def.Index) != to && (def.Forward || d.name != def.Name || d.field(t, "sizeof ") != def.Size) {
+			if d := all[uint32(to)]; uint64(def.Index) != to && (def.Forward || d.Name != def.Name || d.Field("sizeof ") != def.Size) {
 				t.Errorf("declaration %#x of %s leads to %#x, llvm-pdbutil says %#x", got.Index, got.Name, def.Index, to)
 			}
 			*compared++
 		}
 	case "LF_ENUM":
-		check("name", got.Name, w.name)
-		check("underlying type", uint64(got.Elem), w.field(t, "underlying type: "))
-		check("field list", uint64(got.Fields), w.field(t, "field list: "))
+		check("name", got.Name, w.Name)
+		check("underlying type", uint64(got.Elem), w.Field("underlying type: "))
+		check("field list", uint64(got.Fields), w.Field("field list: "))
 	case "LF_ARRAY":
-		check("size", got.Size, w.field(t, "size: "))
-		check("element", uint64(got.Elem), w.field(t, "element type: "))
+		check("size", got.Size, w.Field("size: "))
+		check("element", uint64(got.Elem), w.Field("element type: "))
 	case "LF_BITFIELD":
-		check("word", uint64(got.Elem), w.field(t, "type = "))
-		check("first bit", got.BitOffset, w.field(t, "bit offset = "))
-		check("bits", got.BitCount, w.field(t, "# bits = "))
+		check("word", uint64(got.Elem), w.Field("type = "))
+		check("first bit", got.BitOffset, w.Field("bit offset = "))
+		check("bits", got.BitCount, w.Field("# bits = "))
 	case "LF_MODIFIER":
-		check("referent", uint64(got.Elem), w.field(t, "referent = "))
+		check("referent", uint64(got.Elem), w.Field("referent = "))
 	case "LF_POINTER":
-		check("referent", uint64(got.Elem), w.field(t, "referent = "))
-		if !strings.Contains(w.text, "member") { // pointers to members have sizes of their own
-			check("bits", got.Size*8, w.field(t, "kind = ptr"))
+		check("referent", uint64(got.Elem), w.Field("referent = "))
+		if !strings.Contains(w.Text, "member") { // pointers to members have sizes of their own
+			check("bits", got.Size*8, w.Field("kind = ptr"))
 		}
 	case "LF_FIELDLIST":
 		members, err := types.Members(got.Index)
@@ -228,8 +164,8 @@ func compareType(t *testing.T, types *Types, all map[uint32]*llvmType, got Type,
 				have = append(have, fmt.Sprintf("%s %#x %d", m.Name, m.Type, m.Offset))
 			}
 		}
-		for l := w; l != nil; l = all[l.next] {
-			wanted = append(wanted, l.members...)
+		for l := w; l != nil; l = all[l.Next] {
+			wanted = append(wanted, l.Members...)
 		}
 		check("members", strings.Join(have, "\n"), strings.Join(wanted, "\n"))
 		*compared += len(have)

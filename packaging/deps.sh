@@ -20,6 +20,10 @@ packages=(
 	mmdebstrap busybox-static cpio kmod xz-utils zstd
 	# what an independent reader, Volatility 3, needs where one is given
 	python3-pefile python3-capstone
+	# independent readers of PDBs (llvm-pdbutil) and of compressed ones
+	llvm cabextract
+	# keys for bundles of profiles
+	openssl
 )
 go_packages=(golang-1.23-go golang-1.23-src)
 go_minor=23

@@ -15,6 +15,7 @@ import (
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source/memhook"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/symsrv"
 )
 
 // checkRow is one answer of vmav check.
@@ -185,5 +186,8 @@ func checkProfiles() checkRow {
 		n++
 	}
 	r.Detail = fmt.Sprintf("%d Windows builds", n)
+	if symsrv.AirGapped() {
+		r.Detail += "; air-gapped, no symbol server is asked"
+	}
 	return r
 }

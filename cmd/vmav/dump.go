@@ -28,11 +28,11 @@ func dumpCommand(e *env) *cli.Command {
 			"fidelity record beside it to FILE.json. With --all every module is written to the directory\n" +
 			"FILE, and manifest.json there names them. The files may be malicious: they are not made\n" +
 			"executable. A file with parts missing is written, too; the exit status is then 2.",
-		Flags: []cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
+		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`; without it DOMAIN-PID-NAME in this directory"},
 			&cli.StringFlag{Name: "module", Usage: "base `NAME` of the module, or its base address as 0x…"},
 			&cli.BoolFlag{Name: "all", Usage: "every module of the process, into a directory"},
-			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}},
+			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}}, profileFlags()...),
 		Action:       func(c *cli.Context) error { return runDump(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -50,7 +50,7 @@ func runDump(c *cli.Context, e *env) error {
 	if c.Bool("all") && c.String("module") != "" {
 		return errors.New("--all and --module exclude each other")
 	}
-	g, err := t.guest(c.Context)
+	g, err := t.guest(c, e)
 	if err != nil {
 		return err
 	}

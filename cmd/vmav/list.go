@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
@@ -21,7 +22,7 @@ type listRow struct {
 	State   string `json:"state"`
 	Build   string `json:"build"`   // "" where it is not a Windows that was recognised
 	Source  string `json:"source"`  // "" where it does not run
-	Profile string `json:"profile"` // "ok", "missing", "" where it is not Windows
+	Profile string `json:"profile"` // "ok", "inferred", "missing", "" where it is not Windows
 	Note    string `json:"note"`    // why it cannot be scanned
 }
 
@@ -64,9 +65,10 @@ func runList(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	profiles := winstruct.OpenStore()
 	var rows []listRow
 	for _, d := range doms {
-		row, err := inspect(c.Context, h, d)
+		row, err := inspect(c.Context, h, d, profiles)
 		if err != nil {
 			return err
 		}
@@ -77,7 +79,7 @@ func runList(c *cli.Context, e *env) error {
 
 // inspect looks into one domain far enough to say what it runs. What goes wrong is a
 // note; only an interruption is an error.
-func inspect(ctx context.Context, h *domain.Host, d domain.Domain) (listRow, error) {
+func inspect(ctx context.Context, h *domain.Host, d domain.Domain, profiles winstruct.Finder) (listRow, error) {
 	row := listRow{ID: d.ID, Name: d.Name, UUID: d.UUID, State: d.State}
 	if !d.Running {
 		return row, nil
@@ -89,7 +91,7 @@ func inspect(ctx context.Context, h *domain.Host, d domain.Domain) (listRow, err
 	}
 	defer t.source.Close()
 	row.Source = t.source.Info().Kind
-	g, err := introspect.Open(ctx, t.source, winstruct.OpenStore())
+	g, err := introspect.Open(ctx, t.source, profiles)
 	var missing *winstruct.MissingError
 	switch {
 	case errors.As(err, &missing):
@@ -97,7 +99,11 @@ func inspect(ctx context.Context, h *domain.Host, d domain.Domain) (listRow, err
 	case err != nil:
 		row.Note = err.Error()
 	default:
-		row.Build, row.Profile = g.Kernel().Version, "ok"
+		k := g.Kernel()
+		row.Build, row.Profile = k.Version, "ok"
+		if k.Inferred != "" {
+			row.Profile, row.Note = report.ProfileInferred, fmt.Sprintf("no profile for %s: inferred from %s; vmav profile fetch %s gets it", k.Identity, k.Inferred, k.Identity)
+		}
 	}
 	return row, ctx.Err()
 }

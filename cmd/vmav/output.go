@@ -20,7 +20,7 @@ func formatFlag() cli.Flag {
 
 // targetFlags are the flags of a command on one domain or image.
 func targetFlags(more ...cli.Flag) []cli.Flag {
-	return append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag()}, more...)
+	return append(append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag()}, profileFlags()...), more...)
 }
 
 // stamp is a time as JSON carries it: null for none.

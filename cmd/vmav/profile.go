@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -24,22 +23,24 @@ func profileCommand(e *env) *cli.Command {
 			command(&cli.Command{Name: "show", Usage: "print a profile's structures, or one of them", ArgsUsage: "FILE|ID [STRUCT]",
 				Description: "ID is the GUID with the age behind it, as vmav profile list prints it, or a version.",
 				Action:      func(c *cli.Context) error { return runProfileShow(c, e) }}),
-			command(&cli.Command{Name: "import", Usage: "store the profile of a symbol file", ArgsUsage: "FILE…",
-				Description: "FILE is a Volatility 3 symbol file (.json, .json.xz) or a profile of vmav's own.",
-				Flags:       []cli.Flag{&cli.BoolFlag{Name: "system", Usage: "for all users, in " + winstruct.SystemDir}},
-				Action:      func(c *cli.Context) error { return runProfileImport(c, e) }}),
+			profileImportCommand(e),
+			profileBuildCommand(e),
+			profileFetchCommand(e),
+			profileVerifyCommand(e),
+			profileExportCommand(e),
 		},
 	})
 }
 
 // profileRow is a profile in vmav profile list.
 type profileRow struct {
-	Version string `json:"version"`
-	PDB     string `json:"pdb"`
-	ID      string `json:"id"`
-	Layer   string `json:"layer"`
-	Path    string `json:"path,omitempty"`
-	Error   string `json:"error,omitempty"`
+	Version string             `json:"version"`
+	PDB     string             `json:"pdb"`
+	ID      string             `json:"id"`
+	Layer   string             `json:"layer"`
+	Path    string             `json:"path,omitempty"`
+	Sources []winstruct.Source `json:"sources,omitempty"`
+	Error   string             `json:"error,omitempty"`
 }
 
 var profileColumns = []report.Column[profileRow]{
@@ -62,7 +63,7 @@ func runProfileList(c *cli.Context, e *env) error {
 	var rows []profileRow
 	bad := false
 	for _, p := range winstruct.OpenStore().List() {
-		r := profileRow{Version: p.Version, PDB: p.Identity.PDB, Layer: p.Layer, Path: p.Path}
+		r := profileRow{Version: p.Version, PDB: p.Identity.PDB, Layer: p.Layer, Path: p.Path, Sources: p.Sources}
 		if p.Err != nil {
 			r.Error, bad = p.Err.Error(), true
 		} else {
@@ -89,6 +90,9 @@ func runProfileShow(c *cli.Context, e *env) error {
 	}
 	if c.NArg() == 1 {
 		fmt.Fprintf(e.stdout, "%s %s %s, %d structures, %d symbols\n", dash(p.Version), p.Arch, p.Identity, len(p.Structs()), len(p.Symbols()))
+		for _, src := range p.Sources {
+			fmt.Fprintf(e.stdout, "%s: %s, verified: %s\n", report.Escape(src.Of), report.Escape(src.From), src.Verified)
+		}
 		for _, name := range p.Structs() {
 			s, _ := p.Struct(name)
 			fmt.Fprintf(e.stdout, "%-40s 0x%x bytes\n", report.Escape(name), s.Size)
@@ -100,7 +104,11 @@ func runProfileShow(c *cli.Context, e *env) error {
 	if !ok {
 		return fmt.Errorf("profile %s has no structure %q", p.Identity, name)
 	}
-	fmt.Fprintf(e.stdout, "%s, 0x%x bytes\n", report.Escape(name), s.Size)
+	from := ""
+	if src, ok := p.SourceOf(name); ok {
+		from = ", from " + src.From + ", verified: " + string(src.Verified)
+	}
+	fmt.Fprintf(e.stdout, "%s, 0x%x bytes%s\n", report.Escape(name), s.Size, report.Escape(from))
 	for _, f := range s.Fields {
 		fmt.Fprintln(e.stdout, report.Escape(f.String()))
 	}
@@ -114,34 +122,9 @@ func findProfile(arg string) (*winstruct.Profile, error) {
 	}
 	store := winstruct.OpenStore()
 	for _, entry := range store.List() {
-		if entry.Err == nil && (strings.EqualFold(entry.Identity.Key(), arg) || entry.Version == arg || strings.HasPrefix(entry.Version, arg+".")) {
+		if entry.Err == nil && wanted(entry, []string{arg}) {
 			return store.Find(entry.Identity)
 		}
 	}
 	return nil, fmt.Errorf("no profile %q: it is no file, and vmav profile list has no such id or version", arg)
-}
-
-func runProfileImport(c *cli.Context, e *env) error {
-	if c.NArg() == 0 {
-		return errors.New("import needs a symbol file")
-	}
-	dir := winstruct.SystemDir
-	if !c.Bool("system") {
-		var err error
-		if dir, err = winstruct.UserDir(); err != nil {
-			return err
-		}
-	}
-	for _, file := range c.Args().Slice() {
-		p, err := winstruct.Open(file)
-		if err != nil {
-			return err
-		}
-		path, err := winstruct.Put(dir, p)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(e.stdout, "%s: %s, stored as %s\n", report.Escape(file), p.Identity, path)
-	}
-	return nil
 }

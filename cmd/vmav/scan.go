@@ -36,7 +36,7 @@ func scanCommand(e *env) *cli.Command {
 			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
-		}, killFlags()...),
+		}, append(killFlags(), profileFlags()...)...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -100,6 +100,10 @@ func runScan(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	profiles, err := newFinder(c, e)
+	if err != nil {
+		return err
+	}
 	targets, done, err := scanTargets(c, e)
 	if err != nil {
 		return err
@@ -114,7 +118,7 @@ func runScan(c *cli.Context, e *env) error {
 	cache := sweep.NewCache()
 	var ended error
 	for _, t := range targets {
-		d, err := scanOne(ctx, t, engine, cache, o.sweep)
+		d, err := scanOne(ctx, t, profiles, engine, cache, o.sweep)
 		out.Domains = append(out.Domains, d)
 		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
 			ended = err // nothing more can be scanned; what was found is reported
@@ -172,7 +176,7 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	return out, func() { h.Close() }, nil
 }
 
-func scanOne(ctx context.Context, st scanTarget, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options) (report.DomainScan, error) {
+func scanOne(ctx context.Context, st scanTarget, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options) (report.DomainScan, error) {
 	t, err := st.open(ctx)
 	if err != nil {
 		d := sweep.Empty(sweep.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})
@@ -180,8 +184,7 @@ func scanOne(ctx context.Context, st scanTarget, engine *clam.Engine, cache *swe
 		return d, err
 	}
 	defer t.source.Close()
-	d, err := sweep.Domain(ctx, t.sweep(), winstruct.OpenStore(), engine, cache, opt)
-	return d, err
+	return sweep.Domain(ctx, t.sweep(), profiles, engine, cache, opt)
 }
 
 func engineOf(i clam.Info) report.Engine {
@@ -199,6 +202,9 @@ func writeScan(e *env, o scanOptions, s *report.Scan) error {
 	case report.JSONL, report.CSV:
 		// The findings alone; what could not be read goes to stderr.
 		for _, d := range s.Domains {
+			if d.Profile == report.ProfileInferred {
+				e.warn("%s: profile: inferred from Windows %s: there is none for %s", d.Name, d.InferredFrom, d.Missing)
+			}
 			if d.Status == report.StatusFailed || d.Status == report.StatusSkipped {
 				e.warn("%s: %s: %s", d.Name, d.Status, d.Reason)
 			}

@@ -18,8 +18,8 @@ func structCommand(e *env) *cli.Command {
 		Usage:       "print a kernel structure in a guest's memory, member by member",
 		ArgsUsage:   "DOMAIN STRUCT ADDRESS",
 		Description: "STRUCT is a name as vmav profile show lists it, _EPROCESS for one; ADDRESS is virtual.",
-		Flags: []cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
-			&cli.StringFlag{Name: "pid", Usage: "in the address space of the process `PID`, not the kernel's"}},
+		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
+			&cli.StringFlag{Name: "pid", Usage: "in the address space of the process `PID`, not the kernel's"}}, profileFlags()...),
 		Action:       func(c *cli.Context) error { return runStruct(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -39,7 +39,7 @@ func runStruct(c *cli.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("address %q is no number", rest[1])
 	}
-	g, err := t.guest(c.Context)
+	g, err := t.guest(c, e)
 	if err != nil {
 		return err
 	}

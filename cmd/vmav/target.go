@@ -12,7 +12,6 @@ import (
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/image"
 	"vmav.dev/vmav/internal/sweep"
-	"vmav.dev/vmav/internal/winstruct"
 )
 
 // cachePages bounds the page cache of single reads: 16 MiB.
@@ -69,12 +68,17 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 	return &target{domain: d, source: source.NewCache(src, cachePages), paused: paused}, nil
 }
 
-// guest finds the Windows in the target.
-func (t *target) guest(ctx context.Context) (*introspect.Guest, error) {
-	g, err := introspect.Open(ctx, t.source, winstruct.OpenStore())
+// guest finds the Windows in the target, with the profiles that the command's flags say.
+func (t *target) guest(c *cli.Context, e *env) (*introspect.Guest, error) {
+	profiles, err := newFinder(c, e)
+	if err != nil {
+		return nil, err
+	}
+	g, err := introspect.Open(c.Context, t.source, profiles)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.describe(), err)
 	}
+	e.noteInferred(t.describe(), g.Kernel())
 	return g, nil
 }
 
@@ -126,7 +130,7 @@ func look(c *cli.Context, e *env, do func(v *view) error) error {
 		return err
 	}
 	defer done()
-	g, err := t.guest(c.Context)
+	g, err := t.guest(c, e)
 	if err != nil {
 		return err
 	}

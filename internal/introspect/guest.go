@@ -44,26 +44,52 @@ type Guest struct {
 // Open finds the kernel of the guest behind src and the profile of its build. It
 // fails with ErrNotWindows, ErrBooting or a *winstruct.MissingError where those are
 // the reason; the last says that this is a Windows, and which.
+//
+// Where profiles is Neighbours too and has no profile of the build, the offsets of the
+// builds nearest to it are tried (see Neighbours); Kernel.Inferred then says so.
 func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*Guest, error) {
 	t := newTables(src)
 	k, err := locate(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	p, err := profiles.Find(k.id)
-	if err != nil {
-		return nil, fmt.Errorf("windows kernel at %#x: %w", k.base, err)
-	}
-	off, err := compile(p)
-	if err != nil {
-		return nil, err
-	}
-	g := &Guest{src: src, t: t, off: off, as: k.as,
+	g := &Guest{src: src, t: t, as: k.as,
 		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: "x64", Located: k.how}}
 	if k.as.levels == 5 {
 		g.kernel.Paging = "x64-la57"
 	}
-	return g, g.bind()
+	p, err := profiles.Find(k.id)
+	var missing *winstruct.MissingError
+	if near, ok := profiles.(Neighbours); ok && errors.As(err, &missing) {
+		ierr := g.infer(ctx, near)
+		if ierr == nil {
+			return g, nil
+		}
+		if ctx.Err() != nil || errors.Is(ierr, ErrBooting) {
+			return nil, ierr
+		}
+		return nil, fmt.Errorf("windows kernel at %#x: %w (%w)", k.base, err, ierr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("windows kernel at %#x: %w", k.base, err)
+	}
+	if g.off, err = compile(p); err != nil {
+		return nil, err
+	}
+	if err := g.bind(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Identify finds the kernel of the guest behind src and tells its build, for which no
+// profile need be there.
+func Identify(ctx context.Context, src source.Source) (winstruct.Identity, error) {
+	k, err := locate(ctx, newTables(src))
+	if err != nil {
+		return winstruct.Identity{}, err
+	}
+	return k.id, nil
 }
 
 // bind finds the System process and adopts its page tables: those of the vCPU or of

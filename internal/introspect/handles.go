@@ -15,6 +15,9 @@ const maxHandlePages = 1 << 12
 
 // cidTable returns the objects that the table of process and thread ids refers to.
 func (g *Guest) cidTable(ctx context.Context) ([]uint64, error) {
+	if g.off.Sym.CidTable == 0 {
+		return nil, errors.New("where it lies could not be proven: hidden processes are not found")
+	}
 	table, err := g.as.word(g.kernel.Base + g.off.Sym.CidTable)
 	if err != nil {
 		return nil, fmt.Errorf("read PspCidTable: %w", err)

@@ -186,6 +186,9 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 	o := &g.off.Driver
 	var out []Module
 	var problems []Problem
+	if g.off.Sym.LoadedModuleList == 0 {
+		return nil, []Problem{{"loaded module list", errors.New("where it lies could not be proven: drivers are not listed")}}, nil
+	}
 	rec := make(record, o.Size)
 	err := g.as.list(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
 		at := entry - uint64(o.Links)

@@ -28,6 +28,7 @@ type Offsets struct {
 		PEB            uint32          `win:"_EPROCESS.Peb"`
 		Wow64          uint32          `win:"_EPROCESS.WoW64Process|_EPROCESS.Wow64Process,optional"`
 		ActiveThreads  uint32          `win:"_EPROCESS.ActiveThreads"`
+		ThreadList     uint32          `win:"_EPROCESS.ThreadListHead,optional"`
 		ObjectTable    uint32          `win:"_EPROCESS.ObjectTable"`
 		SectionObject  uint32          `win:"_EPROCESS.SectionObject"`
 		SectionBase    uint32          `win:"_EPROCESS.SectionBaseAddress"`
@@ -164,6 +165,13 @@ type Offsets struct {
 
 	InvalidPteMask uint32          `win:"_MI_SYSTEM_INFORMATION.Hardware.InvalidPteMask,optional"`
 	SwizzleBit     winstruct.Field `win:"_MMPTE_TRANSITION.SwizzleBit,optional"`
+}
+
+// Usable tells whether a profile has all that introspection needs; it fails with a
+// *winstruct.MissingFactsError that names what is missing.
+func Usable(p *winstruct.Profile) error {
+	_, err := compile(p)
+	return err
 }
 
 // compile resolves the offsets of a build.

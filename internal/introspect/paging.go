@@ -121,6 +121,7 @@ func (t *tables) flush() {
 type softPTE struct {
 	invalidMask uint64 // MiState.Hardware.InvalidPteMask; 0 where the build inverts nothing
 	swizzle     uint64 // mask of the bit that says an entry is not inverted; 0 for none
+	unknown     bool   // the build may invert and how is not known: no such entry is believed
 }
 
 // frame is the frame address of a transition entry.
@@ -212,6 +213,9 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 		}
 		return as.prototype(address, va)
 	case pte&pteTransition != 0:
+		if as.soft.unknown {
+			return 0, PageAbsent, nil
+		}
 		return as.soft.frame(pte) | va%pageSize, PageTransition, nil
 	case pte>>32 == 0:
 		return 0, PageDemandZero, nil

@@ -23,6 +23,7 @@ const (
 	FlagCritical  = "critical"  // Windows stops when it ends
 	FlagProtected = "protected" // a protected process
 	FlagPartial   = "partial"   // not all of it could be read
+	FlagInferred  = "inferred"  // read with the offsets of another build
 )
 
 // Processes enumerates the guest's processes in the order of their ids, from the
@@ -175,7 +176,10 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	if !p.Exited.IsZero() {
 		p.Flags = append(p.Flags, FlagExited)
 	}
-	if rec.field(o.Critical) != 0 {
+	if g.kernel.Inferred != "" {
+		p.Flags = append(p.Flags, FlagInferred)
+	}
+	if o.Critical.Name != "" && rec.field(o.Critical) != 0 {
 		p.Flags = append(p.Flags, FlagCritical)
 	}
 	if o.Protection != winstruct.Missing && rec.u8(o.Protection) != 0 {
@@ -183,9 +187,13 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	}
 	if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
 		if s := rec.u64(o.Session); s != 0 {
+			// Session space is mapped in the processes of the session alone, and one that has
+			// exited may have no tables any more.
 			id := make(record, 4)
-			if err := g.as.Read(id, s+uint64(g.off.SessionID)); err != nil {
-				fail("session", err)
+			if err := g.space(p.DTB).Read(id, s+uint64(g.off.SessionID)); err != nil {
+				if p.Exited.IsZero() {
+					fail("session", err)
+				}
 			} else {
 				p.Session = int32(id.u32(0))
 			}

@@ -16,6 +16,12 @@ type Kernel struct {
 	Version  string // "10.0.19041"
 	Paging   string // "x64", "x64-la57", "x86-pae", "x86"
 	Located  string // how it was found: "LSTAR of vCPU 0", "physical scan"
+
+	// Inferred is set where no profile fits this build: the version of the build nearest
+	// to it, whose offsets were proven in the guest's memory. Unproven names what such a
+	// guest is read without.
+	Inferred string
+	Unproven []string
 }
 
 // Process is one process of the guest, as its EPROCESS describes it. Text is

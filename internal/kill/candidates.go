@@ -27,7 +27,6 @@ type candidate struct {
 func (j *job) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
 	c := verdict.Candidate{Subject: Subject(p), Session: p.Session, Wow64: p.Wow64, HasUserMode: p.PEB != 0,
 		Protected: slices.Contains(p.Flags, introspect.FlagProtected)}
-	c.Inferred = j.opt.Inferred
 	var err error
 	if c.Account, err = j.guest.UserSID(p); err != nil {
 		c.Account = ""

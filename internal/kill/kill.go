@@ -67,8 +67,6 @@ type Options struct {
 	Timeout time.Duration  // 0 for DefaultTimeout; at most MaxTimeout
 	Policy  verdict.Policy // which surrogates may serve; none where it names none
 	DryRun  bool           // verify all that can be, and touch nothing
-	// Inferred tells that the guest's profile was not made for its build.
-	Inferred bool
 	// Paused, unless nil, tells whether the domain is paused: nothing runs there.
 	Paused func() bool
 }
@@ -78,8 +76,9 @@ const MaxTimeout = 10 * time.Minute
 
 // Subject is a process as verdicts see it.
 func Subject(p *introspect.Process) verdict.Subject {
-	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Critical: slices.Contains(p.Flags, introspect.FlagCritical),
-		Exited: slices.Contains(p.Flags, introspect.FlagExited), Hidden: slices.Contains(p.Flags, introspect.FlagHidden)}
+	has := func(flag string) bool { return slices.Contains(p.Flags, flag) }
+	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Critical: has(introspect.FlagCritical),
+		Exited: has(introspect.FlagExited), Hidden: has(introspect.FlagHidden), Inferred: has(introspect.FlagInferred)}
 }
 
 // job is one kill under way.
@@ -184,7 +183,6 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 	}
 	subject := Subject(&j.target)
 	subject.Critical = subject.Critical || st.Critical
-	subject.Inferred = j.opt.Inferred
 	if why := verdict.Guard(subject); why != "" {
 		j.end(report.OutcomeRefused, "%s", why)
 		return false

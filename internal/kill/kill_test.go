@@ -225,7 +225,11 @@ func TestGuardsOfKills(t *testing.T) {
 	want("by name", kill(find("winlogon.exe"), nil), report.OutcomeRefused, "system process")
 	want("finished", kill(find("userinit.exe"), nil), report.OutcomeExited, "by itself")
 	want("another one", kill(&other, nil), report.OutcomeRefused, "reused")
-	want("inferred", kill(notepad, func(o *Options) { o.Inferred = true }), report.OutcomeRefused, "inferred")
+	inferred := *notepad
+	inferred.Flags = append(slices.Clone(notepad.Flags), introspect.FlagInferred)
+	if why := verdict.Guard(Subject(&inferred)); !strings.Contains(why, "inferred") {
+		t.Errorf("a process read with an inferred profile: the guard says %q", why)
+	}
 	want("paused", kill(notepad, func(o *Options) { o.Paused = func() bool { return true } }), report.OutcomeRefused, "paused")
 	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), report.OutcomePending, "not allowed")
 	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), report.OutcomePending, "no process may serve")

@@ -131,7 +131,7 @@ type DomainScan struct {
 	Status    string      `json:"status"` // "scanned", "incomplete", "skipped", "failed"
 	Reason    string      `json:"reason,omitempty"`
 	Build     string      `json:"build,omitempty"`
-	Profile   string      `json:"profile,omitempty"`
+	Profile   string      `json:"profile,omitempty"` // GUID and age; ProfileInferred, ProfileMissing
 	Source    string      `json:"source,omitempty"`
 	Processes int         `json:"processes"`
 	Images    int         `json:"images"`
@@ -143,7 +143,20 @@ type DomainScan struct {
 	Errors    []ScanError `json:"errors"`
 	Kills     []*Kill     `json:"kills,omitempty"` // one for each process that was to be killed
 	Timing    Timing      `json:"timing"`
+
+	// Where no profile fits the build: the PDB, GUID and age that one is missing for, the
+	// build whose offsets were used in its place, and what was not used because it could
+	// not be proven.
+	Missing      string   `json:"missing,omitempty"`
+	InferredFrom string   `json:"inferred_from,omitempty"`
+	Unproven     []string `json:"unproven,omitempty"`
 }
+
+// What a DomainScan can have for a profile beside its identity.
+const (
+	ProfileInferred = "inferred"
+	ProfileMissing  = "missing"
+)
 
 // Status of a DomainScan.
 const (
@@ -251,6 +264,10 @@ func WriteScan(w io.Writer, s *Scan, infectedOnly bool) error {
 		if !infectedOnly && (d.Status == StatusScanned || d.Status == StatusIncomplete) {
 			p.line("%s: %s: Windows %s, %d processes, %d images, %d distinct files, %d findings, %d errors", Escape(d.Name), d.Status,
 				Escape(d.Build), d.Processes, d.Images, d.Files, len(d.Findings), len(d.Errors))
+			if d.Profile == ProfileInferred {
+				p.line("%s: profile: inferred from Windows %s: there is none for %s; vmav profile fetch %s gets it", Escape(d.Name),
+					Escape(d.InferredFrom), Escape(d.Missing), Escape(d.Missing))
+			}
 		}
 		all = append(all, d.Findings...)
 	}

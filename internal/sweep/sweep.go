@@ -114,6 +114,10 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	s.guest = g
 	k := g.Kernel()
 	s.out.Build, s.out.Profile = k.Version, k.Identity.Key()
+	if k.Inferred != "" {
+		s.out.Profile, s.out.InferredFrom, s.out.Unproven = report.ProfileInferred, k.Inferred, k.Unproven
+		s.out.Missing = k.Identity.String()
+	}
 
 	begin = time.Now()
 	jobs, err := s.enumerate(ctx)
@@ -148,7 +152,7 @@ func Refuse(d *report.DomainScan, err error) {
 	}
 	var missing *winstruct.MissingError
 	if errors.As(err, &missing) {
-		d.Profile = "missing"
+		d.Profile, d.Missing = report.ProfileMissing, missing.Identity.String()
 	}
 }
 

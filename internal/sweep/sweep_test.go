@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 	"vmav.dev/vmav/internal/source/image"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
 // marker is in the code of the guest's malware.exe (testdata/ntguest/user/malware.c).
@@ -199,5 +201,39 @@ func TestInterruptedSweepStops(t *testing.T) {
 	}})
 	if !errors.Is(err, context.Canceled) || got.Status == report.StatusScanned {
 		t.Errorf("status %s, %v", got.Status, err)
+	}
+}
+
+// A guest that is read with the offsets of a near build gives the same findings, and
+// nothing is done about them whatever the policy says.
+func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
+	src, truth := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
+	id := winstruct.Identity{PDB: truth.Kernel.PDB, GUID: truth.Kernel.GUID, Age: truth.Kernel.Age}
+	e := engine(t)
+	opt := Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}}
+	exact, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstruct.BuiltIn(), e, NewCache(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstructtest.Without{Store: winstruct.BuiltIn(), Identity: id}, e, NewCache(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Profile != report.ProfileInferred || got.Missing != id.String() || got.InferredFrom == "" {
+		t.Errorf("profile %q, inferred from %q, missing %q", got.Profile, got.InferredFrom, got.Missing)
+	}
+	if got.Status != report.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 || len(exact.Findings) != 1 {
+		t.Fatalf("got  %+v\nwant %+v", got, exact)
+	}
+	a, b := got.Findings[0], exact.Findings[0]
+	if b.Verdict.Action != verdict.Kill || a.Verdict.Action != verdict.Report || !strings.Contains(a.Verdict.Reason, "inferred") {
+		t.Errorf("verdicts %+v and, exact, %+v", a.Verdict, b.Verdict)
+	}
+	if a.Action != verdict.Report || b.Action != verdict.Kill {
+		t.Errorf("actions %s and, exact, %s", a.Action, b.Action)
+	}
+	a.Verdict, a.Action, a.Outcome = b.Verdict, b.Action, b.Outcome
+	if !reflect.DeepEqual(a, b) {
+		t.Errorf("finding %+v, want %+v", a, b)
 	}
 }

@@ -2,156 +2,238 @@ package winstruct
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"sync"
+	"unicode/utf8"
 
 	"github.com/klauspost/compress/zstd"
 )
 
-// A profile file is one JSON object, zstd-compressed with the frame's checksum:
+// A profile file is one JSON object, zstd-compressed where it is stored:
 //
-//	{"vmav_profile": 1, "pdb": …, "guid": …, "age": …, "arch": …, "version": …, "origin": …,
-//	 "types":   [[name, size, [[field, offset, type, {options}], …]], …],
-//	 "enums":   {name: {constant: value}},
-//	 "symbols": {name: rva}}
+//	{"vmav_profile":2,"sha256":"…",
+//	"pdb":…,"guid":…,"arch":…,"version":…,"age":…,
+//	"sources":[{"of":…,"from":…,"verified":…}],
+//	"types":[[name,size,[[field,offset,type,{options}],…]],…],
+//	"enums":{name:{constant:value}},
+//	"symbols":{name:rva}}
 //
 // "types" is a vtypes profile as it stands: pointers, arrays and bit fields are
-// spelled with vtypes' own parsers and options. zstdcat shows it to a person.
+// spelled with vtypes' own parsers and options. The digest is that of all that follows
+// the first line. zstdcat shows the file to a person. It may be written by hand, without
+// a digest, to be imported.
 const (
-	fileVersion = 1
+	fileVersion = 2
 	maxFile     = 64 << 20  // bytes, compressed
 	maxFileJSON = 256 << 20 // bytes of JSON
 )
 
-type profileFile struct {
-	Format  int                         `json:"vmav_profile"`
-	PDB     string                      `json:"pdb"`
-	GUID    string                      `json:"guid"`
-	Age     uint32                      `json:"age"`
-	Arch    string                      `json:"arch"`
-	Version string                      `json:"version,omitempty"`
-	Origin  string                      `json:"origin,omitempty"`
-	Types   []fileStruct                `json:"types"`
-	Enums   map[string]map[string]int64 `json:"enums,omitempty"`
-	Symbols map[string]uint64           `json:"symbols"`
-}
-
-// fileStruct is [name, size, [fields]].
-type fileStruct struct {
-	Name   string
-	Size   uint32
-	Fields []fileField
-}
-
-// fileField is [name, offset, type, {options}].
-type fileField Field
-
-// options are the vtypes options of a field, and what vtypes does not know of it.
-type options struct {
-	Target   string `json:"target,omitempty"`
-	Count    uint32 `json:"count,omitempty"`
-	Type     string `json:"type,omitempty"` // the word of a bit field; the element of an array
-	StartBit *uint8 `json:"start_bit,omitempty"`
-	EndBit   uint8  `json:"end_bit,omitempty"`
-	Size     uint32 `json:"size,omitempty"` // bytes
-}
-
-// MarshalJSON writes the vtypes form.
-func (s fileStruct) MarshalJSON() ([]byte, error) {
-	return json.Marshal([]any{s.Name, s.Size, s.Fields})
-}
-
-// UnmarshalJSON reads the vtypes form.
-func (s *fileStruct) UnmarshalJSON(text []byte) error {
-	parts := []any{&s.Name, &s.Size, &s.Fields}
-	if err := json.Unmarshal(text, &parts); err != nil {
-		return err
+// appendVtypes writes the field as a vtypes definition. Its options are those of vtypes
+// and, beside them, the size of the field in bytes.
+func (f Field) appendVtypes(b []byte) []byte {
+	b = appendString(append(b, '['), f.Name)
+	b = strconv.AppendUint(append(b, ','), uint64(f.Offset), 10)
+	number := func(name string, v uint32) {
+		b = append(appendString(append(b, ','), name), ':')
+		b = strconv.AppendUint(b, uint64(v), 10)
 	}
-	if len(parts) != 3 {
-		return fmt.Errorf("structure %s: %d elements where 3 belong", s.Name, len(parts))
+	kind := func(kind, of string) {
+		b = appendString(append(b, ','), kind)
+		b = appendString(append(b, `,{"type":`...), of)
 	}
-	return nil
-}
-
-// MarshalJSON writes the vtypes form.
-func (f fileField) MarshalJSON() ([]byte, error) {
 	switch {
 	case f.BitCount != 0:
-		start := f.BitOffset
-		return json.Marshal([]any{f.Name, f.Offset, "BitField", options{Type: f.Type, StartBit: &start, EndBit: start + f.BitCount, Size: f.Size}})
+		kind("BitField", f.Type)
+		number("start_bit", uint32(f.BitOffset))
+		number("end_bit", uint32(f.BitOffset)+uint32(f.BitCount))
 	case f.Type == "pointer":
-		return json.Marshal([]any{f.Name, f.Offset, "Pointer", options{Type: f.Target, Size: f.Size}})
+		kind("Pointer", f.Target)
 	case f.Type == "array":
-		return json.Marshal([]any{f.Name, f.Offset, "Array", options{Type: f.Target, Count: f.Count, Size: f.Size}})
-	}
-	return json.Marshal([]any{f.Name, f.Offset, f.Type, options{Size: f.Size}})
-}
-
-// UnmarshalJSON reads the vtypes form.
-func (f *fileField) UnmarshalJSON(text []byte) error {
-	var o options
-	var typ string
-	parts := []any{&f.Name, &f.Offset, &typ, &o}
-	if err := json.Unmarshal(text, &parts); err != nil {
-		return err
-	}
-	if len(parts) != 4 {
-		return fmt.Errorf("field %s: %d elements where 4 belong", f.Name, len(parts))
-	}
-	f.Size = o.Size
-	switch typ {
-	case "BitField":
-		if o.StartBit == nil || *o.StartBit >= o.EndBit || o.EndBit > 64 {
-			return fmt.Errorf("field %s: bit field without proper bits", f.Name)
-		}
-		f.Type, f.BitOffset, f.BitCount = o.Type, *o.StartBit, o.EndBit-*o.StartBit
-	case "Pointer":
-		f.Type, f.Target = "pointer", o.Type
-	case "Array":
-		f.Type, f.Target, f.Count = "array", o.Type, o.Count
+		kind("Array", f.Target)
+		number("count", f.Count)
 	default:
-		f.Type = typ
+		b = appendString(append(b, ','), f.Type)
+		b = strconv.AppendUint(append(b, `,{"size":`...), uint64(f.Size), 10)
+		return append(b, "}]"...)
 	}
-	return nil
+	number("size", f.Size)
+	return append(b, "}]"...)
 }
 
-// Save writes p as a profile file.
-func (p *Profile) Save(w io.Writer) error {
-	f := profileFile{Format: fileVersion, PDB: p.PDB, GUID: p.GUID, Age: p.Age, Arch: p.Arch,
-		Version: p.Version, Origin: p.Origin, Enums: p.enums, Symbols: p.symbols,
-		Types: make([]fileStruct, 0, len(p.structs))}
-	for _, name := range p.Structs() {
-		s := p.structs[name]
-		fs := fileStruct{Name: s.Name, Size: s.Size, Fields: make([]fileField, len(s.Fields))}
-		for i, fd := range s.Fields {
-			fs.Fields[i] = fileField(fd)
+// appendString writes a string of JSON.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= 0x7f {
+			text, err := json.Marshal(s)
+			if err != nil {
+				panic(err) // a string always is
+			}
+			return append(b, text...)
 		}
-		f.Types = append(f.Types, fs)
 	}
-	text, err := json.Marshal(&f)
+	return append(append(append(b, '"'), s...), '"')
+}
+
+// text is the profile as a file, in the clear.
+func (p *Profile) text() ([]byte, error) {
+	sources, err := json.Marshal(append([]Source{}, p.Sources...))
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, len(digestBefore)+64+len(digestAfter), 1<<16)
+	for _, m := range [][2]string{{"pdb", p.PDB}, {"guid", p.GUID}, {"arch", p.Arch}, {"version", p.Version}} {
+		b = appendString(append(appendString(b, m[0]), ':'), m[1])
+		b = append(b, ',')
+	}
+	b = strconv.AppendUint(append(b, `"age":`...), uint64(p.Age), 10)
+	b = append(append(append(b, ",\n\"sources\":"...), sources...), headEnd...)
+	for i, name := range p.Structs() {
+		s := p.structs[name]
+		b = appendString(append(separate(b, i), '['), s.Name)
+		b = append(strconv.AppendUint(append(b, ','), uint64(s.Size), 10), ",["...)
+		for j, f := range s.Fields {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = f.appendVtypes(b)
+		}
+		b = append(b, "]]"...)
+	}
+	b = append(b, "\n],\n\"enums\":{"...)
+	for i, name := range sortedKeys(p.enums) {
+		b = append(appendString(separate(b, i), name), ":{"...)
+		for j, c := range sortedKeys(p.enums[name]) {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = strconv.AppendInt(append(appendString(b, c), ':'), p.enums[name][c], 10)
+		}
+		b = append(b, '}')
+	}
+	b = append(b, "\n},\n\"symbols\":{"...)
+	for i, name := range p.Symbols() {
+		b = strconv.AppendUint(append(appendString(separate(b, i), name), ':'), p.symbols[name], 10)
+	}
+	b = append(b, "\n}}\n"...)
+	n := len(digestBefore) + 64 + len(digestAfter)
+	copy(b, digestLine(sha256.Sum256(b[n:])))
+	return b, nil
+}
+
+func separate(b []byte, i int) []byte {
+	if i > 0 {
+		b = append(b, ',')
+	}
+	return append(b, '\n')
+}
+
+const (
+	digestBefore = `{"vmav_profile":2,"sha256":"`
+	digestAfter  = "\",\n"
+
+	// headEnd ends what a profile says of itself; see loadHead.
+	headEnd = ",\n\"types\":["
+)
+
+func digestLine(sum [32]byte) string {
+	return digestBefore + hex.EncodeToString(sum[:]) + digestAfter
+}
+
+// Save writes p as a profile file, compressed.
+func (p *Profile) Save(w io.Writer) error { return p.save(w, zstd.SpeedDefault) }
+
+// SaveSmall is Save with the best compression, which takes its time.
+func (p *Profile) SaveSmall(w io.Writer) error { return p.save(w, zstd.SpeedBestCompression) }
+
+func (p *Profile) save(w io.Writer, level zstd.EncoderLevel) error {
+	text, err := p.text()
 	if err != nil {
 		return err
 	}
-	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderCRC(true), zstd.WithEncoderConcurrency(1))
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(true), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return err
 	}
-	if _, err := z.Write(append(text, '\n')); err != nil {
+	if _, err := z.Write(text); err != nil {
 		z.Close()
 		return err
 	}
 	return z.Close()
 }
 
-// Load reads a profile file. The frame's checksum is verified, and everything in
-// the file is bounded and checked: it may come from anywhere.
+// SaveText writes p as a profile file in the clear.
+func (p *Profile) SaveText(w io.Writer) error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}
+
+// Load reads a profile file. Its digest is verified, and everything in it is bounded
+// and checked: it may come from anywhere.
 func Load(r io.Reader) (*Profile, error) {
+	return load(r, true)
+}
+
+// LoadHandMade is Load for a file that may have no digest. One that is there is
+// verified.
+func LoadHandMade(r io.Reader) (*Profile, error) {
+	return load(r, false)
+}
+
+func load(r io.Reader, needDigest bool) (*Profile, error) {
 	packed, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {
 		return nil, err
 	}
+	return loadBytes(packed, needDigest)
+}
+
+func loadBytes(packed []byte, needDigest bool) (*Profile, error) {
+	text, err := verified(packed, needDigest)
+	if err != nil {
+		return nil, err
+	}
+	p, err := parseFile(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// loadHead is loadBytes without the structures and symbols, which are not looked at.
+func loadHead(packed []byte) (*Profile, error) {
+	text, err := verified(packed, true)
+	if err != nil {
+		return nil, err
+	}
+	head, _, ok := bytes.Cut(text, []byte(headEnd))
+	if !ok {
+		return nil, errors.New("parse: no types")
+	}
+	p, err := parseFile(append(bytes.Clone(head), '}'))
+	if err != nil {
+		return nil, err
+	}
+	if err := p.checkHead(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// verified is the text of a profile file that has the digest it says.
+func verified(packed []byte, needDigest bool) ([]byte, error) {
 	if len(packed) > maxFile {
 		return nil, fmt.Errorf("larger than %d bytes", maxFile)
 	}
@@ -159,69 +241,50 @@ func Load(r io.Reader) (*Profile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
 	}
-	var f profileFile
-	if err := json.Unmarshal(text, &f); err != nil {
-		return nil, fmt.Errorf("parse: %w", err)
+	if err := checkDigest(text, needDigest); err != nil {
+		return nil, err
 	}
-	return f.profile()
+	if !utf8.Valid(text) {
+		return nil, errors.New("parse: not UTF-8")
+	}
+	return text, nil
+}
+
+// checkDigest holds the text against the digest in its first line.
+func checkDigest(text []byte, need bool) error {
+	if !bytes.HasPrefix(text, []byte(digestBefore)) {
+		if need && !bytes.Contains(text[:min(len(text), 64)], []byte(`"vmav_profile":`)) {
+			return errors.New("not a profile")
+		}
+		if need || bytes.Contains(text[:min(len(text), 256)], []byte(`"sha256"`)) {
+			return fmt.Errorf("its first line is not one of format %d with a digest; vmav profile import takes a hand-made one", fileVersion)
+		}
+		return nil
+	}
+	n := len(digestBefore) + 64 + len(digestAfter)
+	if len(text) < n || string(text[:n]) != digestLine(sha256.Sum256(text[n:])) {
+		return errors.New("its content does not have the digest that its first line says: it is damaged or was changed")
+	}
+	return nil
 }
 
 var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
+// decoder is shared: making one costs more than reading a profile.
+var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxFileJSON), zstd.WithDecoderLowmem(true))
+})
+
 func decompress(packed []byte) ([]byte, error) {
 	if !bytes.HasPrefix(packed, zstdMagic) {
 		if bytes.HasPrefix(packed, []byte("{")) {
-			return packed, nil // a person's hand-made profile
+			return packed, nil
 		}
 		return nil, errors.New("neither zstd nor JSON")
 	}
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxFileJSON))
+	z, err := decoder()
 	if err != nil {
 		return nil, err
 	}
-	defer z.Close()
 	return z.DecodeAll(packed, nil)
-}
-
-func (f *profileFile) profile() (*Profile, error) {
-	if f.Format != fileVersion {
-		return nil, fmt.Errorf("profile format %d: this vmav reads format %d", f.Format, fileVersion)
-	}
-	p := &Profile{Identity: Identity{PDB: f.PDB, GUID: f.GUID, Age: f.Age}, Arch: f.Arch, Version: f.Version, Origin: f.Origin,
-		structs: make(map[string]*Struct, len(f.Types)), enums: f.Enums, symbols: f.Symbols}
-	if err := p.Identity.check(); err != nil {
-		return nil, err
-	}
-	if p.Arch != "x64" && p.Arch != "x86" {
-		return nil, fmt.Errorf("architecture %q is neither x64 nor x86", p.Arch)
-	}
-	if len(f.Types) == 0 || len(f.Symbols) == 0 {
-		return nil, errors.New("holds no structures or no symbols")
-	}
-	if len(f.Types) > maxStructs || len(f.Symbols) > maxSymbols {
-		return nil, errors.New("more types or symbols than any kernel has")
-	}
-	for _, fs := range f.Types {
-		if fs.Size > maxExtent || len(fs.Fields) > maxFields {
-			return nil, fmt.Errorf("structure %s: size %d with %d fields is out of bounds", fs.Name, fs.Size, len(fs.Fields))
-		}
-		if _, twice := p.structs[fs.Name]; twice {
-			return nil, fmt.Errorf("structure %s is defined twice", fs.Name)
-		}
-		s := &Struct{Name: fs.Name, Size: fs.Size, Fields: make([]Field, len(fs.Fields))}
-		for i, fd := range fs.Fields {
-			if fd.Offset > maxExtent || fd.Size > maxExtent {
-				return nil, fmt.Errorf("structure %s: field %s is out of bounds", fs.Name, fd.Name)
-			}
-			s.Fields[i] = Field(fd)
-		}
-		s.sort()
-		p.structs[fs.Name] = s
-	}
-	for name, rva := range f.Symbols {
-		if rva > maxExtent {
-			return nil, fmt.Errorf("symbol %s: RVA %#x is out of bounds", name, rva)
-		}
-	}
-	return p, nil
 }

@@ -2,14 +2,15 @@ package winstruct
 
 import (
 	"bufio"
-	"encoding/json"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/ulikunitz/xz"
 )
@@ -29,48 +30,40 @@ var guidPattern = regexp.MustCompile(`^[0-9A-F]{32}$`)
 
 // isfType is a type of Volatility 3's intermediate symbol format.
 type isfType struct {
-	Kind        string   `json:"kind"`
-	Name        string   `json:"name"`
-	Subtype     *isfType `json:"subtype"`
-	Type        *isfType `json:"type"`
-	Count       uint32   `json:"count"`
-	BitLength   uint8    `json:"bit_length"`
-	BitPosition uint8    `json:"bit_position"`
+	Kind        string
+	Name        string
+	Subtype     *isfType
+	Type        *isfType
+	Count       uint32
+	BitLength   uint8
+	BitPosition uint8
 }
 
+// isfFile is what is read of a symbol file.
 type isfFile struct {
-	Metadata struct {
-		Format  string `json:"format"`
-		Windows struct {
-			PDB struct {
-				GUID     string `json:"GUID"`
-				Age      uint32 `json:"age"`
-				Database string `json:"database"`
-				Machine  uint32 `json:"machine_type"`
-			} `json:"pdb"`
-			PE struct {
-				Major, Minor, Revision, Build uint32
-			} `json:"pe"`
-		} `json:"windows"`
-	} `json:"metadata"`
-	BaseTypes map[string]struct {
-		Size uint32 `json:"size"`
-	} `json:"base_types"`
-	UserTypes map[string]struct {
-		Size   uint32 `json:"size"`
-		Fields map[string]struct {
-			Offset uint32  `json:"offset"`
-			Type   isfType `json:"type"`
-		} `json:"fields"`
-	} `json:"user_types"`
-	Enums map[string]struct {
-		Base      string           `json:"base"`
-		Constants map[string]int64 `json:"constants"`
-		Size      uint32           `json:"size"`
-	} `json:"enums"`
-	Symbols map[string]struct {
-		Address uint64 `json:"address"`
-	} `json:"symbols"`
+	format, guid, database string
+	age, machine           uint32
+	version                [4]uint32 // major, minor, build, revision; all zero for none
+	bases                  map[string]uint32
+	structs                map[string]isfStruct
+	enums                  map[string]isfEnum
+	symbols                map[string]uint64
+}
+
+type isfStruct struct {
+	size   uint32
+	fields []isfField
+}
+
+type isfField struct {
+	name   string
+	offset uint32
+	typ    isfType
+}
+
+type isfEnum struct {
+	size      uint32
+	constants map[string]int64
 }
 
 // ImportISFFile reads a Volatility 3 symbol file, plain or xz-compressed.
@@ -108,81 +101,72 @@ func ImportISF(r io.Reader) (*Profile, error) {
 	if len(text) > maxISF {
 		return nil, fmt.Errorf("larger than %d bytes", maxISF)
 	}
-	var f isfFile
-	if err := json.Unmarshal(text, &f); err != nil {
+	if !utf8.Valid(text) {
+		return nil, errors.New("parse: not UTF-8")
+	}
+	f, err := parseISF(text)
+	if err != nil {
 		return nil, fmt.Errorf("parse: %w", err)
 	}
 	return f.profile()
 }
 
 func (f *isfFile) profile() (*Profile, error) {
-	if !strings.HasPrefix(f.Metadata.Format, "6.") {
-		return nil, fmt.Errorf("format %q: only 6.x of the intermediate symbol format is known", f.Metadata.Format)
+	if !strings.HasPrefix(f.format, "6.") {
+		return nil, fmt.Errorf("format %q: only 6.x of the intermediate symbol format is known", f.format)
 	}
-	pdb := f.Metadata.Windows.PDB
 	p := &Profile{
-		Identity: Identity{PDB: strings.ToLower(pdb.Database), GUID: strings.ToUpper(pdb.GUID), Age: pdb.Age},
-		Origin:   "ISF",
-		structs:  make(map[string]*Struct, len(f.UserTypes)),
-		enums:    make(map[string]map[string]int64, len(f.Enums)),
-		symbols:  make(map[string]uint64, len(f.Symbols)),
+		Identity: Identity{PDB: strings.ToLower(f.database), GUID: strings.ToUpper(f.guid), Age: f.age},
+		Sources:  []Source{{Of: "all", From: "symbol file of Volatility 3", Verified: VerifiedIdentity}},
+		structs:  make(map[string]*Struct, len(f.structs)),
+		enums:    make(map[string]map[string]int64, len(f.enums)),
+		symbols:  f.symbols,
 	}
-	switch pdb.Machine {
+	switch f.machine {
 	case 0x8664:
-		p.Arch = "x64"
+		p.Arch = ArchX64
 	case 0x14c:
-		p.Arch = "x86"
+		p.Arch = ArchX86
 	default:
-		return nil, fmt.Errorf("machine type %#x is neither x86 nor x64", pdb.Machine)
+		return nil, fmt.Errorf("machine type %#x is neither x86 nor x64", f.machine)
 	}
-	if v := f.Metadata.Windows.PE; v.Major != 0 {
-		p.Version = fmt.Sprintf("%d.%d.%d.%d", v.Major, v.Minor, v.Build, v.Revision)
+	if v := f.version; v[0] != 0 {
+		p.Version = fmt.Sprintf("%d.%d.%d.%d", v[0], v[1], v[2], v[3])
 	}
-	if err := p.Identity.check(); err != nil {
-		return nil, err
+	sizes := make(map[string]uint32, len(f.bases)+len(f.structs))
+	for name, size := range f.bases {
+		sizes[name] = size
 	}
-	if len(f.UserTypes) > maxStructs || len(f.Symbols) > maxSymbols || len(f.Enums) > maxStructs {
-		return nil, errors.New("more types or symbols than any kernel has")
+	for name, e := range f.enums {
+		p.enums[name] = e.constants
+		sizes["enum "+name] = e.size
 	}
-	sizes := make(map[string]uint32, len(f.BaseTypes))
-	for name, t := range f.BaseTypes {
-		sizes[name] = t.Size
+	for name, u := range f.structs {
+		sizes["struct "+name] = u.size
 	}
-	for name, e := range f.Enums {
-		p.enums[name] = e.Constants
-		sizes["enum "+name] = e.Size
-	}
-	for name, u := range f.UserTypes {
-		if u.Size > maxExtent || len(u.Fields) > maxFields {
-			return nil, fmt.Errorf("structure %s: size %d with %d fields is out of bounds", name, u.Size, len(u.Fields))
-		}
-		sizes["struct "+name] = u.Size
-	}
-	for name, u := range f.UserTypes {
-		s := &Struct{Name: name, Size: u.Size, Fields: make([]Field, 0, len(u.Fields))}
-		for fname, fd := range u.Fields {
-			field, err := isfField(fname, fd.Offset, &fd.Type, sizes)
+	for name, u := range f.structs {
+		s := &Struct{Name: name, Size: u.size, Fields: make([]Field, 0, len(u.fields))}
+		for i := range u.fields {
+			fd := &u.fields[i]
+			field, err := fd.field(sizes)
 			if err != nil {
-				return nil, fmt.Errorf("structure %s: field %s: %w", name, fname, err)
+				return nil, fmt.Errorf("structure %s: field %s: %w", name, fd.name, err)
 			}
 			s.Fields = append(s.Fields, field)
 		}
 		s.sort()
 		p.structs[name] = s
 	}
-	for name, s := range f.Symbols {
-		if s.Address <= maxExtent {
-			p.symbols[name] = s.Address
-		}
-	}
-	if len(p.structs) == 0 || len(p.symbols) == 0 {
-		return nil, errors.New("holds no structures or no symbols")
+	if err := p.check(); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
 
-func (id Identity) check() error {
-	if id.PDB == "" || len(id.PDB) > 255 || strings.ContainsAny(id.PDB, "/\\\x00") {
+// Check tells whether id can name a PDB: its name is that of a file, its GUID is one.
+func (id Identity) Check() error {
+	strange := func(r rune) bool { return r < ' ' || r == '/' || r == '\\' || r == 0x7f }
+	if id.PDB == "" || len(id.PDB) > 255 || id.PDB[0] == '.' || strings.ContainsFunc(id.PDB, strange) {
 		return fmt.Errorf("PDB name %q is not a file name", id.PDB)
 	}
 	if !guidPattern.MatchString(id.GUID) {
@@ -191,14 +175,12 @@ func (id Identity) check() error {
 	return nil
 }
 
-// isfField turns a typed ISF field into a Field. Offsets that run over the end of
-// a structure are legal in ISF (unions of variable arrays), so only the bound is
+// field turns a typed ISF field into a Field. Offsets that run over the end of
+// a structure are legal in ISF (unions of variable arrays), so only their bound is
 // checked.
-func isfField(name string, offset uint32, t *isfType, sizes map[string]uint32) (Field, error) {
-	if offset > maxExtent {
-		return Field{}, fmt.Errorf("offset %#x is out of bounds", offset)
-	}
-	f := Field{Name: name, Offset: offset}
+func (fd *isfField) field(sizes map[string]uint32) (Field, error) {
+	t := &fd.typ
+	f := Field{Name: fd.name, Offset: fd.offset}
 	switch t.Kind {
 	case "bitfield":
 		if t.Type == nil || t.BitLength == 0 || uint(t.BitPosition)+uint(t.BitLength) > 64 {
@@ -282,14 +264,10 @@ func (t *isfType) spell(depth int) string {
 // sort puts fields in the order of their place, then of their name, so that
 // a profile does not depend on the order of a map.
 func (s *Struct) sort() {
-	sort.Slice(s.Fields, func(i, j int) bool {
-		a, b := &s.Fields[i], &s.Fields[j]
-		if a.Offset != b.Offset {
-			return a.Offset < b.Offset
-		}
-		if a.BitOffset != b.BitOffset {
-			return a.BitOffset < b.BitOffset
-		}
-		return a.Name < b.Name
-	})
+	order := func(a, b Field) int {
+		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.BitOffset, b.BitOffset), cmp.Compare(a.Name, b.Name))
+	}
+	if !slices.IsSortedFunc(s.Fields, order) {
+		slices.SortFunc(s.Fields, order)
+	}
 }

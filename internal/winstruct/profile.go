@@ -10,13 +10,63 @@ import (
 // safe for concurrent use.
 type Profile struct {
 	Identity
-	Arch    string // "x64" or "x86"
-	Version string // file version where known: "10.0.19041.1237"
-	Origin  string // where the facts come from, for the user
+	Arch    string   // ArchX64, …
+	Version string   // file version where known: "10.0.19041.1237"
+	Sources []Source // where the facts come from
 
 	structs map[string]*Struct
 	enums   map[string]map[string]int64
 	symbols map[string]uint64
+}
+
+// Architectures of a kernel.
+const (
+	ArchX64   = "x64"
+	ArchX86   = "x86"
+	ArchARM64 = "arm64"
+)
+
+// Verification is how far facts were verified.
+type Verification string
+
+// Verifications, from the least to the most.
+const (
+	VerifiedNone     Verification = "none"     // as somebody wrote it
+	VerifiedInferred Verification = "inferred" // of another build, held against the guest's memory
+	VerifiedIdentity Verification = "identity" // the source says that it is of this very build
+	VerifiedGuest    Verification = "guest"    // and a guest of this build was read with it
+)
+
+func (v Verification) check() error {
+	switch v {
+	case VerifiedNone, VerifiedInferred, VerifiedIdentity, VerifiedGuest:
+		return nil
+	}
+	return fmt.Errorf("verification %q is none of none, inferred, identity and guest", string(v))
+}
+
+// Source says where facts of a profile come from.
+type Source struct {
+	Of       string       `json:"of"`   // "all", "types", "symbols", or the name of one structure or symbol
+	From     string       `json:"from"` // for a person
+	Verified Verification `json:"verified"`
+}
+
+// SourceOf is where a structure or symbol comes from: the source that names it, else
+// the one of its kind, else that of all.
+func (p *Profile) SourceOf(name string) (Source, bool) {
+	kind := "types"
+	if _, ok := p.symbols[name]; ok {
+		kind = "symbols"
+	}
+	for _, of := range []string{name, kind, "all"} {
+		for _, s := range p.Sources {
+			if s.Of == of {
+				return s, true
+			}
+		}
+	}
+	return Source{}, false
 }
 
 // Struct is one structure or union. Its fields stand in the order of their place.
@@ -101,7 +151,7 @@ func (p *Profile) Enum(name string) (map[string]int64, bool) {
 
 // PointerSize is the width of a pointer in bytes.
 func (p *Profile) PointerSize() uint32 {
-	if p.Arch == "x86" {
+	if p.Arch == ArchX86 {
 		return 4
 	}
 	return 8
@@ -148,7 +198,7 @@ func (s *Struct) field(name string) (Field, bool) {
 // Trim returns a profile that holds only the named structures, enumerations and
 // symbols, as far as p has them, and the nameless structures embedded in those.
 func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
-	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Origin: p.Origin,
+	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Sources: p.Sources,
 		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
 	for len(structs) > 0 {
 		name := structs[0]

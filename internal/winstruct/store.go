@@ -2,17 +2,22 @@ package winstruct
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
 
 	homedir "github.com/mitchellh/go-homedir"
+
+	"vmav.dev/vmav/internal/winstruct/cab"
 )
 
 // SystemDir holds the profiles of the host, for every user.
@@ -44,7 +49,9 @@ type layer struct {
 type Entry struct {
 	Identity Identity
 	Version  string
+	Sources  []Source
 	Layer    string // "user", "system" or "built-in"
+	Name     string // of its file
 	Path     string // "" for built-in
 	Err      error  // why it cannot be used
 }
@@ -82,7 +89,8 @@ func BuiltIn() *Store {
 	return &Store{layers: []layer{{"built-in", "", sub}}}
 }
 
-func fileName(id Identity) string {
+// FileName is the name of a profile's file in a store.
+func FileName(id Identity) string {
 	return strings.TrimSuffix(id.PDB, ".pdb") + "-" + id.Key() + fileSuffix
 }
 
@@ -90,7 +98,7 @@ func fileName(id Identity) string {
 // fails with a *MissingError where none has.
 func (s *Store) Find(id Identity) (*Profile, error) {
 	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -99,7 +107,7 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 		return p, nil
 	}
 	for _, l := range s.layers {
-		p, err := l.load(fileName(id))
+		p, err := l.load(FileName(id))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -107,7 +115,7 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 			return nil, err
 		}
 		if p.Identity != id {
-			return nil, fmt.Errorf("%s profile %s holds %s: it was renamed or replaced", l.name, fileName(id), p.Identity)
+			return nil, fmt.Errorf("%s profile %s holds %s: it was renamed or replaced", l.name, FileName(id), p.Identity)
 		}
 		if s.loaded == nil {
 			s.loaded = make(map[string]*Profile)
@@ -123,15 +131,28 @@ func (l layer) load(name string) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := Load(bytes.NewReader(packed))
+	p, err := loadBytes(packed, true)
 	if err != nil {
 		return nil, fmt.Errorf("load %s profile %s: %w", l.name, filepath.Join(l.dir, name), err)
 	}
 	return p, nil
 }
 
-// List reads every profile of the store, also those that a higher layer hides,
-// ordered by version. A profile that cannot be read is listed with its error.
+// head is load without structures and symbols.
+func (l layer) head(name string) (*Profile, error) {
+	packed, err := fs.ReadFile(l.fsys, name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := loadHead(packed)
+	if err != nil {
+		return nil, fmt.Errorf("load %s profile %s: %w", l.name, filepath.Join(l.dir, name), err)
+	}
+	return p, nil
+}
+
+// List lists every profile of the store, also those that a higher layer hides,
+// ordered by version. A profile that is damaged is listed with its error.
 func (s *Store) List() []Entry {
 	var out []Entry
 	for _, l := range s.layers {
@@ -140,16 +161,16 @@ func (s *Store) List() []Entry {
 			panic(err) // a bad pattern
 		}
 		for _, name := range names {
-			e := Entry{Layer: l.name}
+			e := Entry{Layer: l.name, Name: name}
 			if l.dir != "" {
 				e.Path = filepath.Join(l.dir, name)
 			}
-			p, err := l.load(name)
+			p, err := l.head(name)
 			if err != nil {
 				e.Err = err
 				e.Identity.PDB = name
 			} else {
-				e.Identity, e.Version = p.Identity, p.Version
+				e.Identity, e.Version, e.Sources = p.Identity, p.Version, p.Sources
 			}
 			out = append(out, e)
 		}
@@ -158,10 +179,54 @@ func (s *Store) List() []Entry {
 	return out
 }
 
+// Open loads the profile of an entry, also one that a higher layer hides.
+func (s *Store) Open(e Entry) (*Profile, error) {
+	for _, l := range s.layers {
+		if l.name == e.Layer {
+			return l.load(e.Name)
+		}
+	}
+	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
+}
+
+// Packed is the file of an entry, as it lies in the store.
+func (s *Store) Packed(e Entry) ([]byte, error) {
+	for _, l := range s.layers {
+		if l.name == e.Layer {
+			return fs.ReadFile(l.fsys, e.Name)
+		}
+	}
+	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
+}
+
+// Near lists the profiles of the store by how near their builds are to a version of
+// Windows: by the distance of the build numbers, among those of one number the latest
+// revision first. A profile without a version, or that cannot be read, is left out.
+func (s *Store) Near(version string) []Entry {
+	want := parseVersion(version)
+	var out []Entry
+	for _, e := range s.List() {
+		if e.Err == nil && e.Version != "" {
+			out = append(out, e)
+		}
+	}
+	distance := func(e Entry) int {
+		v := parseVersion(e.Version)
+		return max(v[2]-want[2], want[2]-v[2])
+	}
+	slices.SortStableFunc(out, func(a, b Entry) int {
+		return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(parseVersion(b.Version)[3], parseVersion(a.Version)[3]))
+	})
+	return out
+}
+
+func parseVersion(v string) (out [4]int) {
+	fmt.Sscanf(v, "%d.%d.%d.%d", &out[0], &out[1], &out[2], &out[3])
+	return out
+}
+
 func versionLess(a, b string) bool {
-	var x, y [4]int
-	fmt.Sscanf(a, "%d.%d.%d.%d", &x[0], &x[1], &x[2], &x[3])
-	fmt.Sscanf(b, "%d.%d.%d.%d", &y[0], &y[1], &y[2], &y[3])
+	x, y := parseVersion(a), parseVersion(b)
 	for i := range x {
 		if x[i] != y[i] {
 			return x[i] < y[i]
@@ -172,7 +237,12 @@ func versionLess(a, b string) bool {
 
 // Put writes p into a directory of profiles, the user's or SystemDir, and returns
 // the file's path. The file appears whole or not at all.
-func Put(dir string, p *Profile) (string, error) {
+func Put(dir string, p *Profile) (string, error) { return put(dir, p, (*Profile).Save) }
+
+// PutSmall is Put with the best compression.
+func PutSmall(dir string, p *Profile) (string, error) { return put(dir, p, (*Profile).SaveSmall) }
+
+func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
@@ -181,8 +251,8 @@ func Put(dir string, p *Profile) (string, error) {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
 	defer os.Remove(tmp.Name())
-	path := filepath.Join(dir, fileName(p.Identity))
-	err = p.Save(tmp)
+	path := filepath.Join(dir, FileName(p.Identity))
+	err = save(p, tmp)
 	if err == nil {
 		err = tmp.Sync()
 	}
@@ -201,20 +271,32 @@ func Put(dir string, p *Profile) (string, error) {
 	return path, nil
 }
 
-// Open reads a profile of any form from a file: vmav's own, or a Volatility 3
-// symbol file.
+// Open reads a profile of any form from a file: vmav's own, a Volatility 3 symbol file
+// or a PDB. The content decides, not the name.
 func Open(path string) (*Profile, error) {
-	if !strings.HasSuffix(path, fileSuffix) {
-		return ImportISFFile(path)
-	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	p, err := Load(f)
-	if err != nil {
-		return nil, fmt.Errorf("load profile %s: %w", path, err)
+	head := make([]byte, 256)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	return p, nil
+	head = head[:n]
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("Microsoft C/C++ ")), bytes.HasPrefix(head, []byte(cab.Magic)):
+		return ImportPDBFile(path)
+	case bytes.HasPrefix(head, zstdMagic), bytes.Contains(head, []byte(`"vmav_profile"`)):
+		p, err := LoadHandMade(f)
+		if err != nil {
+			return nil, fmt.Errorf("load profile %s: %w", path, err)
+		}
+		return p, nil
+	}
+	return ImportISFFile(path)
 }

@@ -11,6 +11,7 @@ package winstruct
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -26,6 +27,19 @@ type Identity struct {
 // hexadecimal.
 func (id Identity) Key() string { return fmt.Sprintf("%s%X", strings.ToUpper(id.GUID), id.Age) }
 
+// ParseIdentity reads an identity from the name of its PDB and its key.
+func ParseIdentity(pdb, key string) (Identity, error) {
+	if len(key) <= 32 {
+		return Identity{}, fmt.Errorf("%q is no id of a build: it is the GUID in 32 hexadecimal digits with the age behind it", key)
+	}
+	age, err := strconv.ParseUint(key[32:], 16, 32)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%q is no id of a build: its age is %q", key, key[32:])
+	}
+	id := Identity{PDB: strings.ToLower(pdb), GUID: strings.ToUpper(key[:32]), Age: uint32(age)}
+	return id, id.Check()
+}
+
 func (id Identity) String() string { return id.PDB + " " + id.Key() }
 
 // ErrNoProfile is wrapped by MissingError.
@@ -36,8 +50,8 @@ var ErrNoProfile = errors.New("no profile for this kernel build")
 type MissingError struct{ Identity Identity }
 
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("no profile for %s, GUID %s, age %d; its symbol file adds one: vmav profile import %s-%d.json.xz",
-		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, e.Identity.GUID, e.Identity.Age)
+	return fmt.Sprintf("no profile for %s, GUID %s, age %d; vmav profile fetch %s gets it, vmav profile import takes its symbol file",
+		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, e.Identity)
 }
 
 func (e *MissingError) Unwrap() error { return ErrNoProfile }

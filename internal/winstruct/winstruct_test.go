@@ -2,6 +2,7 @@ package winstruct
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,11 +14,12 @@ import (
 // symbolFiles are real symbol files, where this checkout has them beside it.
 func symbolFiles(t testing.TB) []string {
 	files, _ := filepath.Glob("../../../shared/isf/*.json.xz")
-	return files
+	more, _ := filepath.Glob("../../../../shared/isf/*.json.xz")
+	return append(files, more...)
 }
 
 func TestEveryBuiltInProfileLoadsAndHasWhatItIsFor(t *testing.T) {
-	s := OpenStore()
+	s := BuiltIn()
 	n := 0
 	for _, e := range s.List() {
 		if e.Layer != "built-in" {
@@ -52,7 +54,7 @@ func TestEveryBuiltInProfileLoadsAndHasWhatItIsFor(t *testing.T) {
 }
 
 func TestSaveAndLoadKeepEverything(t *testing.T) {
-	s := OpenStore()
+	s := BuiltIn()
 	p, err := s.Find(s.List()[0].Identity)
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +87,7 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 	if len(files) == 0 {
 		t.Log("no symbol files beside this checkout; only what is built in was tested")
 	}
-	s := OpenStore()
+	s := BuiltIn()
 	for _, file := range files {
 		p, err := ImportISFFile(file)
 		if err != nil {
@@ -98,7 +100,7 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 			continue
 		}
 		want := Pack(p)
-		want.Version, want.Origin = have.Version, have.Origin
+		want.Version, want.Sources = have.Version, have.Sources
 		for _, name := range want.Structs() {
 			a, _ := want.Struct(name)
 			b, _ := have.Struct(name)
@@ -114,7 +116,7 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 
 func TestUnknownBuildIsNamed(t *testing.T) {
 	id := Identity{PDB: "ntkrnlmp.pdb", GUID: strings.Repeat("AB", 16), Age: 3}
-	_, err := OpenStore().Find(id)
+	_, err := BuiltIn().Find(id)
 	var missing *MissingError
 	if !errors.As(err, &missing) || missing.Identity != id {
 		t.Fatalf("Find = %v, want a MissingError for %v", err, id)
@@ -139,7 +141,7 @@ func TestCorruptUserProfileDoesNotHideTheOthers(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, fileName(bad)), []byte("garbage"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, FileName(bad)), []byte("garbage"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Find(bad); err == nil || !strings.Contains(err.Error(), dir) {
@@ -151,7 +153,7 @@ func TestCorruptUserProfileDoesNotHideTheOthers(t *testing.T) {
 }
 
 func TestCompileNamesAllThatIsMissing(t *testing.T) {
-	s := OpenStore()
+	s := BuiltIn()
 	p, err := s.Find(s.List()[0].Identity)
 	if err != nil {
 		t.Fatal(err)
@@ -189,16 +191,35 @@ func BenchmarkImportISF(b *testing.B) {
 }
 
 func BenchmarkLoadBuiltIn(b *testing.B) {
-	id := OpenStore().List()[0].Identity
+	id := BuiltIn().List()[0].Identity
 	for range b.N {
-		if _, err := OpenStore().Find(id); err != nil {
+		if _, err := BuiltIn().Find(id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkReflection parses the same text as encoding/json does, for comparison.
+func BenchmarkReflection(b *testing.B) {
+	store := BuiltIn()
+	packed, err := store.Packed(store.List()[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	text, err := decompress(packed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for range b.N {
+		var into map[string]any
+		if err := json.Unmarshal(text, &into); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func FuzzLoad(f *testing.F) {
-	s := OpenStore()
+	s := BuiltIn()
 	p, err := s.Find(s.List()[0].Identity)
 	if err != nil {
 		f.Fatal(err)
@@ -208,9 +229,9 @@ func FuzzLoad(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(buf.Bytes())
-	f.Add([]byte(`{"vmav_profile":1,"pdb":"a.pdb","guid":"00000000000000000000000000000000","age":1,"arch":"x64","types":[["_A",8,[["B",0,"Pointer",{"type":"_A"}]]]],"symbols":{"S":4096}}`))
+	f.Add([]byte(`{"vmav_profile":2,"pdb":"a.pdb","guid":"00000000000000000000000000000000","age":1,"arch":"x64","types":[["_A",8,[["B",0,"Pointer",{"type":"_A"}]]]],"symbols":{"S":4096}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := Load(bytes.NewReader(data))
+		p, err := LoadHandMade(bytes.NewReader(data))
 		if (p == nil) == (err == nil) {
 			t.Fatalf("Load = %v, %v", p, err)
 		}

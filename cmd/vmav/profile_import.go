@@ -1,0 +1,183 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/bundle"
+)
+
+func systemFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "system", Usage: "for all users, in " + winstruct.SystemDir}
+}
+
+// storeDir is where a command stores profiles.
+func storeDir(c *cli.Context) (string, error) {
+	if c.Bool("system") {
+		return winstruct.SystemDir, nil
+	}
+	return winstruct.UserDir()
+}
+
+func pdbNameFlag() cli.Flag {
+	return &cli.StringFlag{Name: "name", Usage: "the PDB's own `NAME` where its file has another: ntkrnlmp.pdb"}
+}
+
+func profileImportCommand(e *env) *cli.Command {
+	return command(&cli.Command{Name: "import", Usage: "store the profiles of symbol files", ArgsUsage: "FILE…",
+		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile of vmav's own, or a bundle\n" +
+			"of profiles. A profile that lacks something vmav needs is refused, and what is missing is named.\n" +
+			"A bundle must be signed by a key in " + bundle.TrustedDir + " (*.pub), or by that of --trust.",
+		Flags: []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"},
+			pdbNameFlag()},
+		Action: func(c *cli.Context) error { return runProfileImport(c, e) }})
+}
+
+func runProfileImport(c *cli.Context, e *env) error {
+	if c.NArg() == 0 {
+		return errors.New("import needs a symbol file")
+	}
+	dir, err := storeDir(c)
+	if err != nil {
+		return err
+	}
+	for _, file := range c.Args().Slice() {
+		isBundle, err := startsAsBundle(file)
+		if err != nil {
+			return err
+		}
+		if isBundle {
+			err = importBundle(c, e, dir, file)
+		} else {
+			err = importFile(e, dir, file, c.String("name"))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func importFile(e *env, dir, file, name string) error {
+	p, err := winstruct.Open(file)
+	if err != nil {
+		return err
+	}
+	if name != "" {
+		p.PDB = strings.ToLower(name)
+	}
+	if err := p.Identity.Check(); err != nil {
+		return fmt.Errorf("import %s: %w", file, err)
+	}
+	if err := introspect.Usable(p); err != nil {
+		return fmt.Errorf("import %s: %w", file, err)
+	}
+	path, err := winstruct.Put(dir, p)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "%s: %s, stored as %s\n", report.Escape(file), p.Identity, path)
+	return nil
+}
+
+func profileBuildCommand(e *env) *cli.Command {
+	return command(&cli.Command{Name: "build", Usage: "make a profile of a PDB", ArgsUsage: "FILE.pdb",
+		Description: "The profile holds every structure, enumeration and symbol of the PDB. It can be read by a\n" +
+			"person, shown with vmav profile show, and stored with vmav profile import. With a name that\n" +
+			"ends in .zst it is compressed.",
+		Flags: []cli.Flag{&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "the profile's `FILE`; - for standard output", Required: true},
+			pdbNameFlag(),
+			&cli.StringFlag{Name: "windows", Usage: "the file `VERSION` of the program: 10.0.19041.1237"}},
+		Action: func(c *cli.Context) error { return runProfileBuild(c, e) }})
+}
+
+func runProfileBuild(c *cli.Context, e *env) error {
+	if c.NArg() != 1 {
+		return errors.New("build needs one PDB")
+	}
+	p, err := winstruct.ImportPDBFile(c.Args().First())
+	if err != nil {
+		return err
+	}
+	if name := c.String("name"); name != "" {
+		p.PDB = strings.ToLower(name)
+	}
+	if err := p.Identity.Check(); err != nil {
+		return err
+	}
+	p.Version = c.String("windows")
+	out := c.Path("output")
+	if out == "-" {
+		return p.SaveText(e.stdout)
+	}
+	if err := writeProfile(out, p); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "%s: %s, %d structures, %d symbols\n", report.Escape(out), p.Identity, len(p.Structs()), len(p.Symbols()))
+	return nil
+}
+
+// writeProfile writes a profile to a file, which appears whole or not at all.
+func writeProfile(path string, p *winstruct.Profile) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return fmt.Errorf("write profile %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	save := p.SaveText
+	if strings.HasSuffix(path, ".zst") {
+		save = p.Save
+	}
+	err = errors.Join(save(f), f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write profile %s: %w", path, err)
+	}
+	return nil
+}
+
+func profileVerifyCommand(e *env) *cli.Command {
+	return command(&cli.Command{Name: "verify", Usage: "check that profiles are whole, and hold all that vmav needs", ArgsUsage: "[FILE|ID…]",
+		Description: "Without an operand every profile of every place is checked.",
+		Action:      func(c *cli.Context) error { return runProfileVerify(c, e) }})
+}
+
+func runProfileVerify(c *cli.Context, e *env) error {
+	bad := false
+	verify := func(what string, p *winstruct.Profile, err error) {
+		if err == nil {
+			err = introspect.Usable(p)
+		}
+		if err != nil {
+			bad = true
+			fmt.Fprintf(e.stdout, "%s: %s\n", report.Escape(what), report.Escape(err.Error()))
+			return
+		}
+		fmt.Fprintf(e.stdout, "%s: ok, %s\n", report.Escape(what), p.Identity)
+	}
+	if c.NArg() == 0 {
+		store := winstruct.OpenStore()
+		for _, entry := range store.List() {
+			p, err := store.Open(entry)
+			verify(entry.Layer+" "+entry.Name, p, err)
+		}
+	}
+	for _, arg := range c.Args().Slice() {
+		p, err := findProfile(arg)
+		verify(arg, p, err)
+	}
+	if bad {
+		return errIncomplete
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/symsrv"
+)
+
+// profileFlags say what is done about a Windows build that has no profile here.
+func profileFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "fetch-profiles", Usage: "get the profile of an unknown Windows build from its symbol server"},
+		symbolPathFlag(),
+		&cli.BoolFlag{Name: "exact-profile", Usage: "refuse an unknown Windows build; do not try the offsets of the nearest one"},
+	}
+}
+
+func symbolPathFlag() cli.Flag {
+	return &cli.StringFlag{Name: "symbol-path", EnvVars: []string{symsrv.PathVariable},
+		Usage: "where symbol files are: `PATH` as debuggers write it, srv*CACHE*URL or directories; without it Microsoft's server"}
+}
+
+// finder finds the profiles for a command: in the store and, where that is asked for,
+// at the symbol server. It offers those of near builds too (introspect.Neighbours).
+type finder struct {
+	*winstruct.Store
+	e     *env
+	ctx   context.Context
+	fetch *symsrv.Client // nil for none
+}
+
+// newFinder makes what a command's flags say. Without them it is the store.
+func newFinder(c *cli.Context, e *env) (winstruct.Finder, error) {
+	f := &finder{Store: winstruct.OpenStore(), e: e, ctx: c.Context}
+	if c.Bool("fetch-profiles") {
+		var err error
+		if f.fetch, err = newFetcher(c, e); err != nil {
+			return nil, err
+		}
+	}
+	if c.Bool("exact-profile") {
+		return struct{ winstruct.Finder }{f}, nil // hides the near builds
+	}
+	return f, nil
+}
+
+func newFetcher(c *cli.Context, e *env) (*symsrv.Client, error) {
+	return symsrv.New(symsrv.Options{Path: c.String("symbol-path"), AirGapped: symsrv.AirGapped(),
+		Progress: func(text string) { e.warn("%s", text) }})
+}
+
+// Find implements winstruct.Finder.
+func (f *finder) Find(id winstruct.Identity) (*winstruct.Profile, error) {
+	p, err := f.Store.Find(id)
+	var missing *winstruct.MissingError
+	if f.fetch == nil || !errors.As(err, &missing) {
+		return p, err
+	}
+	dir, derr := winstruct.UserDir()
+	if derr != nil {
+		return nil, derr
+	}
+	path, ferr := fetchProfile(f.ctx, f.fetch, id, dir)
+	if ferr != nil {
+		f.e.warn("%v", ferr)
+		return nil, err
+	}
+	f.e.warn("%s: fetched, verified and stored as %s", id, path)
+	return f.Store.Find(id)
+}
+
+// fetchProfile gets, checks and stores the profile of a build.
+func fetchProfile(ctx context.Context, from *symsrv.Client, id winstruct.Identity, dir string) (path string, err error) {
+	p, err := from.Profile(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	if err := introspect.Usable(p); err != nil {
+		return "", fmt.Errorf("the symbol file of %s is of no use: %w", id, err)
+	}
+	return winstruct.Put(dir, p)
+}
+
+// noteInferred says on stderr that a guest is read without a profile of its own.
+func (e *env) noteInferred(what string, k introspect.Kernel) {
+	if k.Inferred == "" {
+		return
+	}
+	without := ""
+	if len(k.Unproven) > 0 {
+		without = fmt.Sprintf(", without %v, which could not be proven", k.Unproven)
+	}
+	e.warn("%s: no profile for %s: inferred from Windows %s%s; vmav profile fetch %s gets it", what, k.Identity, k.Inferred, without, k.Identity)
+}
+
+func profileFetchCommand(e *env) *cli.Command {
+	return command(&cli.Command{Name: "fetch", Usage: "get the profile of a Windows build from its symbol server",
+		ArgsUsage: "NAME.pdb ID | DOMAIN | -a FILE",
+		Description: "The build is named as vmav names a missing one, or it is that of a guest. What is fetched is\n" +
+			"verified: the symbol file must say that it is of this very build. Servers are asked in the\n" +
+			"order of the symbol path, through the proxies of the environment. Where " + symsrv.AirGapVariable + " is\n" +
+			"set or " + symsrv.AirGapFile + " exists only directories are looked at.",
+		Flags:        []cli.Flag{connectFlag(), imageFlag(), symbolPathFlag(), systemFlag()},
+		Action:       func(c *cli.Context) error { return runProfileFetch(c, e) },
+		BashComplete: completeDomains(e)})
+}
+
+func runProfileFetch(c *cli.Context, e *env) error {
+	dir, err := storeDir(c)
+	if err != nil {
+		return err
+	}
+	from, err := newFetcher(c, e)
+	if err != nil {
+		return err
+	}
+	id, err := wantedBuild(c, e)
+	if err != nil {
+		return err
+	}
+	path, err := fetchProfile(c.Context, from, id, dir)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "%s: verified, stored as %s\n", id, report.Escape(path))
+	return nil
+}
+
+// wantedBuild is the build that the operands name: by its PDB and id, or by a guest.
+func wantedBuild(c *cli.Context, e *env) (winstruct.Identity, error) {
+	if args := c.Args().Slice(); c.Path("image") == "" && len(args) == 2 {
+		return winstruct.ParseIdentity(args[0], args[1])
+	}
+	t, rest, done, err := openTarget(c, e)
+	if err != nil {
+		return winstruct.Identity{}, err
+	}
+	defer done()
+	if len(rest) > 0 {
+		return winstruct.Identity{}, errors.New("fetch takes one guest, or the name of a PDB and its id")
+	}
+	id, err := introspect.Identify(c.Context, t.source)
+	if err != nil {
+		return winstruct.Identity{}, fmt.Errorf("%s: %w", t.describe(), err)
+	}
+	return id, nil
+}

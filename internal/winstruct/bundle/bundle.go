@@ -1,0 +1,277 @@
+// Package bundle carries profiles to hosts that reach no symbol server: one file, signed
+// by the operator's key.
+//
+// A bundle is a tar archive: manifest.json, which lists the profiles with their SHA-256;
+// manifest.sig, the Ed25519 signature of the manifest; and the profiles as they lie in a
+// store. Nothing of a bundle is believed before its signature is verified, and nothing is
+// stored before all of it is. The package imports winstruct and no other package of the
+// project.
+package bundle
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Test for these with errors.Is.
+var (
+	ErrNotBundle = errors.New("not a bundle of profiles")
+	ErrSignature = errors.New("the bundle is not signed by a key that is trusted")
+	ErrCorrupt   = errors.New("corrupt bundle")
+)
+
+func corrupt(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
+}
+
+const (
+	manifestName  = "manifest.json"
+	signatureName = "manifest.sig"
+	format        = 1
+
+	// What is signed is this line and the manifest, so that a signature of something else
+	// by the same key is none.
+	signedPrefix = "vmav profile bundle\n"
+
+	maxManifest = 16 << 20
+	maxProfiles = 1 << 16
+	maxProfile  = 64 << 20 // bytes of one
+	maxTotal    = 8 << 30  // bytes of all
+)
+
+type manifest struct {
+	Format   int       `json:"vmav_bundle"`
+	Created  time.Time `json:"created"`
+	Profiles []item    `json:"profiles"`
+}
+
+type item struct {
+	Name    string             `json:"name"`
+	Build   winstruct.Identity `json:"build"`
+	Version string             `json:"version,omitempty"`
+	Size    int64              `json:"size"`
+	SHA256  string             `json:"sha256"`
+}
+
+// Profile is one profile to export: its entry in a store and its file.
+type Profile struct {
+	Entry  winstruct.Entry
+	Packed []byte
+}
+
+// Write writes a bundle of profiles, signed by key. created is what its manifest says.
+func Write(w io.Writer, profiles []Profile, key ed25519.PrivateKey, created time.Time) error {
+	m := manifest{Format: format, Created: created.UTC().Truncate(time.Second), Profiles: make([]item, 0, len(profiles))}
+	for _, p := range profiles {
+		sum := sha256.Sum256(p.Packed)
+		m.Profiles = append(m.Profiles, item{Name: winstruct.FileName(p.Entry.Identity), Build: p.Entry.Identity, Version: p.Entry.Version,
+			Size: int64(len(p.Packed)), SHA256: hex.EncodeToString(sum[:])})
+	}
+	text, err := json.MarshalIndent(&m, "", " ")
+	if err != nil {
+		return err
+	}
+	t := tar.NewWriter(w)
+	add := func(name string, data []byte) error {
+		err := t.WriteHeader(&tar.Header{Name: name, Size: int64(len(data)), Mode: 0o644, ModTime: m.Created})
+		if err == nil {
+			_, err = t.Write(data)
+		}
+		return err
+	}
+	err = errors.Join(add(manifestName, text), add(signatureName, ed25519.Sign(key, signed(text))))
+	for _, p := range profiles {
+		err = errors.Join(err, add(winstruct.FileName(p.Entry.Identity), p.Packed))
+	}
+	return errors.Join(err, t.Close())
+}
+
+func signed(manifest []byte) []byte { return append([]byte(signedPrefix), manifest...) }
+
+// Import verifies a bundle and stores its profiles in a directory, all or none. usable
+// says of each profile whether it is of use; one that is not refuses the bundle. What is
+// there of the same builds is replaced.
+func Import(r io.Reader, dir string, trusted []ed25519.PublicKey, usable func(*winstruct.Profile) error) (imported []winstruct.Identity, err error) {
+	t := tar.NewReader(r)
+	text, err := next(t, manifestName, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotBundle, err)
+	}
+	sig, err := next(t, signatureName, ed25519.SignatureSize)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotBundle, err)
+	}
+	ok := false
+	for _, key := range trusted {
+		ok = ok || ed25519.Verify(key, signed(text), sig)
+	}
+	if !ok {
+		return nil, fmt.Errorf("%w (%d keys are)", ErrSignature, len(trusted))
+	}
+	var m manifest
+	if err := json.Unmarshal(text, &m); err != nil {
+		return nil, corrupt("manifest: %v", err)
+	}
+	if m.Format != format {
+		return nil, corrupt("format %d: this vmav reads format %d", m.Format, format)
+	}
+	if len(m.Profiles) > maxProfiles {
+		return nil, corrupt("%d profiles", len(m.Profiles))
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	stage, err := os.MkdirTemp(dir, ".bundle-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(stage)
+	total := int64(0)
+	for _, it := range m.Profiles {
+		if total += it.Size; it.Size < 0 || it.Size > maxProfile || total > maxTotal {
+			return nil, corrupt("%s of %d bytes", it.Name, it.Size)
+		}
+		if err := stageOne(t, stage, it, usable); err != nil {
+			return nil, err
+		}
+		imported = append(imported, it.Build)
+	}
+	if _, err := t.Next(); !errors.Is(err, io.EOF) {
+		return nil, corrupt("something behind the last profile of the manifest")
+	}
+	for _, it := range m.Profiles {
+		if err := os.Rename(filepath.Join(stage, it.Name), filepath.Join(dir, it.Name)); err != nil {
+			return nil, fmt.Errorf("store profile %s: %w", it.Build, err)
+		}
+	}
+	return imported, nil
+}
+
+// stageOne verifies the next profile of the archive and writes it into a directory.
+func stageOne(t *tar.Reader, dir string, it item, usable func(*winstruct.Profile) error) error {
+	if err := it.Build.Check(); err != nil {
+		return corrupt("manifest: %v", err)
+	}
+	if it.Name != winstruct.FileName(it.Build) {
+		return corrupt("%q is not the file of %s", it.Name, it.Build)
+	}
+	data, err := next(t, it.Name, it.Size)
+	if err != nil {
+		return corrupt("%v", err)
+	}
+	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != it.SHA256 {
+		return corrupt("%s is not the file that was signed", it.Name)
+	}
+	p, err := winstruct.Load(bytes.NewReader(data))
+	if err == nil && p.Identity != it.Build {
+		err = fmt.Errorf("it holds %s", p.Identity)
+	}
+	if err == nil {
+		err = usable(p)
+	}
+	if err != nil {
+		return fmt.Errorf("profile %s of the bundle: %w", it.Name, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, it.Name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// next reads the next file of the archive, which must have a name.
+func next(t *tar.Reader, name string, most int64) ([]byte, error) {
+	h, err := t.Next()
+	if err != nil {
+		return nil, fmt.Errorf("%s is missing: %w", name, err)
+	}
+	if h.Name != name || h.Typeflag != tar.TypeReg {
+		return nil, fmt.Errorf("%q where %s belongs", h.Name, name)
+	}
+	if h.Size > most {
+		return nil, fmt.Errorf("%s has %d bytes, at most %d belong", name, h.Size, most)
+	}
+	return io.ReadAll(io.LimitReader(t, most))
+}
+
+// ReadPrivateKey reads an Ed25519 key of an operator, as `openssl genpkey -algorithm
+// ed25519` writes it (PKCS #8 in PEM).
+func ReadPrivateKey(path string) (ed25519.PrivateKey, error) {
+	key, err := readPEM(path, "PRIVATE KEY", x509.ParsePKCS8PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	k, ok := key.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s holds a %T, not an Ed25519 key", path, key)
+	}
+	return k, nil
+}
+
+// ReadPublicKey reads the public part, as `openssl pkey -pubout` writes it.
+func ReadPublicKey(path string) (ed25519.PublicKey, error) {
+	key, err := readPEM(path, "PUBLIC KEY", x509.ParsePKIXPublicKey)
+	if err != nil {
+		return nil, err
+	}
+	k, ok := key.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("%s holds a %T, not an Ed25519 key", path, key)
+	}
+	return k, nil
+}
+
+func readPEM(path, kind string, parse func([]byte) (any, error)) (any, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != kind {
+		return nil, fmt.Errorf("%s is no %s in PEM", path, kind)
+	}
+	key, err := parse(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", path, err)
+	}
+	return key, nil
+}
+
+// TrustedDir holds the public keys whose bundles this host takes.
+const TrustedDir = "/etc/vmav/trusted"
+
+// TrustedKeys reads the keys of a directory, *.pub; where there is no directory there are
+// none.
+func TrustedKeys(dir string) ([]ed25519.PublicKey, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.pub"))
+	if err != nil {
+		return nil, err
+	}
+	var out []ed25519.PublicKey
+	for _, f := range files {
+		k, err := ReadPublicKey(f)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+// Is tells whether a file starts as a bundle does.
+func Is(head []byte) bool { return bytes.HasPrefix(head, []byte(manifestName+"\x00")) }

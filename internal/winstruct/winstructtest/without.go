@@ -1,0 +1,27 @@
+package winstructtest
+
+import "vmav.dev/vmav/internal/winstruct"
+
+// Without is a store with the profile of one build taken out.
+type Without struct {
+	*winstruct.Store
+	Identity winstruct.Identity
+}
+
+// Find implements winstruct.Finder.
+func (w Without) Find(id winstruct.Identity) (*winstruct.Profile, error) {
+	if id == w.Identity {
+		return nil, &winstruct.MissingError{Identity: id}
+	}
+	return w.Store.Find(id)
+}
+
+// Near is that of the store, without the build.
+func (w Without) Near(version string) (out []winstruct.Entry) {
+	for _, e := range w.Store.Near(version) {
+		if e.Identity != w.Identity {
+			out = append(out, e)
+		}
+	}
+	return out
+}

@@ -27,12 +27,16 @@ static struct vmcb *kmh_vmcb(const struct kvm_vcpu *vcpu)
 
 	if (kmh_cpu_protected(vcpu) || !PAGE_ALIGNED(vmcb) || !virt_addr_valid(vmcb))
 		return NULL;
-	/* Without nested paging CR3 is KVM's, not the guest's. */
-	if (!(vmcb->save.efer & EFER_SVME) || !vmcb->control.nested_cr3) {
-		pr_info("DBG vmcb %px efer %llx ncr3 %llx cpl %d cr3 %llx mode %d cpu %d me %d exits %llu\n", vmcb, vmcb->save.efer, vmcb->control.nested_cr3, vmcb->save.cpl, vmcb->save.cr3, vcpu->mode, vcpu->cpu, smp_processor_id(), (u64)vcpu->stat.exits);
+	/* Without nested paging CR3 is KVM's, not the guest's, once the guest has been entered. */
+	if (!(vmcb->save.efer & EFER_SVME) || (!vmcb->control.nested_cr3 && vcpu->stat.exits))
 		return NULL;
-	}
 	return vmcb;
+}
+
+/* CR3: in the control block from the first entry on, and in KVM's own copy before. */
+static u64 kmh_cr3(const struct kvm_vcpu *vcpu, const struct vmcb *vmcb)
+{
+	return vmcb->control.nested_cr3 ? vmcb->save.cr3 : vcpu->arch.cr3;
 }
 
 static bool kmh_svm_state(struct kvm_vcpu *vcpu, struct kmh_state *st)
@@ -46,7 +50,7 @@ static bool kmh_svm_state(struct kvm_vcpu *vcpu, struct kmh_state *st)
 	st->efer = s->efer & ~EFER_SVME;
 	st->cs = s->cs.selector;
 	st->code64 = st->efer & EFER_LMA && s->cs.attrib & SVM_SELECTOR_L_MASK;
-	kmh_cpu_paging(st, s->cr3, s->cr4);
+	kmh_cpu_paging(st, kmh_cr3(vcpu, vmcb), s->cr4);
 	st->rip = kmh_cpu_rip(vcpu);
 	st->rflags = s->rflags;
 	st->cpl = s->cpl;
@@ -84,7 +88,7 @@ static bool kmh_svm_regs(struct kvm_vcpu *vcpu, struct kvm_memhook_regs *r)
 	r->rflags = s->rflags;
 	r->cr0 = s->cr0;
 	r->cr2 = vcpu->arch.cr2;
-	r->cr3 = s->cr3;
+	r->cr3 = kmh_cr3(vcpu, vmcb);
 	r->cr4 = vcpu->arch.cr4; /* writes are intercepted, and the control block has bits of KVM's own */
 	r->efer = s->efer & ~EFER_SVME;
 	r->star = s->star;

@@ -38,6 +38,11 @@ static void at_rest(void)
 
 	guest_create(&g, 2, CODE_CHECK);
 	fd = memhook_attach(g.v.vm);
+	/* Before the first entry, and after. */
+	for (int i = 0; i < 2; i++) {
+		WANT(get(fd, i, &r) == 0);
+		want_system(&r, i);
+	}
 	guest_start(&g);
 	guest_moves(&g, D_CHECKS);
 	guest_stop(&g);

@@ -60,8 +60,9 @@ func TestCorpus(t *testing.T) {
 	for _, mode := range []struct {
 		name   string
 		loader bool // the loader's record of the preferred base is at hand
+		shared bool // and the section's pages under the process's copies
 		share  float64
-	}{{"loader's record", true, 0.995}, {"image alone", false, 0.90}} {
+	}{{"loader's record", true, false, 0.995}, {"image alone", false, false, 0.90}, {"section's pages", true, true, 0.999}} {
 		t.Run(mode.name, func(t *testing.T) {
 			l := &petest.Loader{Rand: rand.New(rand.NewSource(1)), ResolveDelay: true}
 			var rb pe.Rebuilder
@@ -90,12 +91,19 @@ func TestCorpus(t *testing.T) {
 				if guests {
 					total++
 				}
-				f, err := rb.Rebuild(imageOf(path, m), opt)
+				img := imageOf(path, m)
+				if mode.shared {
+					img = sharedImage(path, m)
+				}
+				f, err := rb.Rebuild(img, opt)
 				if err != nil {
 					unlike = append(unlike, fmt.Sprintf("%s: %v", path, err))
 					continue
 				}
 				methods[f.Fidelity.Base.Method]++
+				if len(f.Fidelity.Conflicts) > 0 {
+					t.Errorf("%s: the loader's changes are taken for others': %+v", path, f.Fidelity.Conflicts)
+				}
 				if b := f.Fidelity.Base; b.Proven && b.Preferred != originalBase(file) {
 					t.Errorf("%s: base %#x called proven by %s, is %#x", path, b.Preferred, b.Method, originalBase(file))
 				}

@@ -20,16 +20,22 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 FUZZTIME ?= 30s
 
-.PHONY: help deps build test demo bench lint fuzz install clean
+.PHONY: help deps demo-deps build test demo bench lint fuzz install clean
 .DEFAULT_GOAL := build
 
 help:
 	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills module-matrix"
 
-deps:
+# What building, the demo and running vmav take; deps adds what the tests read.
+demo-deps:
 	@packaging/deps.sh
 	@testdata/linux.sh
 	@$(MAKE) --no-print-directory lab-deps
+
+# A node of one's own brings its npm; Debian's is a package of its own.
+deps: demo-deps
+	@command -v npm >/dev/null || VMAV_EXTRA_PACKAGES=npm packaging/deps.sh
+	@testdata/pecorpus/fetch.sh
 
 build: guest-assets
 	@mkdir -p bin
@@ -60,7 +66,7 @@ test: build lint
 	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
 	@$(MAKE) --no-print-directory test-kvm
 
-demo: deps
+demo: demo-deps
 	@$(MAKE) --no-print-directory build
 	@testdata/with-libvirt.sh testdata/demo/run.sh
 

@@ -5,6 +5,8 @@ type driver struct {
 	name, path string
 	base, size uint64
 	object     uint64
+	file       *peFile
+	held       []bool // pages that are in memory; nil for all
 }
 
 // driverFiles are mapped as drivers: files of Debian's libwine, which has kernel
@@ -33,6 +35,7 @@ func (b *builder) buildDrivers() {
 		base := space.next + b.rng.Uint64N(16)<<16
 		space.next = (base + size + 0xffff) &^ 0xffff
 		img := f.relocated(base)
+		var held []bool
 		for off := uint64(0); off < size; off += pageSize {
 			bits := uint64(pteGlobal)
 			switch f.protAt(off / pageSize) {
@@ -40,6 +43,10 @@ func (b *builder) buildDrivers() {
 				bits |= pteNX
 			case mmWriteCopy:
 				bits |= pteNX | pteWrite | pteDirty
+			}
+			if b.opts.Trim > 0 {
+				held = append(held, b.trimDriver(f, img, base, off, bits))
+				continue
 			}
 			pfn := b.mem.alloc()
 			copy(b.mem.frame(pfn)[:], img[off:])
@@ -49,7 +56,7 @@ func (b *builder) buildDrivers() {
 		if d.file == "hal.dll" {
 			dir = `\SystemRoot\system32\`
 		}
-		m := driver{name: d.name, path: dir + d.name, base: base, size: size}
+		m := driver{name: d.name, path: dir + d.name, base: base, size: size, file: f, held: held}
 		entry := b.addModule(m, base+f.entry)
 		short := d.name[:len(d.name)-4]
 		m.object = b.newObject("Driver", short, b.sizeof("_DRIVER_OBJECT"), 0)
@@ -63,6 +70,31 @@ func (b *builder) buildDrivers() {
 		name := `\Driver\` + short
 		o.ustr(b.poolAlloc(utf16size(name), "Driv", true), name, "DriverName")
 	}
+}
+
+// trimDriver maps a page of a driver or not, as a kernel does: sections that are needed
+// at start only are freed after it, the others are paged out and in. It says whether
+// the page is in memory.
+func (b *builder) trimDriver(f *peFile, img []byte, base, off, bits uint64) bool {
+	const discardable = 0x02000000
+	for _, s := range f.sections {
+		if s.flags&discardable != 0 && off >= s.rva && off < s.rva+max(s.vsize, s.rawSize) {
+			return false
+		}
+	}
+	prot := uint64(f.protAt(off/pageSize)) << 5
+	if b.trims(off/pageSize) && b.rng.Uint64N(2) == 0 {
+		b.kernel.setPTE(base+off, (0x1000+b.rng.Uint64N(1<<16))<<32|prot|b.notInverted())
+		return false
+	}
+	pfn := b.mem.alloc()
+	copy(b.mem.frame(pfn)[:], img[off:])
+	if b.trims(off / pageSize) {
+		b.kernel.setPTE(base+off, (pfn<<pageShift^b.invalidPTEMask())|prot|pteTransition)
+	} else {
+		b.kernel.mapFrame(base+off, pfn, bits)
+	}
+	return true
 }
 
 // addModule appends a KLDR_DATA_TABLE_ENTRY to the loaded module list.

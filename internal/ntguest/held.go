@@ -39,6 +39,31 @@ func (m *Machine) Held(pid, base uint64) (h Held, ok bool) {
 	return h, true
 }
 
+// HeldDriver tells the same of the driver at base. Drivers have no section that their
+// pages are shared by: what is in memory is in Own.
+func (m *Machine) HeldDriver(base uint64) (h Held, ok bool) {
+	for _, d := range m.b.drivers {
+		if d.base != base || d.file == nil {
+			continue
+		}
+		pages := d.size / pageSize
+		none := make([]bool, pages)
+		h = Held{File: d.file.data, Shared: none, Written: none, Own: d.held, Elsewhere: none, Writable: make([]bool, pages)}
+		if h.Own == nil {
+			h.Own = make([]bool, pages)
+			for i := range h.Own {
+				h.Own[i] = true
+			}
+		}
+		for i := range h.Writable {
+			prot := d.file.protAt(uint64(i))
+			h.Writable[i] = prot >= mmReadWrite && prot < mmNoAccess
+		}
+		return h, true
+	}
+	return h, false
+}
+
 // imageAt finds the image that a process has mapped at base.
 func (b *builder) imageAt(pid, base uint64) *image {
 	for _, p := range b.procs {

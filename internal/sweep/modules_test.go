@@ -126,6 +126,66 @@ func TestTrimmedModules(t *testing.T) {
 	}
 }
 
+// TestTrimmedDrivers rebuilds drivers of which the kernel has freed what they needed at
+// start, relocation tables with it, and paged out more: what is there is the file's or in
+// doubt, and the rest is missing.
+func TestTrimmedDrivers(t *testing.T) {
+	ctx := context.Background()
+	for i, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000"} {
+		for _, trim := range []int{0, 40} {
+			m, err := ntguest.Lay(ntguest.Options{Build: build, Seed: uint64(i), Trim: trim})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := introspect.Open(ctx, imageOf(t, m), winstruct.BuiltIn())
+			if err != nil {
+				t.Fatal(err)
+			}
+			drivers, _, err := g.Drivers(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := NewCopier(g, NewMappings(), NewFiles())
+			var rb pe.Rebuilder
+			var sum trimmed
+			same, guessed, flat := 0, 0, 0
+			for j := range drivers {
+				h, ok := m.HeldDriver(drivers[j].Base)
+				if !ok {
+					continue // the kernel
+				}
+				img, opt, err := c.Read(ctx, nil, &drivers[j])
+				if err != nil {
+					t.Fatal(err)
+				}
+				f, err := rb.Rebuild(img, opt)
+				if err != nil {
+					t.Errorf("%s, %d %%: %s: %v", build, trim, drivers[j].Name, err)
+					continue
+				}
+				sum.modules++
+				guessed += f.Fidelity.Relocations.Guessed
+				if f.Fidelity.Headers == pe.HeadersAnalysis { // their page is gone, and nothing else tells the layout
+					if flat++; f.Fidelity.Complete() || f.Fidelity.Exact() {
+						t.Errorf("%s, %d %%: %s: called complete without headers", build, trim, drivers[j].Name)
+					}
+					continue
+				}
+				if err := sum.check(f, &h); err != nil {
+					t.Errorf("%s, %d %%: %s: %v", build, trim, drivers[j].Name, err)
+				}
+				if trim == 0 && len(f.Data) <= len(h.File) && bytes.Equal(f.Data, h.File[:len(f.Data)]) {
+					same++
+				}
+			}
+			t.Logf("%s, %d %%: %d drivers, %d byte-identical, %d relocations guessed, %d without headers; %+v", build, trim, sum.modules, same, guessed, flat, sum)
+			if sum.modules < 10 || trim == 0 && same != sum.modules || trim != 0 && (guessed == 0 || sum.held == sum.bytes) {
+				t.Errorf("%s, %d %%: %d drivers, %d byte-identical, %d relocations guessed", build, trim, sum.modules, same, guessed)
+			}
+		}
+	}
+}
+
 // trimmed adds up what became of the bytes of trimmed modules.
 type trimmed struct {
 	modules                       int

@@ -4,7 +4,7 @@
  * everything back is said on the serial line (MSG <pid> CONTEXT ...), and the
  * process ends with a status of its own, DEAD03xx.
  *
- * watch_context (sentry_asm.h) owns every register for some ten thousand
+ * watch_context (sentry_asm.h) owns every register for some forty thousand
  * instructions; this file chooses what they hold and knows what must come out.
  */
 #include "program.h"

@@ -9,7 +9,7 @@
 #define SENTRY_ASM_H
 #include "nt.h"
 
-#define SENTRY_COUNT 32
+#define SENTRY_COUNT 120 /* at most 255: a byte counts it */
 #define SENTRY_TIMES (8 * SENTRY_COUNT) /* steps of each register */
 
 /* Offsets are known to the assembly code. General registers come in the order of

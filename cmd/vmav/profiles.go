@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 
@@ -34,11 +35,14 @@ type finder struct {
 	e     *env
 	ctx   context.Context
 	fetch *symsrv.Client // nil for none
+
+	mu    sync.Mutex
+	asked map[winstruct.Identity]*winstruct.Profile // what was fetched; nil where that failed
 }
 
 // newFinder makes what a command's flags say. Without them it is the store.
 func newFinder(c *cli.Context, e *env) (winstruct.Finder, error) {
-	f := &finder{Store: winstruct.OpenStore(), e: e, ctx: c.Context}
+	f := &finder{Store: winstruct.OpenStore(), e: e, ctx: c.Context, asked: make(map[winstruct.Identity]*winstruct.Profile)}
 	if c.Bool("fetch-profiles") {
 		var err error
 		if f.fetch, err = newFetcher(c, e); err != nil {
@@ -56,36 +60,56 @@ func newFetcher(c *cli.Context, e *env) (*symsrv.Client, error) {
 		Progress: func(text string) { e.warn("%s", text) }})
 }
 
-// Find implements winstruct.Finder.
+// Find implements winstruct.Finder. A build is asked for once: many guests can be of it.
 func (f *finder) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	p, err := f.Store.Find(id)
 	var missing *winstruct.MissingError
 	if f.fetch == nil || !errors.As(err, &missing) {
 		return p, err
 	}
-	dir, derr := winstruct.UserDir()
-	if derr != nil {
-		return nil, derr
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, again := f.asked[missing.Identity]
+	if !again {
+		p = f.get(missing.Identity)
+		f.asked[missing.Identity] = p
 	}
-	path, ferr := fetchProfile(f.ctx, f.fetch, id, dir)
-	if ferr != nil {
-		f.e.warn("%v", ferr)
+	if p == nil {
 		return nil, err
 	}
-	f.e.warn("%s: fetched, verified and stored as %s", id, path)
-	return f.Store.Find(id)
+	return p, nil
 }
 
-// fetchProfile gets, checks and stores the profile of a build.
-func fetchProfile(ctx context.Context, from *symsrv.Client, id winstruct.Identity, dir string) (path string, err error) {
+// get fetches a profile and stores it, as far as it can be; nil where there is none.
+func (f *finder) get(id winstruct.Identity) *winstruct.Profile {
+	p, err := fetchProfile(f.ctx, f.fetch, id)
+	if err != nil {
+		f.e.warn("%v", err)
+		return nil
+	}
+	dir, err := winstruct.UserDir()
+	var path string
+	if err == nil {
+		path, err = winstruct.Put(dir, p)
+	}
+	if err != nil {
+		f.e.warn("%s: fetched and verified, but not stored: %v", id, err)
+	} else {
+		f.e.warn("%s: fetched, verified and stored as %s", id, path)
+	}
+	return p
+}
+
+// fetchProfile gets and checks the profile of a build.
+func fetchProfile(ctx context.Context, from *symsrv.Client, id winstruct.Identity) (*winstruct.Profile, error) {
 	p, err := from.Profile(ctx, id)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if err := introspect.Usable(p); err != nil {
-		return "", fmt.Errorf("the symbol file of %s is of no use: %w", id, err)
+		return nil, fmt.Errorf("the symbol file of %s is of no use: %w", id, err)
 	}
-	return winstruct.Put(dir, p)
+	return p, nil
 }
 
 // noteInferred says on stderr that a guest is read without a profile of its own.
@@ -125,7 +149,11 @@ func runProfileFetch(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	path, err := fetchProfile(c.Context, from, id, dir)
+	p, err := fetchProfile(c.Context, from, id)
+	if err != nil {
+		return err
+	}
+	path, err := winstruct.Put(dir, p)
 	if err != nil {
 		return err
 	}

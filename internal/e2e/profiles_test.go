@@ -204,3 +204,19 @@ func TestABundleForAnAirGappedFleet(t *testing.T) {
 		t.Errorf("scan with the imported profile: %+v", d)
 	}
 }
+
+// The offsets are proven in a guest that runs, whose processes start and end meanwhile.
+func TestARunningBuildWithoutAProfile(t *testing.T) {
+	u := withoutProfile(t, "10.0.19041.1237")
+	g := start(t, "10.0.19041", "--kva-shadow")
+	for range 10 {
+		out, errs, status := u.run(t, u.vmav, nil, "ps", "-c", uri, g.name, "--format", "json")
+		var procs []struct{ Flags []string }
+		if err := json.Unmarshal([]byte(out), &procs); err != nil || status != 0 || len(procs) < 40 || !strings.Contains(errs, "inferred from Windows 10.0.19041.") {
+			t.Errorf("status %d, %v, %d processes, %q", status, err, len(procs), errs)
+		}
+		if strings.Contains(errs, "PspCidTable") || strings.Contains(errs, "UserDirectoryTableBase") {
+			t.Errorf("more is not proven than need be: %q", errs)
+		}
+	}
+}

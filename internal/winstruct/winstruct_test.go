@@ -128,6 +128,43 @@ func TestUnknownBuildIsNamed(t *testing.T) {
 	}
 }
 
+func TestNearBuildsComeFirst(t *testing.T) {
+	near := BuiltIn().Near("10.0.19045")
+	var got []string
+	for _, e := range near[:6] {
+		got = append(got, e.Version)
+	}
+	want := []string{"10.0.19041.3570", "10.0.19041.2364", "10.0.19041.1706", "10.0.19041.1237", "10.0.19041.329", "10.0.18362.836"}
+	if !reflect.DeepEqual(got, want) || len(near) != len(BuiltIn().List()) {
+		t.Errorf("%d builds, first %v, want %v", len(near), got, want)
+	}
+}
+
+// The head of a profile, which listings read, says what the whole says.
+func TestHeadIsThatOfTheWhole(t *testing.T) {
+	store := BuiltIn()
+	for _, e := range store.List() {
+		p, err := store.Open(e)
+		if err != nil || p.Identity != e.Identity || p.Version != e.Version || !reflect.DeepEqual(p.Sources, e.Sources) {
+			t.Errorf("%+v is %+v, %v", e, p, err)
+		}
+		if s, ok := p.SourceOf("_EPROCESS"); !ok || s.Verified == VerifiedNone {
+			t.Errorf("%s: _EPROCESS is from %+v", e.Version, s)
+		}
+	}
+	p, err := store.Open(store.List()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := p.Trim([]string{"_LIST_ENTRY", "_EPROCESS"}, nil, []string{"PsActiveProcessHead"})
+	q.Sources = []Source{{Of: "all", From: "a", Verified: VerifiedIdentity}, {Of: "symbols", From: "b", Verified: VerifiedNone}, {Of: "_EPROCESS", From: "c", Verified: VerifiedInferred}}
+	for name, want := range map[string]string{"_LIST_ENTRY": "a", "PsActiveProcessHead": "b", "_EPROCESS": "c"} {
+		if s, ok := q.SourceOf(name); !ok || s.From != want {
+			t.Errorf("%s is from %+v, want %s", name, s, want)
+		}
+	}
+}
+
 func TestCorruptUserProfileDoesNotHideTheOthers(t *testing.T) {
 	data := t.TempDir()
 	t.Setenv("XDG_DATA_HOME", data)

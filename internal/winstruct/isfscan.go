@@ -139,6 +139,10 @@ func (s *scanner) isfType(depth int) (t isfType) {
 		s.fail("a type nested too deeply")
 		return t
 	}
+	if s.peek() == 'n' {
+		s.skip(0) // null
+		return t
+	}
 	s.each(func(key string) {
 		switch key {
 		case "kind":

@@ -135,6 +135,11 @@ func (s *scanner) number(lowest, highest int64) int64 {
 	}
 	digits := s.text[start:s.at]
 	v, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil && lowest == math.MinInt64 && highest == math.MaxInt64 {
+		var u uint64 // one beyond the sign bit is meant as its bits
+		u, err = strconv.ParseUint(digits, 10, 64)
+		v = int64(u)
+	}
 	if err != nil || len(digits) > 1 && digits[0] == '0' {
 		s.fail("%q is no integer", digits)
 		return 0

@@ -114,6 +114,38 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 	}
 }
 
+// What symbol files may say that those at hand do not: constants beyond the sign bit, null,
+// fractions and what later versions add.
+func TestSymbolFileOfUnusualForm(t *testing.T) {
+	text := `{"later": [1.5e3, true, null, {"a": "\u0041\n"}],
+	"metadata": {"format": "6.2.0", "producer": null, "windows": {"pdb": {"GUID": "0123456789abcdef0123456789ABCDEF", "age": 10, "database": "ntkrnlmp.pdb", "machine_type": 34404}}},
+	"base_types": {"int": {"size": 4, "signed": true, "kind": "int", "endian": "little"}, "pointer": {"size": 8}},
+	"user_types": {"_A": {"kind": "struct", "size": 16, "fields": {
+		"Quote\"d": {"offset": 8, "type": {"kind": "pointer", "subtype": null}, "anonymous": false},
+		"E": {"offset": 0, "type": {"kind": "enum", "name": "_E"}}}}},
+	"enums": {"_E": {"size": 4, "base": "int", "constants": {"Top": 18446744071562067968, "Low": -1}}},
+	"symbols": {"S": {"address": 4096, "type": null, "linkage_name": "_S"}, "Far": {"address": 18446744073709551615}}}`
+	p, err := ImportISF(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Key() != "0123456789ABCDEF0123456789ABCDEFA" || p.Arch != ArchX64 || !reflect.DeepEqual(p.Symbols(), []string{"S"}) {
+		t.Errorf("%v %s %v", p.Identity, p.Arch, p.Symbols())
+	}
+	want := []Field{{Name: "E", Type: "_E", Size: 4}, {Name: `Quote"d`, Offset: 8, Type: "pointer", Size: 8}}
+	if s, _ := p.Struct("_A"); s == nil || !reflect.DeepEqual(s.Fields, want) {
+		t.Errorf("fields %+v, want %+v", s, want)
+	}
+	if e, _ := p.Enum("_E"); e["Top"] != -2147483648 || e["Low"] != -1 {
+		t.Errorf("constants %v", e)
+	}
+	for _, bad := range []string{`{`, `{"symbols": {"S": {"address": "x"}}}`, text + "x", strings.Replace(text, `"6.2.0"`, `"5.0"`, 1), strings.Replace(text, "4096", "4096.5", 1)} {
+		if p, err := ImportISF(strings.NewReader(bad)); err == nil {
+			t.Errorf("%.40q imports as %v", bad, p)
+		}
+	}
+}
+
 func TestUnknownBuildIsNamed(t *testing.T) {
 	id := Identity{PDB: "ntkrnlmp.pdb", GUID: strings.Repeat("AB", 16), Age: 3}
 	_, err := BuiltIn().Find(id)

@@ -40,6 +40,9 @@ func (f *File) Symbols(yield func(Symbol) bool) error {
 	if err != nil {
 		return fmt.Errorf("symbol records: %w", err)
 	}
+	if s.Size() > f.size {
+		return fmt.Errorf("symbol records: %w", corrupt("%d bytes in a file of %d", s.Size(), f.size))
+	}
 	live, err := f.liveRecords()
 	if err != nil {
 		return err

@@ -35,11 +35,18 @@ func (s *machine) Registers(context.Context) ([]source.Registers, error) {
 func (s *machine) Info() source.Info { return source.Info{Kind: "image", Name: "ntguest"} }
 func (s *machine) Close() error      { return nil }
 
+// laid are the machines that were laid out already: nothing here writes to one.
+var laid = make(map[ntguest.Options]*ntguest.Machine)
+
 func lay(t testing.TB, opts ntguest.Options) *machine {
 	t.Helper()
-	m, err := ntguest.Lay(opts)
-	if err != nil {
-		t.Fatal(err)
+	m := laid[opts]
+	if m == nil {
+		var err error
+		if m, err = ntguest.Lay(opts); err != nil {
+			t.Fatal(err)
+		}
+		laid[opts] = m
 	}
 	return &machine{m: m}
 }

@@ -16,7 +16,7 @@ const (
 	// waited for before a surrogate is looked for. One that runs at all does so within
 	// a few of the guest's clock ticks.
 	directShare = 4
-	directMax   = 2 * time.Second
+	directMax   = time.Second
 
 	currentProcess = ^uint64(0) // the pseudo handle that NtCurrentProcess is
 	userCode64     = 0x33       // selector of 64-bit user code on every x64 Windows

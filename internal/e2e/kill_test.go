@@ -3,10 +3,8 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -37,21 +35,7 @@ const labTimeout = 2 * time.Minute
 
 func newKiller(t testing.TB, g *guest) *killer {
 	t.Helper()
-	h, err := domain.Connect(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { h.Close() })
-	h.Use(domain.Memhook, nil)
-	d, err := h.Find(g.name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	src, err := h.Open(context.Background(), d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { src.Close() })
+	src, h, d := openBy(t, g, domain.Memhook)
 	if kind := src.Info().Kind; kind != "memhook" {
 		t.Fatalf("the source is %s", kind)
 	}
@@ -71,22 +55,17 @@ func newKiller(t testing.TB, g *guest) *killer {
 // find is the process of a pid, as it is now.
 func (k *killer) find(pid uint64) *introspect.Process {
 	k.t.Helper()
-	k.in.Refresh()
-	procs, _, err := k.in.Processes(context.Background())
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	for i := range procs {
-		if procs[i].PID == pid && procs[i].Exited.IsZero() {
-			return &procs[i]
-		}
-	}
-	k.t.Fatalf("no process %d in the guest", pid)
-	return nil
+	return k.living(fmt.Sprint(pid), func(p *introspect.Process) bool { return p.PID == pid })
 }
 
-// named is the first living process of a name.
+// named is the first process of a name.
 func (k *killer) named(name string) *introspect.Process {
+	k.t.Helper()
+	return k.living(name, func(p *introspect.Process) bool { return p.Name == name })
+}
+
+// living is the first process that lives and matches.
+func (k *killer) living(what string, matches func(*introspect.Process) bool) *introspect.Process {
 	k.t.Helper()
 	k.in.Refresh()
 	procs, _, err := k.in.Processes(context.Background())
@@ -94,11 +73,11 @@ func (k *killer) named(name string) *introspect.Process {
 		k.t.Fatal(err)
 	}
 	for i := range procs {
-		if procs[i].Name == name && procs[i].Exited.IsZero() {
+		if procs[i].Exited.IsZero() && matches(&procs[i]) {
 			return &procs[i]
 		}
 	}
-	k.t.Fatalf("no process %s in the guest", name)
+	k.t.Fatalf("no process %s in the guest", what)
 	return nil
 }
 
@@ -283,146 +262,6 @@ func distribution(d []time.Duration) string {
 	slices.Sort(d)
 	at := func(share float64) time.Duration { return d[int(share*float64(len(d)-1))].Round(time.Millisecond) }
 	return fmt.Sprintf("n %d, min %v, median %v, 90 %% %v, 99 %% %v, max %v", len(d), at(0), at(0.5), at(0.9), at(0.99), at(1))
-}
-
-// What must not be killed is not, and is named.
-func TestLabKillGuards(t *testing.T) {
-	lab(t)
-	k := newKiller(t, start(t, "10.0.19041"))
-	k.say("pause", "CHURN 0")
-	before := living(k.truth())
-	ctx := context.Background()
-	want := func(t *testing.T, rec *report.Kill, o report.Outcome, reason string) {
-		t.Helper()
-		if rec.Outcome != o || !regexp.MustCompile(reason).MatchString(rec.Reason) || rec.Method != "" {
-			t.Errorf("%s[%d]: %q by %q; want %s with %q", rec.Target.Name, rec.Target.PID, rec.String(), rec.Method, o, reason)
-		}
-	}
-	t.Run("critical", func(t *testing.T) {
-		want(t, k.engine.Kill(ctx, k.named("csrss.exe"), k.opt), report.OutcomeRefused, "critical")
-	})
-	t.Run("System", func(t *testing.T) { want(t, k.engine.Kill(ctx, k.find(4), k.opt), report.OutcomeRefused, "System") })
-	t.Run("of Windows by name", func(t *testing.T) {
-		want(t, k.engine.Kill(ctx, k.named("winlogon.exe"), k.opt), report.OutcomeRefused, "system process")
-	})
-	t.Run("wrong pid", func(t *testing.T) {
-		_, errs, status := vmav(t, "kill", "-c", uri, k.name, "9996")
-		if status != 2 || !strings.Contains(errs, "no process 9996") {
-			t.Errorf("status %d, %q", status, errs)
-		}
-	})
-	t.Run("dry run", func(t *testing.T) {
-		opt := k.opt
-		opt.DryRun = true
-		p := k.find(k.start("burn.exe"))
-		rec := k.engine.Kill(ctx, p, opt)
-		if rec.Outcome != report.OutcomePlanned || len(rec.Plan) < 2 {
-			t.Errorf("%+v", rec)
-		}
-		k.dead(k.engine.Kill(ctx, p, k.opt))
-		// Once more: it has ended.
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeExited, "0xc0000906")
-	})
-	t.Run("reused pid", func(t *testing.T) {
-		p := k.find(k.start("sleeper.exe"))
-		k.dead(k.engine.Kill(ctx, p, k.opt))
-		k.say("reap", "REAPED ")
-		k.start("worker.exe", strconv.FormatUint(p.PID, 10))
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeRefused, "reused.*worker.exe")
-		k.dead(k.engine.Kill(ctx, k.find(p.PID), k.opt))
-	})
-	t.Run("without a way", func(t *testing.T) {
-		opt := k.opt
-		opt.Policy.Surrogates, opt.Timeout = nil, 3*time.Second
-		p := k.find(k.start("service.exe"))
-		want(t, k.engine.Kill(ctx, p, opt), report.OutcomePending, "user mode.*surrogates are not allowed")
-		k.dead(k.engine.Kill(ctx, p, k.opt))
-	})
-	t.Run("trimmed", func(t *testing.T) {
-		// Its NtTerminateProcess is not in its working set: the guest gets it first.
-		p := k.find(k.start("burn.exe"))
-		opt := k.opt
-		opt.DryRun = true
-		at := stubOf(t, k.engine.Kill(ctx, p, opt))
-		k.say(fmt.Sprintf("trim %d", p.PID), "TRIMMED ")
-		if m, err := k.in.UserSpace(p).Mapping(at); !errors.Is(err, introspect.ErrNotPresent) {
-			t.Fatalf("the stub at %#x is there still: %+v, %v", at, m, err)
-		}
-		opt = k.opt
-		opt.Policy.Surrogates = nil
-		if rec := k.engine.Kill(ctx, p, opt); k.dead(rec) && rec.Method != report.MethodDirect {
-			t.Errorf("killed by method %q", rec.Method)
-		}
-	})
-	t.Run("hooked", func(t *testing.T) {
-		// The process's own copy of NtTerminateProcess jumps elsewhere.
-		p := k.find(k.start("burn.exe"))
-		opt := k.opt
-		opt.DryRun = true
-		at := stubOf(t, k.engine.Kill(ctx, p, opt))
-		m, err := k.in.UserSpace(p).Mapping(at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w := k.src.(source.Writer)
-		var old [5]byte
-		if err := errors.Join(k.src.ReadPhys(old[:], m.GPA), w.WritePhys([]byte{0xe9, 0, 0, 0, 0}, m.GPA)); err != nil {
-			t.Fatal(err)
-		}
-		rec := k.engine.Kill(ctx, p, opt)
-		if err := w.WritePhys(old[:], m.GPA); err != nil {
-			t.Fatal(err)
-		}
-		if !strings.Contains(strings.Join(rec.Plan, "\n"), "hooked") {
-			t.Errorf("a hooked stub: %+v", rec)
-		}
-		k.dead(k.engine.Kill(ctx, p, k.opt))
-	})
-	k.say("reap", "REAPED ")
-	if after := living(k.truth()); !slices.Equal(before, after) {
-		t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
-	}
-	if c := k.complaints(); len(c) > 0 {
-		t.Errorf("the guest complains: %q", c)
-	}
-	t.Run("paused domain", func(t *testing.T) {
-		p := k.find(k.start("burn.exe"))
-		virsh(t, "suspend", k.name)
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeRefused, "paused")
-		opt := k.opt
-		asked := 0
-		opt.Timeout = 3 * time.Second
-		opt.Paused = func() bool { asked++; return asked > 1 } // it was running a moment ago
-		want(t, k.engine.Kill(ctx, p, opt), report.OutcomePending, "paused")
-		virsh(t, "resume", k.name)
-		k.dead(k.engine.Kill(ctx, p, k.opt))
-	})
-	t.Run("domain destroyed in mid-action", func(t *testing.T) {
-		p := k.find(k.start("service.exe"))
-		opt := k.opt
-		opt.Policy.Surrogates = nil
-		opt.Timeout = 4 * labTimeout // a quarter of it, at most, for its own threads
-		done := make(chan *report.Kill)
-		go func() { done <- k.engine.Kill(ctx, p, opt) }()
-		time.Sleep(500 * time.Millisecond)
-		virsh(t, "destroy", k.name)
-		want(t, <-done, report.OutcomeGone, "went away")
-		want(t, k.engine.Kill(ctx, p, opt), report.OutcomeGone, "went away")
-	})
-}
-
-// stubOf is where a plan says that NtTerminateProcess is.
-func stubOf(t *testing.T, rec *report.Kill) uint64 {
-	t.Helper()
-	m := regexp.MustCompile(`NtTerminateProcess at (0x[0-9a-f]+)`).FindStringSubmatch(strings.Join(rec.Plan, "\n"))
-	if m == nil {
-		t.Fatalf("no address in %+v", rec)
-	}
-	at, err := strconv.ParseUint(m[1], 0, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return at
 }
 
 // The command: its exit status and its record, and a scan that kills what it finds.

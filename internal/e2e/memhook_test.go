@@ -18,7 +18,7 @@ import (
 )
 
 // openBy opens a guest through one backend.
-func openBy(t *testing.T, g *guest, b domain.Backend) source.Source {
+func openBy(t testing.TB, g *guest, b domain.Backend) (source.Source, *domain.Host, domain.Domain) {
 	t.Helper()
 	h, err := domain.Connect(uri)
 	if err != nil {
@@ -35,6 +35,12 @@ func openBy(t *testing.T, g *guest, b domain.Backend) source.Source {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { src.Close() })
+	return src, h, d
+}
+
+func sourceBy(t testing.TB, g *guest, b domain.Backend) source.Source {
+	t.Helper()
+	src, _, _ := openBy(t, g, b)
 	return src
 }
 
@@ -43,7 +49,7 @@ func openBy(t *testing.T, g *guest, b domain.Backend) source.Source {
 func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 	lab(t)
 	g := start(t, "10.0.19041")
-	hook, qemu := openBy(t, g, domain.Memhook), openBy(t, g, domain.QEMU)
+	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
 	virsh(t, "suspend", g.name)
 	dir := openDir(t)
 	const chunk = 8 << 20
@@ -119,7 +125,7 @@ func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 func TestLabSourceEndsCleanly(t *testing.T) {
 	lab(t)
 	g := start(t, "10.0.19041")
-	src := openBy(t, g, domain.Memhook)
+	src := sourceBy(t, g, domain.Memhook)
 	regs, err := src.Registers(context.Background())
 	if err != nil || len(regs) != 2 {
 		t.Fatalf("%d vCPUs, %v", len(regs), err)
@@ -137,7 +143,7 @@ func TestLabSourceEndsCleanly(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations a read", n)
 	}
-	other := openBy(t, g, domain.Memhook)
+	other := sourceBy(t, g, domain.Memhook)
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Add(1)
@@ -326,7 +332,7 @@ func TestLabHold(t *testing.T) {
 func TestLabReadCost(t *testing.T) {
 	lab(t)
 	g := start(t, "10.0.19041")
-	hook, qemu := openBy(t, g, domain.Memhook), openBy(t, g, domain.QEMU)
+	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
 	virsh(t, "suspend", g.name)
 	const base, size, batch = 0x1000000, 32 << 20, 128
 	to, own := make([]byte, batch*source.PageSize), make([]byte, size)

@@ -231,6 +231,9 @@ func (j *job) library(ctx context.Context) (*library, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find the guest's %s: %w", ntdllName, err)
 		}
+		if !lib.complete() {
+			return lib, nil // some of it is not in memory now
+		}
 		j.lib = lib
 	}
 	return j.lib, nil

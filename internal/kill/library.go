@@ -32,6 +32,9 @@ type library struct {
 	parks   []uint32          // of instructions in its code that jump to themselves
 }
 
+// complete tells whether all was found that may be needed.
+func (l *library) complete() bool { return len(l.rvas) == 3 && len(l.parks) > 0 }
+
 // findLibrary takes ntdll from the processes that Windows itself started, which nothing
 // but Windows can change the mappings of: the file that one of them maps under ntdll's
 // name, and that calls itself so.

@@ -137,6 +137,17 @@ func CopyView(p, view []byte) (ok bool) {
 	return copy(p, view) == len(p)
 }
 
+// FailAll gives every request the error that a batch failed with as a whole, unless it
+// is nil, and returns it.
+func FailAll(reqs []Request, err error) error {
+	if err != nil {
+		for i := range reqs {
+			reqs[i].Err = err
+		}
+	}
+	return err
+}
+
 // ReadBatch reads through s's BatchReader where it has one.
 func ReadBatch(s Source, reqs []Request) error {
 	if b, ok := s.(BatchReader); ok {

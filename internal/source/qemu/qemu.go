@@ -190,13 +190,7 @@ func (g *Guest) alive() error {
 // ReadPhysBatch implements source.BatchReader: many requests a system call. Where it
 // fails as a whole, every request carries the error.
 func (g *Guest) ReadPhysBatch(reqs []source.Request) error {
-	err := g.readBatch(reqs)
-	if err != nil {
-		for i := range reqs {
-			reqs[i].Err = err
-		}
-	}
-	return err
+	return source.FailAll(reqs, g.readBatch(reqs))
 }
 
 func (g *Guest) readBatch(reqs []source.Request) error {

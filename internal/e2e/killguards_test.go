@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 )

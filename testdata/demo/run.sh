@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # The main job on a real VM: boots the NT test guest as a libvirt domain, lists its
-# processes, rebuilds what runs in them and has ClamAV find the infected one.
+# processes, rebuilds what runs in them and has ClamAV find the infected one. Then the
+# same with the kernel module, which needs a KVM that may be touched: a stock Debian
+# kernel in an emulated machine, where the infected process is killed.
 #
 # Nothing else of the host is touched: the domain lives in the session libvirt (see
-# ../with-libvirt.sh), clamd is a private one.
+# ../with-libvirt.sh), clamd is a private one, this host's kernel is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -43,5 +45,15 @@ status=0
 run $vmav -c $uri scan "$name" --database "$work/demo.ndb" || status=$?
 if [ $status != 1 ]; then
 	echo "demo: scan ended with status $status, where 1 (something found) was expected" >&2
+	exit 1
+fi
+
+say "And killed: the same guest under KVM, on a kernel of its own"
+virsh -q -c $uri destroy "$name"
+series=6.1
+status=0
+kernel/kvm-memhook/lab/run-module.sh -g "--build $build" -o "$work/lab" $series testdata/demo/kill.sh "$work/demo.ndb" || status=$?
+if [ $status != 0 ]; then
+	echo "demo: the kill in the lab ended with status $status" >&2
 	exit 1
 fi

@@ -590,19 +590,19 @@ static void malformed(void)
 
 const struct test action_tests[] = {
 	{ "action/redirect", redirect },
-	{ "action/every_thread", every_thread },
+	{ "action/every-thread", every_thread },
 	{ "action/filtered", filtered },
-	{ "action/not_in_the_kernel", not_in_the_kernel },
-	{ "action/to_64_bit_code", to_64_bit_code },
+	{ "action/not-in-the-kernel", not_in_the_kernel },
+	{ "action/to-64-bit-code", to_64_bit_code },
 	{ "action/guarded", guarded },
-	{ "action/guard_follows", guard_follows },
-	{ "action/page_in", page_in },
+	{ "action/guard-follows", guard_follows },
+	{ "action/page-in", page_in },
 	{ "action/hold", hold },
 	{ "action/borrow", borrow },
-	{ "action/given_back", given_back },
+	{ "action/given-back", given_back },
 	{ "action/many", many },
 	{ "action/refused", refused },
-	{ "action/vm_gone", vm_gone },
+	{ "action/vm-gone", vm_gone },
 	{ "action/malformed", malformed },
 	{}
 };

@@ -202,11 +202,11 @@ static void from_a_module(void)
 }
 
 const struct test hook_tests[] = {
-	{ "hook/new_dtb", new_dtb },
+	{ "hook/new-dtb", new_dtb },
 	{ "hook/watched", watched },
 	{ "hook/ring", ring },
 	{ "hook/gone", gone },
 	{ "hook/refused", refused },
-	{ "hook/from_a_module", from_a_module },
+	{ "hook/from-a-module", from_a_module },
 	{}
 };

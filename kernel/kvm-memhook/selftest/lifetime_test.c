@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -108,6 +110,49 @@ static void mapping_of_gone(void)
 		(void)*(volatile uint8_t *)(m + 0x5000);
 		FAIL("memory of a dead VM can still be read");
 	}
+}
+
+/* A descriptor is passed on, and the process that attached ends: it goes on with its holder. */
+static void passed_on(void)
+{
+	union {
+		struct cmsghdr h;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = {};
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	int pair[2], vm, fd, status;
+	struct kvm_memhook_info info;
+	struct pollfd p;
+	uint64_t w;
+	pid_t vmm = vmm_spawn(&vm), pid;
+
+	WANT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+	pid = fork();
+	WANT(pid >= 0);
+	if (!pid) {
+		fd = memhook_attach(vm);
+		WANT(fd >= 0);
+		control.h = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+		memcpy(CMSG_DATA(&control.h), &fd, sizeof(fd));
+		WANT_EQ(sendmsg(pair[1], &m, 0), 1);
+		_exit(0);
+	}
+	close(vm);
+	WANT_EQ(recvmsg(pair[0], &m, 0), 1);
+	WANT_EQ(waitpid(pid, &status, 0), pid);
+	WANT_EQ(status, 0);
+	memcpy(&fd, CMSG_DATA(&control.h), sizeof(fd));
+	WANT_EQ(memhook_read(fd, 0x1000, &w, 8), 0);
+	WANT_EQ(w, pattern(0x1000));
+	WANT_EQ(ioctl(fd, KVM_MEMHOOK_GET_INFO, &info), 0);
+	WANT_EQ(info.state, 0);
+	kill(vmm, SIGKILL);
+	p = (struct pollfd){ .fd = fd, .events = POLLIN };
+	WANT_EQ(poll(&p, 1, 60000), 1);
+	WANT_EQ(waitpid(vmm, &status, 0), vmm);
+	WANT_EQ(memhook_read(fd, 0x1000, &w, 8), -ESRCH);
 }
 
 /* Every order of closing the three descriptors and the mapping. */
@@ -270,6 +315,7 @@ const struct test lifetime_tests[] = {
 	{ "lifetime/no-unload-while-attached", no_unload_while_attached },
 	{ "lifetime/vm-gone", vm_gone },
 	{ "lifetime/mapping-of-gone", mapping_of_gone },
+	{ "lifetime/passed-on", passed_on },
 	{ "lifetime/close-in-any-order", close_in_any_order },
 	{ "lifetime/many-attachments", many_attachments },
 	{ "lifetime/killed-clients", killed_clients },

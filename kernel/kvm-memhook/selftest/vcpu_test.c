@@ -102,7 +102,7 @@ static void refused(void)
 }
 
 const struct test vcpu_tests[] = {
-	{ "vcpu/at_rest", at_rest },
+	{ "vcpu/at-rest", at_rest },
 	{ "vcpu/running", running },
 	{ "vcpu/refused", refused },
 	{}

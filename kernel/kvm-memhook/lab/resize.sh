@@ -9,9 +9,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 test=$1
 
 work=$(mktemp -d)
+console=/lab/out/guest-console.log
+rm -f $console
 cleanup() {
 	status=$?
-	[ $status = 0 ] || tail -n 15 "$work/console" "$work/qemu.log" >&2 2>/dev/null || true
+	[ $status = 0 ] || tail -n 15 $console "$work/qemu.log" >&2 2>/dev/null || true
 	[ -z "${qemu:-}" ] || kill -9 "$qemu" 2>/dev/null || true
 	rm -rf "$work"
 	exit $status
@@ -33,15 +35,16 @@ while read -r m; do insmod "/modules/$m" || echo "cannot load $m" >/dev/ttyS0; d
 mib() { awk -v w="$1:" '$1 == w { print int($2 / 1024) }' /proc/meminfo; }
 fill() { # MIB: of a pattern of this round
 	yes "this is what the guest wrote in round $n" | dd of=/tmp/pattern bs=64k count=16 iflag=fullblock 2>/dev/null
+	p=/tmp/pattern
 	i=0
 	while [ $i -lt "$1" ]; do
-		cat /tmp/pattern >>/tmp/fill
-		i=$((i + 1))
+		cat $p $p $p $p $p $p $p $p >>/tmp/fill
+		i=$((i + 8))
 	done
 	rm /tmp/fill
 }
 n=0
-fill $(($(mib MemAvailable) * 4 / 5))
+fill $(($(mib MemAvailable) * 3 / 4))
 while :; do
 	n=$((n + 1))
 	fill $(($(mib MemAvailable) / 2))
@@ -54,21 +57,21 @@ S
 available() { awk '$1 == "MemAvailable:" { print int($2 / 1024) }' /proc/meminfo; }
 cp "$LAB_VMLINUZ" "$work/vmlinuz"
 before=$(available)
-qemu-system-x86_64 -machine q35 -accel kvm -cpu host -smp 2 -m 256M,slots=4,maxmem=2G -nodefaults -vga none \
-	-display none -no-reboot -serial file:"$work/console" -qmp unix:"$work/qmp",server=on,wait=off \
+qemu-system-x86_64 -machine q35 -accel kvm -cpu host -smp 1 -m 384M,slots=4,maxmem=2G -nodefaults -vga none \
+	-display none -no-reboot -serial file:$console -qmp unix:"$work/qmp",server=on,wait=off \
 	-kernel "$work/vmlinuz" -initrd "$work/initrd" \
-	-append "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable" \
+	-append "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable swiotlb=noforce" \
 	-device virtio-balloon-pci -object memory-backend-ram,id=vm0,size=256M \
 	-device virtio-mem-pci,id=vmem0,memdev=vm0,requested-size=0 >"$work/qemu.log" 2>&1 </dev/null &
 qemu=$!
 for _ in $(seq 600); do
-	grep -qa '^MEM ' "$work/console" 2>/dev/null && break
+	grep -qa '^MEM ' $console 2>/dev/null && break
 	kill -0 "$qemu" 2>/dev/null || break
 	sleep 0.5
 done
-grep -qa '^MEM ' "$work/console" || { echo "resize.sh: the guest did not come up" >&2; exit 1; }
+grep -qa '^MEM ' $console || { echo "resize.sh: the guest did not come up" >&2; exit 1; }
 
-"$test" "$qemu" "$work/qmp" "$work/console"
+"$test" "$qemu" "$work/qmp" $console
 
 kill "$qemu"
 wait "$qemu" || true

@@ -34,6 +34,9 @@ shift $((OPTIND - 1))
 series=$1
 shift
 
+# The lab reads this host's files as root would: libvirt's settings are not for all to read.
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo)
 setup_failed() { echo "run.sh: $*" >&2; exit 99; }
 
 "$here/kernels.sh" fetch "$series" || setup_failed "no kernel $series"
@@ -41,7 +44,7 @@ eval "$("$here/kernels.sh" env "$series")"
 
 work=$(mktemp -d)
 cleanup() {
-	[ -z "${qemu:-}" ] || kill "$qemu" 2>/dev/null || true
+	[ -z "${qemu:-}" ] || "${as_root[@]}" kill "$qemu" 2>/dev/null || true
 	rm -rf "$work"
 }
 trap cleanup EXIT
@@ -61,7 +64,7 @@ env | grep -E '^(VMAV|LAB)_[A-Z_]*=' | while IFS='=' read -r k v; do printf 'exp
 
 # TCG always: where /dev/kvm exists here it may be a paravirtual variant.
 # Emulated time runs slowly on a loaded host, hence the long stall limits.
-nice -n 5 timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
+"${as_root[@]}" nice -n 5 timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
 	-accel tcg,thread=${LAB_THREAD:-single} -cpu max -smp ${LAB_SMP:-2} -m "$mem" -no-reboot -nodefaults \
 	-display none -monitor none \
 	-serial file:"$out/console.log" -serial stdio \

@@ -29,8 +29,8 @@
 #define MIB		(1ULL << 20)
 #define SPAN		(8ULL << 30)	/* of guest-physical space that is mapped */
 #define MAX_SLOTS	64U
-#define BALLOON_LOW	112		/* MiB the guest is left with */
-#define BALLOON_FULL	256		/* MiB it has (lab/resize.sh) */
+#define BALLOON_LOW	224		/* MiB the guest is left with */
+#define BALLOON_FULL	384		/* MiB it has (lab/resize.sh) */
 #define DIMM		128		/* MiB plugged and unplugged */
 #define ROUNDS		2
 
@@ -163,7 +163,7 @@ static void compare_saved(void)
 	qmp_do(qmp, "stop");
 	n = slots(s);
 	for (uint32_t i = 0; i < n; i++) {
-		qmp_do(qmp, "pmemsave %#llx %#llx %s", (unsigned long long)s[i].gpa,
+		qmp_do(qmp, "pmemsave %#llx %#llx \\\"%s\\\"", (unsigned long long)s[i].gpa,
 		       (unsigned long long)s[i].size, file);
 		for (uint64_t off = 0, part; off < s[i].size; off += part) {
 			uint64_t gpa = s[i].gpa + off;

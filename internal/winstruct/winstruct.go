@@ -5,7 +5,9 @@
 //
 // Profiles are vtypes definitions plus symbols plus metadata. Hot paths do not
 // interpret them: Compile resolves the offsets a reader needs into a plain Go
-// struct once. The package imports no other package of the project.
+// struct once. They are made of PDBs (package pdb) and of Volatility 3 symbol files, fetched
+// (symsrv) and carried to other hosts (bundle). The tree imports no other package of the
+// project.
 package winstruct
 
 import (

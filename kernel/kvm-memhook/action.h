@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What action.c, deliver.c and hold.c share. */
+/* What action.c, guard.c, worker.c, deliver.c and hold.c share. */
 #ifndef KMH_ACTION_H
 #define KMH_ACTION_H
 
@@ -50,8 +50,15 @@ struct kmh_action {
 	unsigned long pass;	/* of the worker, that it was looked after in */
 };
 
+/* action.c: in process context, under work_mutex. */
+void kmh_reap(struct kmh_vm *vm);
+bool kmh_stop(struct kmh_vm *vm, struct kmh_action *act, u32 type, u32 reason);
+struct kmh_action *kmh_next(struct kmh_vm *vm, unsigned long pass);
+
+/* guard.c */
+int kmh_guards_find(struct kmh_vm *vm, struct kmh_action *act);
+
 /* deliver.c: in the probe. */
-bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_action *act, struct kmh_state *st);
 void kmh_finish(struct kmh_vm *vm, struct kmh_action *act);
 void kmh_end(struct kmh_vm *vm, struct kmh_action *act, u32 type, u32 reason);
 

@@ -176,13 +176,13 @@ static bool kmh_restore(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_act
 }
 
 /*
- * kmh_deliver() - an action to the thread that this vCPU is about to run, if it
+ * Delivers an action to the thread that this vCPU is about to run, if it
  * is the one and may be touched
  *
  * True when the vCPU's state has been changed, so that no other action must be
  * delivered at this entry.
  */
-bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_action *act, struct kmh_state *st)
+static bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_action *act, struct kmh_state *st)
 {
 	const struct kvm_memhook_action *a = &act->a;
 	struct kvm_memhook_event ev = {};
@@ -228,4 +228,26 @@ bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_action *ac
 	act->count++;
 	kmh_report(vm, act, &ev, KVM_MEMHOOK_EVENT_APPLIED, 0);
 	return changed;
+}
+
+/* kmh_actions_entry() - in the probe, under vm->lock; st is NULL where the state cannot be had */
+void kmh_actions_entry(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_state *st)
+{
+	struct kmh_action *act, *next;
+
+	list_for_each_entry_safe(act, next, &vm->pending, node) {
+		if (!st) {
+			kmh_end(vm, act, KVM_MEMHOOK_EVENT_CANCELLED, KVM_MEMHOOK_REASON_STATE);
+			continue;
+		}
+		if (act->hold) {
+			act->hold->possible |= (st->efer & (EFER_LMA | EFER_NX)) == (EFER_LMA | EFER_NX);
+			continue;
+		}
+		if (!st->calm)
+			continue;
+		/* A delivery can end others, so the list is not gone on with. */
+		if (kmh_deliver(vm, vcpu, act, st))
+			break;
+	}
 }

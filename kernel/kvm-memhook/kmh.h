@@ -36,7 +36,7 @@ struct kvm_memhook_client;
 /*
  * One attachment: what the descriptor of a VM points at. It lives from ATTACH
  * until the descriptor's last reference goes (mappings hold one each), and then
- * for as long as threads of the guest wait for their contexts (action.c).
+ * for as long as threads of the guest wait for their contexts (worker.c).
  */
 struct kmh_vm {
 	struct kvm *kvm;	/* held through vm_file */
@@ -76,7 +76,7 @@ struct kmh_vm {
 	/* hook.c; the pointer under lock, its setting under work_mutex */
 	struct kmh_hooks *hooks;
 
-	/* action.c */
+	/* action.c, worker.c */
 	struct mutex work_mutex;	/* process context's turn with the lists below */
 	struct list_head pending;	/* lock: actions to be delivered */
 	struct list_head done;		/* lock: actions that have ended, to be freed */
@@ -225,10 +225,17 @@ u32 kmh_hooks_period(struct kmh_vm *vm);
 void kmh_actions_init(struct kmh_vm *vm);
 long kmh_action_add(struct kmh_vm *vm, struct kvm_memhook_action __user *uarg);
 long kmh_action_cancel(struct kmh_vm *vm, struct kvm_memhook_cancel __user *uarg);
-void kmh_actions_entry(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_state *st);
-void kmh_actions_invalidate(struct kmh_vm *vm, unsigned long start, unsigned long end);
-bool kmh_actions_close(struct kmh_vm *vm);
 void kmh_actions_destroy(struct kmh_vm *vm);
+
+/* guard.c */
+void kmh_actions_invalidate(struct kmh_vm *vm, unsigned long start, unsigned long end);
+
+/* deliver.c */
+void kmh_actions_entry(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_state *st);
+
+/* worker.c */
+void kmh_worker_init(struct kmh_vm *vm);
 int kmh_work_start(struct kmh_vm *vm);
+bool kmh_actions_close(struct kmh_vm *vm);
 
 #endif /* KMH_H */

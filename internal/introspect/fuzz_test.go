@@ -34,13 +34,16 @@ func (s *patched) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// FuzzHostileGuest changes words of a sound guest's structures (its process list,
-// EPROCESSes, handle table, VADs, loader data and page tables) and enumerates all of it:
-// everything ends, nothing panics, and what is returned is within bounds.
-func FuzzHostileGuest(f *testing.F) {
-	s := lay(f, ntguest.Options{Build: "10.0.19041", Seed: 1, MemoryMiB: 256})
-	g := open(f, s)
-	// Where structures lie that an enumeration reads.
+// hostile is a sound guest and where in its memory structures lie that an enumeration
+// reads.
+type hostile struct {
+	*machine
+	places []uint64
+}
+
+func newHostile(t testing.TB, la57 bool) hostile {
+	s := lay(t, ntguest.Options{Build: "10.0.19041", Seed: 1, MemoryMiB: 256, LA57: la57})
+	g := open(t, s)
 	var places []uint64
 	add := func(as *AddressSpace, va uint64, size uint64) {
 		for off := uint64(0); off < size; off += 8 {
@@ -51,7 +54,7 @@ func FuzzHostileGuest(f *testing.F) {
 	}
 	procs, _, err := g.Processes(context.Background())
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
 	for i := range procs {
 		if i%7 != 0 && procs[i].Name != "malware.exe" {
@@ -79,13 +82,26 @@ func FuzzHostileGuest(f *testing.F) {
 	add(g.as, table, 0x40)
 	add(g.as, g.kernel.Base+g.off.Sym.ActiveProcessHead, 16)
 	add(g.as, g.kernel.Base+g.off.Sym.LoadedModuleList, 16)
+	return hostile{s, places}
+}
 
+// FuzzHostileGuest changes words of a sound guest's structures (its process list,
+// EPROCESSes, handle table, VADs, loader data and page tables) and enumerates all of it:
+// everything ends, nothing panics, and what is returned is within bounds.
+func FuzzHostileGuest(f *testing.F) {
+	four, five := newHostile(f, false), newHostile(f, true)
 	seed := make([]byte, 20)
 	binary.LittleEndian.PutUint16(seed, 3)
-	f.Add(seed)
-	f.Add(bytes.Repeat([]byte{0xff}, 40))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		p := &patched{machine: s, words: map[uint64]uint64{}}
+	f.Add(seed, false)
+	f.Add(seed, true)
+	f.Add(bytes.Repeat([]byte{0xff}, 40), false)
+	f.Fuzz(func(t *testing.T, data []byte, la57 bool) {
+		h := four
+		if la57 {
+			h = five
+		}
+		places := h.places
+		p := &patched{machine: h.machine, words: map[uint64]uint64{}}
 		for len(data) >= 10 && len(p.words) < 32 {
 			at := places[int(binary.LittleEndian.Uint16(data))*31%len(places)]
 			v := binary.LittleEndian.Uint64(data[2:])

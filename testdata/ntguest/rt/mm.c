@@ -6,9 +6,8 @@
  * written through the page tables' self map.
  */
 #include "rt.h"
+#include "pte.h"
 
-#define PTE_V 1ULL
-#define PFN(pte) (((pte) >> 12) & 0xfffffffffULL)
 #define TABLE_FLAGS 0x867ULL /* valid, write, user, accessed, dirty, software write */
 #define KERNEL_FLAGS 0x8000000000000963ULL
 #define HYPER_PER_CPU 15

@@ -127,15 +127,12 @@ void address_space_clear(struct proc *p);
 u32 page_in(struct proc *p, u64 va, u32 access); /* 0 or an NTSTATUS */
 const struct nt_region *region_of(const struct proc *p, u64 va);
 u64 pfn_of_proto(const struct nt_region *r, u64 va);
-u64 pte_flags(u32 prot);
 int user_read(struct proc *p, void *to, u64 va, u64 n);  /* 0, or -1 */
 int user_write(struct proc *p, u64 va, const void *from, u64 n);
 u32 user_protect(struct proc *p, u64 va, u64 size, u32 prot, u32 *old);
 u32 user_alloc(struct proc *p, u64 *va, u64 *size, u32 prot);
 u32 user_free(struct proc *p, u64 *va, u64 *size);
 u64 trim(struct proc *p);
-int is_transition(u64 pte);
-u64 invalid_pfn(u64 pte);
 const char *page_state(struct proc *p, u64 va, u64 *pa);
 int user_peek(struct proc *p, u64 va, u32 *value); /* without paging in; 0, or -1 */
 

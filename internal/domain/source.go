@@ -145,7 +145,9 @@ func (h *Host) monitor(d Domain) func(context.Context, string) (string, error) {
 		case a := <-done:
 			if a.err != nil {
 				err := explain(a.err)
-				if errors.Is(err, ErrNotRunning) || errors.Is(err, ErrNotFound) {
+				// libvirt may notice a dead QEMU later than the broken monitor.
+				_, perr := findQEMU(d)
+				if errors.Is(err, ErrNotRunning) || errors.Is(err, ErrNotFound) || errors.Is(perr, ErrNotRunning) {
 					err = fmt.Errorf("%w: %w", source.ErrGone, err)
 				}
 				return "", fmt.Errorf("ask QEMU of domain %s %q: %w", d.Name, command, err)

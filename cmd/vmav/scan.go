@@ -63,6 +63,8 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 		return o, err
 	}
 	switch {
+	case action != verdict.Kill && how.DryRun:
+		return o, errors.New("--dry-run is for --action kill: nothing else touches a guest")
 	case action != verdict.Kill:
 		how.Policy.Action = action
 	case c.Path("image") != "":

@@ -129,16 +129,14 @@ func TestLabKillGuards(t *testing.T) {
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
 	t.Run("domain destroyed in mid-action", func(t *testing.T) {
-		p := k.find(k.start("service.exe"))
-		opt := k.opt
-		opt.Policy.Surrogates = nil
-		opt.Timeout = 4 * labTimeout // a quarter of it, at most, for its own threads
+		p := k.find(k.start("burn.exe"))
+		k.say("freeze", "FROZEN 1") // neither it nor a surrogate comes
 		done := make(chan *report.Kill)
-		go func() { done <- k.engine.Kill(ctx, p, opt) }()
+		go func() { done <- k.engine.Kill(ctx, p, k.opt) }()
 		time.Sleep(500 * time.Millisecond)
 		virsh(t, "destroy", k.name)
 		want(t, <-done, report.OutcomeGone, "went away")
-		want(t, k.engine.Kill(ctx, p, opt), report.OutcomeGone, "went away")
+		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeGone, "went away")
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/memhook"
 )
 
 // openBy opens a guest through one backend.
@@ -211,6 +213,38 @@ func TestLabSourceEndsCleanly(t *testing.T) {
 	if regs, err := src.Registers(context.Background()); !errors.Is(err, source.ErrGone) {
 		t.Errorf("registers after the end: %v, %v", regs, err)
 	}
+}
+
+// attached counts the module's descriptors that this process has.
+func attached() (n int) {
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range fds {
+		if to, _ := os.Readlink(fd); strings.Contains(to, "kvm-memhook") {
+			n++
+		}
+	}
+	return n
+}
+
+// What is forgotten is closed, in time.
+func TestLabForgottenSourceIsClosed(t *testing.T) {
+	lab(t)
+	g := start(t, "10.0.19041")
+	pid := pidOf("qemu-system", "guest="+g.name)
+	before := attached()
+	func() {
+		src, err := memhook.Open(context.Background(), g.name, pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := src.Control(); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if n := attached(); n <= before {
+		t.Fatalf("%d descriptors, had %d", n, before)
+	}
+	waitFor(t, "the end of what was forgotten", func() bool { runtime.GC(); return attached() == before })
 }
 
 // applied waits for the outcome of an action.

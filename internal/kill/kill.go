@@ -140,6 +140,8 @@ func (j *job) fail(o report.Outcome, doing string, err error) {
 		j.end(report.OutcomeGone, "the guest went away: %s", doing)
 	case errors.Is(err, context.DeadlineExceeded) && o == report.OutcomeFailed:
 		j.end(report.OutcomePending, "%s: not done in %v", doing, j.opt.Timeout)
+	case doing == "":
+		j.end(o, "%v", err)
 	default:
 		j.end(o, "%s: %v", doing, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,22 +42,18 @@ func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct er
 		j.end(report.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
 		return false
 	}
-	pool, err := arm(ctx, s, cands)
-	if err != nil {
-		j.fail(report.OutcomeFailed, "ask for a surrogate", err)
-		return false
-	}
-	defer pool.release()
 	for try := 0; try < maxTries; {
-		c, ev, err := pool.next(ctx)
+		c, ev, err := j.park(ctx, s, cands, &excuses)
 		if err != nil {
 			switch {
 			case errors.Is(err, source.ErrGone):
 				j.fail(report.OutcomeFailed, "wait for a surrogate", err)
 			case ctx.Err() != nil:
-				j.gaveUp(ctx, fmt.Errorf("%w; of %d surrogates none came: %s", direct, len(cands), reasons(pool.excuses)))
+				j.gaveUp(ctx, fmt.Errorf("%w; of %d surrogates none came: %s", direct, len(cands), reasons(excuses)))
+			case try > 0:
+				j.end(report.OutcomeFailed, "surrogates: %s", reasons(excuses))
 			default:
-				j.end(report.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(pool.excuses, err.Error())))
+				j.end(report.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(excuses, err.Error())))
 			}
 			return false
 		}
@@ -67,11 +64,25 @@ func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct er
 		if used {
 			try++
 		}
-		pool.excuses = append(pool.excuses, fmt.Sprintf("%s[%d]: %s", c.p.Name, c.p.PID, j.rec.Reason))
+		excuses = append(excuses, fmt.Sprintf("%s[%d]: %s", c.p.Name, c.p.PID, j.rec.Reason))
 		j.rec.Outcome, j.rec.Reason = "", ""
+		cands = slices.DeleteFunc(cands, func(o *candidate) bool { return o == c })
 	}
-	j.end(report.OutcomeFailed, "surrogates: %s", reasons(pool.excuses))
+	j.end(report.OutcomeFailed, "surrogates: %s", reasons(excuses))
 	return false
+}
+
+// park asks all candidates and returns the first whose thread comes; the others are let
+// go again at once.
+func (j *job) park(ctx context.Context, s *session, cands []*candidate, excuses *[]string) (*candidate, source.Event, error) {
+	pool, err := arm(ctx, s, cands)
+	if err != nil {
+		return nil, source.Event{}, err
+	}
+	c, ev, err := pool.next(ctx)
+	pool.release()
+	*excuses = append(*excuses, pool.excuses...)
+	return c, ev, err
 }
 
 // reasons joins what spoke against several processes, the most of it that one reads.
@@ -182,9 +193,12 @@ func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, use
 		return true, true
 	case errors.Is(err, errGuard) && j.guarded():
 		return true, true
+	case err != nil && j.rec.Applied == nil && ctx.Err() != nil:
+		j.gaveUp(ctx, err)
+		return true, true
 	case err != nil && j.rec.Applied == nil:
 		j.end(report.OutcomeFailed, "%v", err)
-		return ctx.Err() != nil, len(t.rec.Calls) > 0
+		return false, len(t.rec.Calls) > 0
 	case j.rec.Outcome == "" && !j.awaitEnd(ctx):
 		j.end(report.OutcomeFailed, "%s[%d] ended it, but it has not ended in %v", c.p.Name, c.p.PID, j.opt.Timeout)
 	}

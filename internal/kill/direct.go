@@ -13,7 +13,7 @@ import (
 
 const (
 	// directShare is the part of a kill's time that a thread of the target itself is
-	// waited for before a surrogate is looked for. One that runs at all does so within
+	// waited for before a surrogate is looked for, where one is allowed. One that runs at all does so within
 	// a few of the guest's clock ticks.
 	directShare = 4
 	directMax   = time.Second
@@ -32,7 +32,10 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 		}
 		return err
 	}
-	limit := min(j.opt.Timeout/directShare, directMax)
+	limit := j.opt.Timeout
+	if len(j.opt.Policy.Surrogates) > 0 {
+		limit = min(limit/directShare, directMax)
+	}
 	dctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	act := action{job: j, s: s, p: &j.target, guards: j.guards}
@@ -55,11 +58,12 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 		j.fail(report.OutcomeFailed, "redirect a thread of it", err)
 		return err
 	default:
-		if ctx.Err() != nil {
-			j.gaveUp(ctx, err)
-		}
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = errExpired
+		}
+		// Without surrogates the deadline is where it ends, and surrogate says so.
+		if errors.Is(ctx.Err(), context.Canceled) || ctx.Err() != nil && len(j.opt.Policy.Surrogates) > 0 {
+			j.gaveUp(ctx, err)
 		}
 		return err
 	}

@@ -301,13 +301,16 @@ static void balloon(int round)
 /* The guest-physical address of the device, from "info memory-devices". */
 static uint64_t dimm_address(void)
 {
-	const char *at = strstr(qmp_human(qmp, "info memory-devices"), "addr: 0x");
+	const char *at = strstr(qmp_human(qmp, "info memory-devices"), "\\\"dimm1\\\"");
 
 	WANT(at);
-	return strtoull(at + 6, NULL, 16);
+	at = strstr(at, " addr: 0x");
+	WANT(at);
+	return strtoull(at + 7, NULL, 16);
 }
 
-static int mapped_by_qemu(uint64_t hva)
+/* Does QEMU still have that memory? What it maps there next is smaller, or not writable. */
+static int mapped_by_qemu(uint64_t hva, uint64_t size)
 {
 	char path[64], text[512];
 	int found = 0;
@@ -318,8 +321,10 @@ static int mapped_by_qemu(uint64_t hva)
 	WANT(f);
 	while (fgets(text, sizeof(text), f)) {
 		unsigned long from, to;
+		char mode[8];
 
-		if (sscanf(text, "%lx-%lx", &from, &to) == 2 && hva >= from && hva < to)
+		if (sscanf(text, "%lx-%lx %7s", &from, &to, mode) == 3 && mode[1] == 'w' &&
+		    hva >= from && hva + size <= to)
 			found = 1;
 	}
 	fclose(f);
@@ -367,7 +372,7 @@ static void dimm(int round)
 		all_gone("unplugged, SYNC", gpa, DIMM * MIB);
 	}
 	qmp_do(qmp, "object_del ram1");
-	while (mapped_by_qemu(hva))
+	while (mapped_by_qemu(hva, DIMM * MIB))
 		usleep(20000);
 	all_gone("unplugged", gpa, DIMM * MIB);
 	compare("memory unplugged");

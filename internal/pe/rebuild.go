@@ -161,6 +161,8 @@ func (r *Rebuilder) copyBytes() {
 		r.fid.Bytes.Overlay += size - r.overlayAt
 		r.gap(r.overlayAt, size, CauseOverlay)
 	}
+	r.dropGaps()
+	r.clean = r.clean[:0]
 	r.fid.MissingRVAs = missingRuns(r.img.Pages)
 }
 
@@ -192,7 +194,7 @@ func (r *Rebuilder) copyOverlap(s span) {
 			if r.isGap(from, to) {
 				r.derived += to - from
 			}
-			r.known(from, to)
+			r.clean = append(r.clean, Range{from, to})
 		}
 		rva = end
 	}

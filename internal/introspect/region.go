@@ -15,19 +15,20 @@ type Run struct {
 	Absent     bool // committed, but in a page file
 }
 
-// maxRegionTables bounds the page tables that one range may take to walk: a range that
-// a hostile guest fills with tables costs no more than 2 GiB of mapped memory do.
-const (
-	maxRegionTables = 1 << 10
-	maxRegionRuns   = 1 << 16
-)
+// RegionTables is how many page tables the ranges of one process may take to walk
+// together: what a hostile guest maps in a circle costs no more than 32 GiB that are
+// mapped honestly do.
+const RegionTables = 1 << 14
+
+// maxRegionRuns bounds the runs of one range.
+const maxRegionRuns = 1 << 16
 
 // Committed lists the pages in [v.Start, v.End] that the process has: in memory, or in
 // a page file. Address space that it has only reserved costs nothing, however large.
-// complete is false where the range takes more page tables than one may.
-func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD) (runs []Run, complete bool, err error) {
+// tables is what is left of RegionTables; complete is false where that does not suffice.
+func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD, tables *int) (runs []Run, complete bool, err error) {
 	as := g.space(p.DTB)
-	w := regionWalk{as: as, vad: v, budget: maxRegionTables}
+	w := regionWalk{as: as, vad: v, budget: tables}
 	err = w.table(ctx, as.dtb, uint(3+9*as.levels), 0)
 	if errors.Is(err, errRegionBudget) {
 		return w.runs, false, nil
@@ -43,7 +44,7 @@ var errRegionBudget = errors.New("too many page tables")
 type regionWalk struct {
 	as     *AddressSpace
 	vad    *VAD
-	budget int
+	budget *int
 	runs   []Run
 }
 
@@ -53,7 +54,7 @@ func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if w.budget--; w.budget < 0 {
+	if *w.budget--; *w.budget < 0 {
 		return errRegionBudget
 	}
 	first, last := uint64(0), uint64(511)

@@ -2,7 +2,6 @@ package introspect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 )
 
@@ -98,7 +97,7 @@ const maxSectionPages = 1 << 28
 // FileCache is what a guest's memory holds of a file in its on-disk form.
 type FileCache struct {
 	Size    uint64       // of the file, bytes; 0 where nothing in memory tells it
-	Data    []byte       // whole pages from offset 0 on; zeros where they are not in memory
+	Data    []byte       // whole pages from offset 0 to the last that is there; zeros where they are not in memory
 	Origins []PageOrigin // one for each page of Data
 	Cached  int          // pages that are there
 }
@@ -107,8 +106,9 @@ type FileCache struct {
 // vacbShift the bits of an index into one level of the array of views: up to 32 MiB
 // there is one level, and one more for each seven bits beyond.
 const (
-	viewShift = 18
-	vacbShift = 7
+	viewShift     = 18
+	vacbShift     = 7
+	maxCachedSize = 1 << 48 // bytes: more than a volume holds
 )
 
 // CachedFile collects the pages of the file behind a FILE_OBJECT that are in memory:
@@ -151,10 +151,8 @@ func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache,
 	if c.Size == 0 {
 		return nil, nil
 	}
-	pages := (min(c.Size, limit) + pageSize - 1) / pageSize
-	c.Data, c.Origins = make([]byte, pages*pageSize), make([]PageOrigin, pages)
 	sub := 0
-	err = g.as.readPages(ctx, c.Data, c.Origins, func(i int) (uint64, PageOrigin, error) {
+	find := func(i int) (uint64, PageOrigin, error) {
 		n := uint64(i)
 		// The chain ascends, so that the search goes on where it was.
 		for sub < len(subs) && n >= subs[sub].First+subs[sub].Pages {
@@ -171,8 +169,24 @@ func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache,
 			return 0, PageAbsent, nil
 		}
 		return g.as.translate(va)
-	})
-	if err != nil {
+	}
+	// What is claimed of its size costs nothing before a page is found.
+	pages := 0
+	for i := range int((min(c.Size, limit) + pageSize - 1) / pageSize) {
+		_, origin, err := find(i)
+		if err != nil {
+			return nil, fmt.Errorf("look for cached file: %w", err)
+		}
+		if origin.inMemory() {
+			pages = i + 1
+		}
+		if i%(1<<12) == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	c.Data, c.Origins = make([]byte, pages*pageSize), make([]PageOrigin, pages)
+	sub = 0
+	if err := g.as.readPages(ctx, c.Data, c.Origins, find); err != nil {
 		return nil, fmt.Errorf("read cached file: %w", err)
 	}
 	for i, o := range c.Origins {
@@ -205,8 +219,8 @@ func (v *vacbs) open() error {
 	}
 	v.array, v.fileSize = rec.u64(o.Vacbs), rec.u64(o.FileSize)
 	size := rec.u64(o.SectionSize)
-	if v.fileSize>>62 != 0 || size>>62 != 0 {
-		return fmt.Errorf("shared cache map at %#x: %w", v.shared, errors.New("its sizes are negative"))
+	if v.fileSize >= maxCachedSize || size >= maxCachedSize {
+		return fmt.Errorf("shared cache map at %#x: sizes of %#x and %#x are out of bounds", v.shared, v.fileSize, size)
 	}
 	for v.top = viewShift + vacbShift; size > 1<<v.top; {
 		v.top += vacbShift

@@ -146,6 +146,9 @@ func TestCachedFile(t *testing.T) {
 			if c.Size != uint64(len(h.File)) {
 				t.Errorf("%s: size %d, is %d", m.Name, c.Size, len(h.File))
 			}
+			if slices.Contains(h.Cached[len(c.Origins):], true) {
+				t.Errorf("%s: %d pages found, more are cached", m.Name, len(c.Origins))
+			}
 			for n, o := range c.Origins {
 				if (o != PageAbsent) != h.Cached[n] {
 					t.Errorf("%s: page %d of the file: origin %d, cached %v", m.Name, n, o, h.Cached[n])

@@ -42,6 +42,9 @@ func (m *Machine) WriteKernel(w io.Writer) (err error) {
 			err = fmt.Errorf("write kernel of build %s: %w", m.Build.Name, e)
 		}
 	}()
+	if o := m.b.opts; o.Trim > 0 || o.FileCache || o.Implants {
+		return fmt.Errorf("write kernel of build %s: trimmed pages, file caches and implants are for images of memory", m.Build.Name)
+	}
 	assets := m.b.opts.Assets
 	if assets == "" {
 		if assets, err = assetsDir(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"io"
 	"testing"
 )
 
@@ -57,6 +58,16 @@ func TestKernelDeterministic(t *testing.T) {
 	}
 	if !bytes.Equal(a.Bytes(), b.Bytes()) {
 		t.Error("two kernels of one seed differ")
+	}
+}
+
+// TestKernelRefuses asks for a kernel of what only an image of memory can be.
+func TestKernelRefuses(t *testing.T) {
+	for _, opts := range []Options{{Trim: 10}, {FileCache: true}, {Implants: true}} {
+		opts.Build = "10.0.19041"
+		if err := lay(t, opts).WriteKernel(io.Discard); err == nil {
+			t.Errorf("%+v: no error", opts)
+		}
 	}
 }
 

@@ -25,6 +25,9 @@ func (r *Rebuilder) restoreBase() {
 	r.fid.baseField = Range{uint64(off), uint64(off) + uint64(size)}
 	if uint64(off)+uint64(size) <= uint64(len(r.data)) {
 		putUint(r.data[off:off+uint32(size)], b.Preferred)
+		if r.madeUp {
+			r.unknown(uint64(off), uint64(off)+uint64(size), CauseHeader)
+		}
 		if r.hdr.ImageBase != b.Preferred {
 			r.fid.Bytes.Restored += uint64(size)
 		}

@@ -94,10 +94,11 @@ func TestAllocations(t *testing.T) {
 }
 
 // BenchmarkSweep goes over a hundred different images, more than any cache holds,
-// as a sweep over a guest does; Rebuild and Copy of the same bytes.
+// as a sweep over a guest does; rebuilt as they are and with the section's pages under the
+// process's own copies, and copied.
 func BenchmarkSweep(b *testing.B) {
 	l := &petest.Loader{Rand: rand.New(rand.NewSource(1))}
-	var images []*pe.Image
+	var images, shared []*pe.Image
 	var bases []uint64
 	var size, largest int
 	for i, path := range corpusFiles(b) {
@@ -117,20 +118,26 @@ func BenchmarkSweep(b *testing.B) {
 			continue
 		}
 		images, bases = append(images, imageOf(path, m)), append(bases, h.ImageBase)
+		shared = append(shared, sharedImage(path, m))
 		size, largest = size+len(m.Mem), max(largest, len(m.Mem))
 	}
-	b.Run("rebuild", func(b *testing.B) {
-		var rb pe.Rebuilder
-		b.SetBytes(int64(size))
-		b.ReportAllocs()
-		for i := 0; i < b.N; i++ {
-			for j, img := range images {
-				if _, err := rb.Rebuild(img, pe.Options{PreferredBase: bases[j]}); err != nil {
-					b.Fatal(err)
+	for _, c := range []struct {
+		name   string
+		images []*pe.Image
+	}{{"rebuild", images}, {"rebuild with the section's pages", shared}} {
+		b.Run(c.name, func(b *testing.B) {
+			var rb pe.Rebuilder
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for i := 0; i < b.N; i++ {
+				for j, img := range c.images {
+					if _, err := rb.Rebuild(img, pe.Options{PreferredBase: bases[j]}); err != nil {
+						b.Fatal(err)
+					}
 				}
 			}
-		}
-	})
+		})
+	}
 	b.Run("copy", func(b *testing.B) {
 		dst := make([]byte, largest)
 		b.SetBytes(int64(size))

@@ -123,8 +123,12 @@ func (r *Rebuilder) countLostNames(d importDescriptor, n int) {
 		return
 	}
 	ps := r.hdr.ptrSize()
-	if _, ok := r.img.cString(d.module, 512); !ok {
+	r.named(0, d.position, importDescriptorSize)
+	r.named(1, d.names, uint64(n*ps))
+	if name, ok := r.img.cString(d.module, 512); !ok {
 		r.fid.Imports.LostNames++
+	} else {
+		r.named(2, d.module, uint64(len(name))+1)
 	}
 	for i := 0; i < n; i++ {
 		at := d.names + uint64(i*ps)
@@ -132,10 +136,22 @@ func (r *Rebuilder) countLostNames(d importDescriptor, n int) {
 		if v>>(8*ps-1) != 0 {
 			continue
 		}
-		if _, ok := r.img.cString(v+2, 512); !ok {
+		if name, ok := r.img.cString(v+2, 512); !ok {
 			r.fid.Imports.LostNames++
+		} else {
+			r.named(2, v, uint64(len(name))+3)
 		}
 	}
+}
+
+// named extends one of the runs that hold import names: descriptors, tables of names,
+// and the names themselves, which linkers put one behind the other.
+func (r *Rebuilder) named(kind int, rva, n uint64) {
+	g := &r.names[kind]
+	if g.End == 0 {
+		*g = Range{rva, rva + n}
+	}
+	g.Start, g.End = min(g.Start, rva), max(g.End, rva+n)
 }
 
 // thunkRun counts the thunks from rva up to the zero that ends them. whole is
@@ -232,6 +248,10 @@ func (r *Rebuilder) resolveModule(d importDescriptor, budget int) int {
 		if r.put(rva, b[:ps]) {
 			r.fid.Imports.Resolved++
 			r.fid.Bytes.Reconstructed += uint64(ps)
+			// The name that the file means may be another one, on a missing page.
+			if off, ok := r.lay.offset(rva, uint64(ps)); ok && r.fid.Bytes.Missing > 0 {
+				r.unknown(off, off+uint64(ps), CauseImport)
+			}
 		}
 		if after != 0 {
 			next = after

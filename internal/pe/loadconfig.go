@@ -65,6 +65,11 @@ func (r *Rebuilder) restoreLoadConfig() {
 	r.restoreTLSIndex()
 	c, ok := r.readLoadConfig()
 	if !ok {
+		// Relocated words that the loader has set are found when relocations are undone.
+		if d := r.hdr.Dirs[dirLoadConfig]; r.hdr.NumDirs > dirLoadConfig && d.RVA != 0 {
+			r.configLost = true
+			r.doubtCookies()
+		}
 		return
 	}
 	r.restoreCookie(&c)
@@ -137,6 +142,39 @@ func (r *Rebuilder) restoreCookie(c *loadConfig) {
 				r.fid.Bytes.Reconstructed += ps
 			}
 			return
+		}
+	}
+}
+
+// doubtCookies sets back what looks like a security cookie where the load configuration
+// is lost that would tell its place: beside it the runtime keeps its complement. It is
+// in doubt.
+func (r *Rebuilder) doubtCookies() {
+	if !r.hdr.PE64 {
+		return // in 32 bits such pairs come about by chance
+	}
+	var b [16]byte
+	for i := range r.lay.spans {
+		s := &r.lay.spans[i]
+		if s.sect < 0 || !r.hdr.Sections[s.sect].Writable() {
+			continue
+		}
+		for rva := alignUp(s.rva, 8); rva+16 <= s.rva+s.n; rva += 8 {
+			v, next := binary.LittleEndian.Uint64(r.img.Mem[rva:]), binary.LittleEndian.Uint64(r.img.Mem[rva+8:])
+			if v != ^next || v == 0 || next == 0 || !r.img.present(rva, 16) {
+				continue
+			}
+			def := uint64(cookieDefault64)
+			if v>>48 != 0 { // the complement comes first
+				def = ^def
+			}
+			binary.LittleEndian.PutUint64(b[:], def)
+			binary.LittleEndian.PutUint64(b[8:], ^def)
+			if r.put(rva, b[:]) {
+				r.fid.Bytes.Reconstructed += 16
+				off := s.off + rva - s.rva
+				r.unknown(off, off+16, CauseGuard)
+			}
 		}
 	}
 }

@@ -59,11 +59,16 @@ func checkRecord(img *pe.Image, f *pe.File, file []byte) error {
 			unsure[o] = g.Cause
 		}
 	}
+	lc := f.Headers.Dirs[10]
+	lostConfig := lc.RVA != 0 && int((lc.RVA+lc.Size)/pe.PageSize) < len(img.Pages) &&
+		(img.Pages[lc.RVA/pe.PageSize] == pe.Absent || img.Pages[(lc.RVA+lc.Size)/pe.PageSize] == pe.Absent)
 	var missing, unknown, assumed uint64
 	for o := range f.Data {
 		switch unsure[o] {
 		case "":
-			if f.Data[o] != file[o] {
+			// Where the load configuration is lost nothing tells which word of the
+			// writable sections is the cookie; they are called as they are now.
+			if f.Data[o] != file[o] && !(lostConfig && writableAt(f.Headers, o)) {
 				return fmt.Errorf("byte at %#x differs and is not in a gap", o)
 			}
 		case pe.CauseMissing:

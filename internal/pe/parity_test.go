@@ -3,6 +3,7 @@ package pe_test
 import (
 	"bytes"
 	"crypto/md5"
+	"crypto/sha256"
 	"fmt"
 	"math/rand"
 	"os"
@@ -28,6 +29,7 @@ type paritySig struct {
 
 // parityCase is one original and what was rebuilt of it.
 type parityCase struct {
+	path     string
 	original []byte
 	f        *pe.Fidelity
 	h        *pe.Headers
@@ -77,7 +79,7 @@ func signatureParity(t *testing.T, percent int, share float64) {
 		name := fmt.Sprintf("%03d", len(cases))
 		writeFile(t, filepath.Join(dir, "original", name), file)
 		writeFile(t, filepath.Join(dir, "rebuilt", name), f.Data)
-		cases = append(cases, parityCase{file, f.Fidelity, f.Headers, strings.HasPrefix(filepath.Base(path), "clam-")})
+		cases = append(cases, parityCase{path, file, f.Fidelity, f.Headers, strings.HasPrefix(filepath.Base(path), "clam-")})
 	})
 	sigs := makeSignatures(t, rnd, cases, importHashes(t, dir, cases))
 	dbs := map[string]*bytes.Buffer{}
@@ -109,7 +111,7 @@ func signatureParity(t *testing.T, percent int, share float64) {
 		case pe.SupportYes:
 			can[s.kind]++
 			if !got {
-				t.Errorf("%s (%s) was predicted to hit and does not: %s", s.name, s.kind, s.line)
+				t.Errorf("%s (%s) was predicted to hit %s and does not: %s", s.name, s.kind, cases[s.file].path, s.line)
 			}
 		case pe.SupportNo:
 			// Bytes that are missing may have been zeros.
@@ -173,6 +175,7 @@ func makeSignatures(t *testing.T, rnd *rand.Rand, cases []parityCase, imports []
 			sigs = append(sigs, s)
 		}
 		add(pe.SigFileHash, "hdb", 0, 0, 0, "%x:%d:NAME", md5.Sum(b), len(b))
+		add(pe.SigFileHash, "hsb", 0, 0, 0, "%x:%d:NAME", sha256.Sum256(b), len(b))
 		if imports[i] != "" {
 			add(pe.SigImportHash, "imp", 0, 0, 0, "%s:NAME", imports[i])
 		}
@@ -184,6 +187,7 @@ func makeSignatures(t *testing.T, rnd *rand.Rand, cases []parityCase, imports []
 				continue
 			}
 			add(pe.SigSectionHash, "mdb", 0, 0, j, "%d:%x:NAME", s.RawSize, md5.Sum(b[s.RawOffset:end]))
+			add(pe.SigSectionHash, "msb", 0, 0, j, "%d:%x:NAME", s.RawSize, sha256.Sum256(b[s.RawOffset:end]))
 			off, ok := pick(rnd, b, uint64(s.RawOffset), end)
 			if !ok {
 				continue
@@ -197,6 +201,7 @@ func makeSignatures(t *testing.T, rnd *rand.Rand, cases []parityCase, imports []
 			if ep := c.h.EntryPoint; ep >= s.VirtualAddress && ep-s.VirtualAddress+16 <= s.RawSize {
 				at := uint64(s.RawOffset + ep - s.VirtualAddress)
 				add(pe.SigEntryPoint, "ndb", at, 16, 0, "NAME:1:EP+0:%x", b[at:at+16])
+				add(pe.SigEntryPoint, "ldb", at, 16, 0, "NAME;Engine:81-255,Target:1,EntryPoint:%d-%[1]d;0;EP+0:%[2]x", at, b[at:at+16])
 			}
 		}
 	}

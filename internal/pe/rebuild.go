@@ -64,14 +64,16 @@ type Rebuilder struct {
 	solver   sumSolver
 	solved   bool // solver holds this image's equation
 
-	gaps          []Gap   // in the order found; sorted and merged at the end
-	recovered     []Range // file bytes of missing pages that became known from elsewhere
+	gaps          []Gap    // in the order found; sorted and merged at the end
+	recovered     []Range  // file bytes of missing pages that became known from elsewhere
+	names         [3]Range // RVAs that hold import names, if any page is missing
 	thunks        []delayThunk
 	searched      int    // bytes searched for import names
 	foreignDone   bool   // relocated words that point elsewhere are recorded
 	derived       uint64 // bytes of missing pages that put made known
 	needle        []byte
 	headerSource  []byte  // what the headers are parsed from: memory, or another source in its place
+	configLost    bool    // the load configuration is on a page that is not present
 	madeUp        bool    // the headers describe a layout and nothing else
 	headerCopy    []byte  // header bytes for the file; empty when memory's serve
 	unknownHeader []Range // file bytes of headerCopy that are made up
@@ -102,7 +104,8 @@ func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	}
 	r.state = r.state[:len(img.Pages)]
 	clear(r.state)
-	r.searched, r.derived, r.madeUp = 0, 0, false
+	r.searched, r.derived, r.madeUp, r.configLost = 0, 0, false, false
+	r.names = [3]Range{}
 	if err := r.headers(); err != nil {
 		return nil, fmt.Errorf("rebuild %q: %w", img.Name, err)
 	}
@@ -158,6 +161,8 @@ func (r *Rebuilder) copyBytes() {
 		r.fid.Bytes.Overlay += size - r.overlayAt
 		r.gap(r.overlayAt, size, CauseOverlay)
 	}
+	r.dropGaps()
+	r.clean = r.clean[:0]
 	r.fid.MissingRVAs = missingRuns(r.img.Pages)
 }
 
@@ -189,7 +194,7 @@ func (r *Rebuilder) copyOverlap(s span) {
 			if r.isGap(from, to) {
 				r.derived += to - from
 			}
-			r.known(from, to)
+			r.clean = append(r.clean, Range{from, to})
 		}
 		rva = end
 	}

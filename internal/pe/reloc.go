@@ -177,6 +177,9 @@ func (r *Rebuilder) undoRelocations(delta uint64) {
 			break
 		}
 		f.Blocks++
+		if r.configLost {
+			r.doubtOverwritten(blk)
+		}
 		r.undoBlock(blk, delta, f)
 	}
 	f.Truncated = w.clipped
@@ -194,6 +197,25 @@ func (r *Rebuilder) undoRelocations(delta uint64) {
 		}
 		budget -= g.Len()
 		r.guessRelocations(g, delta)
+	}
+}
+
+// doubtOverwritten records relocated words that do not point into the image as in doubt:
+// the loader has put other addresses there, and what tells which is lost. It comes before
+// they are undone.
+func (r *Rebuilder) doubtOverwritten(blk relocBlock) {
+	ps := uint64(r.hdr.ptrSize())
+	low, high := r.img.Base-min(guessMargin, r.img.Base), r.img.Base+uint64(len(r.img.Mem))+guessMargin
+	for e := blk.entries; len(e) >= 2; e = e[2:] {
+		v := binary.LittleEndian.Uint16(e)
+		rva := blk.page + uint64(v&0xfff)
+		off, ok := r.lay.offset(rva, ps)
+		if relocSize(v>>12) != ps || !ok || !r.img.present(rva, ps) {
+			continue
+		}
+		if w := getUint(r.data[off : off+ps]); w < low || w > high {
+			r.unknown(off, off+ps, CauseGuard)
+		}
 	}
 }
 
@@ -334,9 +356,14 @@ func (r *Rebuilder) guessRelocations(g Range, delta uint64) {
 				rva += step
 				continue
 			}
-			if v := getUint(r.img.Mem[rva : rva+size]); v >= low && v <= high {
+			v := getUint(r.img.Mem[rva : rva+size])
+			if r.configLost && r.hdr.PE64 && v>>40 == 0x7f && (v < low || v > high) {
+				// Where 64-bit Windows has its DLLs: set by the loader, who knows to what.
+				r.unknown(s.off+rva-s.rva, s.off+rva-s.rva+size, CauseGuard)
+			}
+			if v >= low && v <= high {
 				off := s.off + rva - s.rva
-				if rva >= undone {
+				if rva >= undone && !r.amongNames(rva, size) {
 					b := r.data[off : off+size]
 					putUint(b, getUint(b)-delta)
 					r.fid.Relocations.Guessed++
@@ -347,6 +374,17 @@ func (r *Rebuilder) guessRelocations(g Range, delta uint64) {
 			rva += step
 		}
 	}
+}
+
+// amongNames says whether n bytes at rva reach into where import names are: what looks
+// like an address there is not one, most likely.
+func (r *Rebuilder) amongNames(rva, n uint64) bool {
+	for _, g := range r.names {
+		if rva+n > g.Start && rva < g.End {
+			return true
+		}
+	}
+	return false
 }
 
 // doubtEdges records up to n bytes on either side of the missing run [from, to)

@@ -2,6 +2,7 @@ package pe
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 )
 
@@ -107,7 +108,14 @@ func (r *Rebuilder) cachedHeader() []byte {
 // sections that may be written to the section's bytes are the file's and take their
 // place; elsewhere a difference is a conflict, and what runs stays. It comes after all
 // that the loader did is undone but relocations, which the section's pages have, too.
+//
+// An image that a process has at another address than the section's was relocated by the
+// process itself: then the two differ in every address, and nothing is merged.
 func (r *Rebuilder) mergeShared() {
+	if base := r.sectionBase(); base != 0 && base != r.img.Base && len(r.img.Shared) > 0 {
+		r.fid.Notes = append(r.fid.Notes, fmt.Sprintf("relocated by the process: its section is at %#x", base))
+		return
+	}
 	for i := range r.img.Shared {
 		p := &r.img.Shared[i]
 		if p.Page < 0 || p.Page >= len(r.img.Pages) || len(p.Data) != PageSize || r.img.Pages[p.Page] != Private {
@@ -144,6 +152,22 @@ func (r *Rebuilder) doubtWritten() {
 			rva = end
 		}
 	}
+}
+
+// sectionBase is where the section's pages are relocated to, as the header on its own
+// first page says; 0 where that is not there.
+func (r *Rebuilder) sectionBase() uint64 {
+	page := r.img.Mem[:PageSize]
+	if s := r.img.Shared; len(s) > 0 && s[0].Page == 0 && len(s[0].Data) == PageSize {
+		page = s[0].Data
+	} else if r.written(0) || r.img.Pages[0] == Absent {
+		return 0
+	}
+	h, err := ParseHeaders(page)
+	if err != nil {
+		return 0
+	}
+	return h.ImageBase
 }
 
 // nextSpan is the first RVA from at on that belongs to a span, at most end.

@@ -160,6 +160,30 @@ func TestChangedHeaders(t *testing.T) {
 	}
 }
 
+// TestRelocatedByItself maps an image where its section is not: the process has relocated
+// it, so that its pages and the section's differ in every address and that is no conflict.
+func TestRelocatedByItself(t *testing.T) {
+	l := &petest.Loader{Rand: rand.New(rand.NewSource(7))}
+	path := "/usr/i686-w64-mingw32/lib/zlib1.dll"
+	file := readFile(t, path)
+	section, err := l.Map(file, 0x6f000000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := l.Map(file, 0x5a000000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Section = section.Section
+	f, err := pe.Rebuild(sharedImage(path, m), pe.Options{PreferredBase: originalBase(file)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, n := firstDifference(f.Data, file); n != 0 || len(f.Fidelity.Conflicts) != 0 {
+		t.Errorf("%d bytes differ, %d conflicts", n, len(f.Fidelity.Conflicts))
+	}
+}
+
 // TestMemoryOnly unpacks code into a section that has no bytes in the file and over one
 // that has: both are named, and the file stays the file.
 func TestMemoryOnly(t *testing.T) {

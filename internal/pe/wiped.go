@@ -232,11 +232,6 @@ func (r *Rebuilder) writeHeaders() {
 	r.clean = r.clean[:0]
 	for _, u := range r.unknownHeader {
 		r.unknown(u.Start, min(u.End, uint64(len(r.data))), CauseHeader)
-		for i := range r.recovered { // what was known of these bytes is written over
-			if k := &r.recovered[i]; k.Start < u.End && k.End > u.Start {
-				k.Start = min(u.End, k.End)
-			}
-		}
 	}
 }
 

@@ -26,18 +26,15 @@ func (w *worker) regions(ctx context.Context, p *introspect.Process) error {
 	if err != nil {
 		return w.unread(ctx, what+", address space", err)
 	}
-	budget := uint64(processBudget)
+	budget, tables := uint64(processBudget), introspect.RegionTables
 	for i := range vads {
 		v := &vads[i]
 		if v.Image() {
 			continue
 		}
-		runs, complete, err := w.guest.Committed(ctx, p, v)
+		runs, complete, err := w.guest.Committed(ctx, p, v, &tables)
 		if err != nil {
 			return w.unread(ctx, what, err)
-		}
-		if !complete {
-			w.fail(what, fmt.Errorf("memory at %#x: its page tables are more than are followed", v.Start))
 		}
 		for _, r := range pieces(runs) {
 			if r.End-r.Start > budget {
@@ -48,6 +45,10 @@ func (w *worker) regions(ctx context.Context, p *introspect.Process) error {
 			if err := w.piece(ctx, p, v, r); err != nil {
 				return err
 			}
+		}
+		if !complete {
+			w.fail(what, fmt.Errorf("memory from %#x on: more page tables than are followed", v.Start))
+			break
 		}
 	}
 	return nil

@@ -150,7 +150,16 @@ func places(t *testing.T, g *Guest) map[string][]place {
 			add(g.as, sub, "_SUBSECTION")
 			control := word(g.as, sub+uint64(g.off.SubsectionControl))
 			add(g.as, control, "_CONTROL_AREA")
-			add(g.as, word(g.as, control+uint64(g.off.ControlFile))&^0xf, "_FILE_OBJECT")
+			add(g.as, sub+uint64(g.off.Subsection.Flags), "_MMSUBSECTION_FLAGS")
+			add(g.as, control+uint64(g.off.Control.Flags), "_MMSECTION_FLAGS")
+			file := word(g.as, control+uint64(g.off.ControlFile)) &^ 0xf
+			add(g.as, file, "_FILE_OBJECT")
+			pointers := word(g.as, file+uint64(g.off.FilePointers))
+			add(g.as, pointers, "_SECTION_OBJECT_POINTERS")
+			if cache := word(g.as, pointers+uint64(g.off.Pointers.Cache)); cache != 0 {
+				add(g.as, cache, "_SHARED_CACHE_MAP")
+				add(g.as, word(g.as, word(g.as, cache+uint64(g.off.Cache.Vacbs))), "_VACB")
+			}
 		}
 	}
 	first := word(g.as, g.kernel.Base+g.off.Sym.LoadedModuleList) - uint64(g.off.Driver.Links)
@@ -197,7 +206,7 @@ func facts(t *testing.T, p *winstruct.Profile) (out []fact) {
 // same, for every member that introspection uses.
 func TestVtypesAndCompiledOffsetsReadTheSame(t *testing.T) {
 	for _, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000"} {
-		s := lay(t, ntguest.Options{Build: build, Seed: 11, KVAShadow: build != "6.1.7601"})
+		s := lay(t, ntguest.Options{Build: build, Seed: 11, KVAShadow: build != "6.1.7601", FileCache: true})
 		g := open(t, s)
 		p, err := winstruct.BuiltIn().Find(g.kernel.Identity)
 		if err != nil {

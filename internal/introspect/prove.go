@@ -83,6 +83,7 @@ func (p *prover) prove() error {
 		}
 	}
 	p.proveExtras()
+	p.forgetFiles()
 	return p.proveCID()
 }
 

@@ -3,6 +3,8 @@ package introspect
 import (
 	"context"
 	"fmt"
+
+	"vmav.dev/vmav/internal/winstruct"
 )
 
 // Units of _SUBSECTION.StartingSector and NumberOfFullSectors: sectors of 512 bytes
@@ -37,7 +39,7 @@ func (s *Subsection) Executable() bool { return executable(s.Protection) }
 // Subsections reads what the memory manager noted of an image's layout when the
 // section was made, whatever a process has done to the headers since.
 func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {
-	if v.control == 0 || v.proto == 0 {
+	if v.control == 0 || v.proto == 0 || g.off.Control.Size == winstruct.Missing {
 		return nil, nil
 	}
 	return g.subsections(v.control, v.proto)
@@ -116,6 +118,9 @@ const (
 // manager's views. At most limit bytes are looked at. A file that was never read has
 // neither, and then the result is nil.
 func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache, error) {
+	if g.off.FilePointers == winstruct.Missing {
+		return nil, nil // the build's structures are not known well enough
+	}
 	rec := make(record, g.off.Pointers.Size)
 	pointers, err := g.as.word(file + uint64(g.off.FilePointers))
 	if err != nil {

@@ -1,0 +1,21 @@
+package introspect
+
+import "vmav.dev/vmav/internal/winstruct"
+
+// forgetFiles forgets what leads from a mapping to its file: subsections, file objects' caches
+// and entry points are of use, but nothing that is known without them proves them. A
+// wrong layout or a wrong page would be worse than none.
+func (p *prover) forgetFiles() {
+	o := p.g.off
+	o.Entry.Entry, o.FilePointers = winstruct.Missing, winstruct.Missing
+	none := winstruct.Field{}
+	s := &o.Subsection
+	s.Size, s.Base, s.Next, s.Flags = winstruct.Missing, winstruct.Missing, winstruct.Missing, winstruct.Missing
+	s.Pages, s.Sector, s.Full, s.Protection, s.SectorHigh, s.End = none, none, none, none, none, none
+	o.Control.Size, o.Control.Flags, o.Control.Image = winstruct.Missing, winstruct.Missing, none
+	o.Pointers.Size, o.Pointers.Data, o.Pointers.Cache = winstruct.Missing, winstruct.Missing, winstruct.Missing
+	c := &o.Cache
+	c.Size, c.FileSize, c.SectionSize, c.Vacbs = winstruct.Missing, winstruct.Missing, winstruct.Missing, winstruct.Missing
+	o.Vacb.Size, o.Vacb.Base, o.Vacb.Map = winstruct.Missing, winstruct.Missing, winstruct.Missing
+	p.unproven = append(p.unproven, "_SUBSECTION", "_SHARED_CACHE_MAP")
+}

@@ -114,6 +114,11 @@ func places(t *testing.T, g *Guest) map[string][]place {
 	for i := range procs {
 		p := &procs[i]
 		add(g.as, p.EPROCESS, "_EPROCESS")
+		add(g.as, p.EPROCESS-uint64(g.off.ObjectBody), "_OBJECT_HEADER")
+		if token := word(g.as, p.EPROCESS+uint64(g.off.Process.Token)) &^ 0xf; token != 0 {
+			add(g.as, token, "_TOKEN")
+			add(g.as, word(g.as, token+uint64(g.off.Token.Users)), "_SID_AND_ATTRIBUTES")
+		}
 		add(g.as, word(g.as, p.EPROCESS+uint64(g.off.Process.AuditName)), "_OBJECT_NAME_INFORMATION")
 		if g.off.Process.Session != winstruct.Missing {
 			add(g.as, word(g.as, p.EPROCESS+uint64(g.off.Process.Session)), "_MM_SESSION_SPACE")
@@ -123,6 +128,12 @@ func places(t *testing.T, g *Guest) map[string][]place {
 		}
 		as := g.space(p.DTB)
 		add(as, p.PEB, "_PEB")
+		area := p.PEB &^ (1<<21 - 1)
+		for at := area; at < area+1<<21; at += pageSize { // TEBs are near, and point to themselves
+			if self, err := as.word(at + uint64(g.off.TEB.Self)); err == nil && self == at {
+				add(as, at, "_TEB")
+			}
+		}
 		add(as, p.PEB32, "_PEB32")
 		if p.Wow64 && g.off.Ewow64PEB != winstruct.Missing {
 			add(g.as, word(g.as, p.EPROCESS+uint64(g.off.Process.Wow64)), "_EWOW64PROCESS")

@@ -84,6 +84,7 @@ func (p *prover) prove() error {
 	}
 	p.proveExtras()
 	p.forgetFiles()
+	p.forgetKills()
 	return p.proveCID()
 }
 

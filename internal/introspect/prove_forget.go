@@ -19,3 +19,16 @@ func (p *prover) forgetFiles() {
 	o.Vacb.Size, o.Vacb.Base, o.Vacb.Map = winstruct.Missing, winstruct.Missing, winstruct.Missing
 	p.unproven = append(p.unproven, "_SUBSECTION", "_SHARED_CACHE_MAP")
 }
+
+// forgetKills forgets what kills alone read: they refuse a guest whose offsets are
+// inferred, so that none of it is worth a proof.
+func (p *prover) forgetKills() {
+	o := p.g.off
+	none := winstruct.Field{}
+	o.Process.Token, o.Process.Exiting, o.Process.Delete = winstruct.Missing, none, none
+	o.Token.Count, o.Token.Users, o.Token.SID = winstruct.Missing, winstruct.Missing, winstruct.Missing
+	t := &o.TEB
+	t.Self, t.StackBase, t.StackLimit, t.PID = winstruct.Missing, winstruct.Missing, winstruct.Missing, winstruct.Missing
+	t.TID, t.LastError, t.LastStatus, o.ObjectBody = winstruct.Missing, winstruct.Missing, winstruct.Missing, winstruct.Missing
+	p.unproven = append(p.unproven, "_TOKEN", "_TEB", "_OBJECT_HEADER")
+}

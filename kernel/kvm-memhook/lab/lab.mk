@@ -27,7 +27,7 @@ module-test: build/kvm-memhook/kmh-selftest
 # Memory that QEMU takes from a Linux guest and gives back, under a reader's eyes.
 resize-test: build/kvm-memhook/kmh-resize
 	@for k in $(LAB_KERNELS); do \
-	  $(KVM_MEMHOOK_LAB)/run-module.sh -t 1800 -o build/kvm-memhook/lab-$$k-resize $$k $(KVM_MEMHOOK_LAB)/resize.sh build/kvm-memhook/kmh-resize || exit; \
+	  LAB_SMP=1 $(KVM_MEMHOOK_LAB)/run-module.sh -t 1800 -o build/kvm-memhook/lab-$$k-resize $$k $(KVM_MEMHOOK_LAB)/resize.sh build/kvm-memhook/kmh-resize || exit; \
 	done
 
 build/kvm-memhook/kmh-resize: $(wildcard $(KMH_SELFTEST)/qemu/*.[ch]) $(KMH_SELFTEST)/vmm.c $(KMH_SELFTEST)/vmm.h $(KMH_SELFTEST)/harness.h $(wildcard $(KMH_SELFTEST)/../uapi/*.h)

@@ -56,10 +56,10 @@ LAB_JOBS ?= 2
 lab-test: build build/kvm-memhook/e2e.test build/kvm-memhook/kmh-selftest build/kvm-memhook/kmh-resize
 	@$(MAKE) --no-print-directory --output-sync=recurse -j$(LAB_JOBS) $(LAB_KERNELS:%=lab-test-%)
 
+# What make test takes; test-kvm-all adds resize-test.
+LAB_STEPS ?= module-test lab-go-test
 lab-test-%:
-	@$(MAKE) --no-print-directory lab-step STEP=module-test LAB_KERNELS=$*
-	@$(MAKE) --no-print-directory lab-step STEP=resize-test LAB_KERNELS=$*
-	@$(MAKE) --no-print-directory lab-step STEP=lab-go-test LAB_KERNELS=$*
+	@for s in $(LAB_STEPS); do $(MAKE) --no-print-directory lab-step STEP=$$s LAB_KERNELS=$* || exit; done
 
 lab-step:
 	@echo "== Linux $(LAB_KERNELS): $(STEP)"

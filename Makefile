@@ -50,7 +50,7 @@ include kernel/kvm-memhook/lab/lab.mk
 .PHONY: test-kvm test-kvm-all test-kvm-kills test-kvm-debug
 test-kvm: lab-test
 test-kvm-all:
-	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
+	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)" LAB_STEPS="module-test resize-test lab-go-test"
 
 # Many kills in the lab, with the times from request to death.
 KILLS ?= 1000

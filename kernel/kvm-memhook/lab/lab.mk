@@ -27,7 +27,7 @@ module-test: build/kvm-memhook/kmh-selftest
 # Memory that QEMU takes from a Linux guest and gives back, under a reader's eyes.
 resize-test: build/kvm-memhook/kmh-resize
 	@for k in $(LAB_KERNELS); do \
-	  $(KVM_MEMHOOK_LAB)/run-module.sh -t 1800 -o build/kvm-memhook/lab-$$k-resize $$k $(KVM_MEMHOOK_LAB)/resize.sh build/kvm-memhook/kmh-resize || exit; \
+	  LAB_SMP=1 $(KVM_MEMHOOK_LAB)/run-module.sh -t 1800 -o build/kvm-memhook/lab-$$k-resize $$k $(KVM_MEMHOOK_LAB)/resize.sh build/kvm-memhook/kmh-resize || exit; \
 	done
 
 build/kvm-memhook/kmh-resize: $(wildcard $(KMH_SELFTEST)/qemu/*.[ch]) $(KMH_SELFTEST)/vmm.c $(KMH_SELFTEST)/vmm.h $(KMH_SELFTEST)/harness.h $(wildcard $(KMH_SELFTEST)/../uapi/*.h)
@@ -56,10 +56,10 @@ LAB_JOBS ?= 2
 lab-test: build build/kvm-memhook/e2e.test build/kvm-memhook/kmh-selftest build/kvm-memhook/kmh-resize
 	@$(MAKE) --no-print-directory --output-sync=recurse -j$(LAB_JOBS) $(LAB_KERNELS:%=lab-test-%)
 
+# What make test takes; test-kvm-all adds resize-test.
+LAB_STEPS ?= module-test lab-go-test
 lab-test-%:
-	@$(MAKE) --no-print-directory lab-step STEP=module-test LAB_KERNELS=$*
-	@$(MAKE) --no-print-directory lab-step STEP=resize-test LAB_KERNELS=$*
-	@$(MAKE) --no-print-directory lab-step STEP=lab-go-test LAB_KERNELS=$*
+	@for s in $(LAB_STEPS); do $(MAKE) --no-print-directory lab-step STEP=$$s LAB_KERNELS=$* || exit; done
 
 lab-step:
 	@echo "== Linux $(LAB_KERNELS): $(STEP)"

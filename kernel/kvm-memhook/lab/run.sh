@@ -103,6 +103,11 @@ if complained && starved; then
 	echo "run.sh: the emulation starved a processor; once more. That console is $out/console-starved.log" >&2
 	boot
 fi
+if [ -n "${LAB_AGAIN:-}" ] && ! complained && [ "$(cat "$out/status" 2>/dev/null)" != 0 ]; then
+	cp "$out/console.log" "$out/console-failed.log"
+	echo "run.sh: status $(cat "$out/status" 2>/dev/null || echo none), and nothing in the kernel's log; once more. That console is $out/console-failed.log" >&2
+	boot
+fi
 if complained; then
 	echo "run.sh: the kernel complained:" >&2
 	head -n 20 "$out/complaints" >&2

@@ -13,7 +13,8 @@
 #        /lab/out (a temporary one)
 #
 # LAB_QEMU, LAB_THREAD (single or multi) and LAB_SMP choose another emulation, and
-# LAB_APPEND adds to the kernel's command line. VMAV_* and LAB_* variables cross over.
+# LAB_APPEND adds to the kernel's command line. With LAB_AGAIN what fails is run once
+# more, unless the kernel complained. VMAV_* and LAB_* variables cross over.
 #
 # Exit: the command's own status; 97 the kernel complained; 98 no result (the
 # lab hung, crashed or never came up); 99 the lab could not be set up.

@@ -55,13 +55,6 @@ int kmh_map_init(struct kmh_vm *vm)
 	address_space_init_once(&vm->mapping);
 	vm->mapping.a_ops = &kmh_aops;
 	mapping_set_gfp_mask(&vm->mapping, GFP_USER);
-	/*
-	 * Taken inside an invalidation of the VMM's address space, and an invalidation
-	 * of the client's is made under it. For lockdep all invalidations are one lock,
-	 * so it sees a circle. There is none: under this lock only readers invalidate,
-	 * and what that leads to takes no second one (kmh_zapping).
-	 */
-	lockdep_set_novalidate_class(&vm->mapping.i_mmap_rwsem);
 	return 0;
 }
 
@@ -89,8 +82,15 @@ static void kmh_zap(struct kmh_vm *vm, gfn_t gfn, u64 npages)
 	spin_lock(&kmh_zapping_lock);
 	list_add(&z.node, &kmh_zapping);
 	spin_unlock(&kmh_zapping_lock);
+	/*
+	 * This may run inside an invalidation of the VMM's address space, and makes one
+	 * of the client's. For lockdep all invalidations are one lock, taken twice here,
+	 * and under the i_mmap lock in between. It cannot come to more than two, see above.
+	 */
+	lockdep_off();
 	unmap_mapping_range(&vm->mapping, (loff_t)gfn << PAGE_SHIFT,
 			    (loff_t)npages << PAGE_SHIFT, 1);
+	lockdep_on();
 	spin_lock(&kmh_zapping_lock);
 	list_del(&z.node);
 	spin_unlock(&kmh_zapping_lock);

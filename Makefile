@@ -24,7 +24,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills module-matrix"
+	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills bench-kvm module-matrix"
 
 # What building, the demo and running vmav take; deps adds what the tests read.
 demo-deps:

@@ -50,6 +50,12 @@ build/kvm-memhook/e2e.test:
 	@$(GO) test -c -trimpath -o $@.$$$$ ./internal/e2e && \
 	  if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
+# What the module costs a guest, and what reading through it costs (docs/PERFORMANCE.md).
+.PHONY: bench-kvm
+bench-kvm: build build/kvm-memhook/kmh-bench
+	@$(KVM_MEMHOOK_LAB)/run-module.sh -o build/kvm-memhook/lab-bench 6.1 build/kvm-memhook/kmh-bench build/kvm-memhook/6.1/kvm_memhook.ko
+	@$(MAKE) --no-print-directory lab-go-test LAB_KERNELS=6.1 LAB_RUN=TestLabReadCost
+
 # All that is tested in the lab. A lab takes one processor, so that two kernels run
 # side by side; what a step says comes when it is done.
 LAB_JOBS ?= 2

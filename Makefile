@@ -24,7 +24,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills bench-kvm module-matrix"
+	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills test-kvm-debug bench-kvm module-matrix"
 
 # What building, the demo and running vmav take; deps adds what the tests read.
 demo-deps:
@@ -57,7 +57,7 @@ KILLS ?= 1000
 test-kvm-kills: build
 	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
 
-# On a kernel with lockdep, KASAN and kmemleak, which it builds first (an hour).
+# On a kernel with lockdep, KASAN and kmemleak, which it builds first (a quarter of an hour).
 test-kvm-debug:
 	@$(MAKE) --no-print-directory module-test resize-test LAB_KERNELS=6.1-debug
 

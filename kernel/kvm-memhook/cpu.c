@@ -114,7 +114,7 @@ struct kmh_snap {
 	struct list_head node;
 	struct kvm_vcpu *vcpu;
 	struct kvm_memhook_regs *regs;
-	int result;		/* 1 while it is waited for; vm->lock */
+	int result;		/* 1 while it is waited for; kmh_snap_lock */
 };
 
 /* One at a time on the whole host: it is rare, and the probe's list stays short. */

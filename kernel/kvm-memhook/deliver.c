@@ -87,7 +87,7 @@ static bool kmh_matches(const struct kmh_action *act, const struct kmh_state *st
 	return !(act->seen && kmh_seen(act, st->teb));
 }
 
-enum kmh_guards { KMH_HOLD, KMH_LATER, KMH_BROKEN };
+enum kmh_guards { KMH_GUARDS_HOLD, KMH_GUARDS_LATER, KMH_GUARDS_BROKEN };
 
 static enum kmh_guards kmh_look(const struct kmh_action *act)
 {
@@ -98,12 +98,12 @@ static enum kmh_guards kmh_look(const struct kmh_action *act)
 		u64 word;
 
 		if (!g->page || g->stale)
-			return KMH_LATER; /* the worker finds the page again */
+			return KMH_GUARDS_LATER; /* the worker finds the page again */
 		word = READ_ONCE(*(u64 *)(page_address(g->page) + g->offset));
 		if ((word & g->mask) != g->value)
-			return KMH_BROKEN;
+			return KMH_GUARDS_BROKEN;
 	}
-	return KMH_HOLD;
+	return KMH_GUARDS_HOLD;
 }
 
 /* Does the processor take a new RIP? One outside user space is not entered with. */
@@ -193,12 +193,12 @@ static bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_act
 	if ((a->flags & KVM_MEMHOOK_ACTION_SAVE || a->type == KVM_MEMHOOK_ACTION_RESTORE) && !kmh_fpu_live())
 		return false;
 	switch (kmh_look(act)) {
-	case KMH_LATER:
+	case KMH_GUARDS_LATER:
 		return false;
-	case KMH_BROKEN:
+	case KMH_GUARDS_BROKEN:
 		kmh_end(vm, act, KVM_MEMHOOK_EVENT_CANCELLED, KVM_MEMHOOK_REASON_GUARD);
 		return false;
-	case KMH_HOLD:
+	case KMH_GUARDS_HOLD:
 		break;
 	}
 	if (!kmh_rip_possible(act, st)) {

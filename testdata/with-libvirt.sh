@@ -9,10 +9,18 @@
 # not, libvirt waits seconds for each.
 set -euo pipefail
 
+# Several runs may share the daemon: each holds this lock, and the one that started the
+# daemon stops it when the others are done.
+if [ "$(id -u)" = 0 ]; then
+	exec 9>/run/lock/vmav-with-libvirt
+	flock -s 9
+fi
+
 run=$(mktemp -d "${TMPDIR:-/tmp}/vmav-libvirt.XXXXXX")
 started=()
 
 cleanup() {
+	[ ${#started[@]} = 0 ] || flock -w 1800 -x 9 || true
 	for ((i = ${#started[@]} - 1; i >= 0; i--)); do
 		kill "${started[i]}" 2>/dev/null || true
 		wait "${started[i]}" 2>/dev/null || true
@@ -25,11 +33,15 @@ trap 'exit 143' TERM
 
 # daemon NAME: starts a libvirt daemon.
 daemon() {
-	setsid tini -s -- "/usr/sbin/$1" -p "$run/$1.pid" >"$run/$1.log" 2>&1 </dev/null &
+	setsid tini -s -- "/usr/sbin/$1" -p "$run/$1.pid" >"$run/$1.log" 2>&1 </dev/null 8>&- 9>&- &
 	started+=($!)
 }
 
 answers() { virsh -q -c qemu:///session list >/dev/null 2>&1; }
+if [ "$(id -u)" = 0 ]; then
+	exec 8>/run/lock/vmav-with-libvirt-start
+	flock 8
+fi
 if [ "$(id -u)" = 0 ] && ! answers; then
 	# Another user's daemons are not ours.
 	pgrep -x -u 0 virtlogd >/dev/null || daemon virtlogd
@@ -43,6 +55,7 @@ if ! virsh -q -c qemu:///session list >/dev/null; then
 	cat "$run"/*.log >&2 2>/dev/null || true
 	exit 1
 fi
+exec 8>&-
 status=0
-"$@" || status=$?
+"$@" 9>&- || status=$?
 exit $status

@@ -10,9 +10,6 @@ import (
 //
 //	mov r10, rcx; mov eax, NUMBER; syscall; ret                                   (6.0 to 10.0.10240)
 //	mov r10, rcx; mov eax, NUMBER; test byte [7ffe0308h], 1; jne 1f; syscall; ret; 1: int 2eh; ret
-//
-// The move has two encodings of the same instruction; Microsoft's assembler writes the
-// first, GNU's the second.
 const (
 	shortStub = 11 // bytes
 	longStub  = 24
@@ -35,7 +32,7 @@ func stubLength(code []byte) int {
 // parseStub returns the number of the system call that code, of the length of a stub,
 // makes, if it does nothing else.
 func parseStub(code []byte) (number uint32, err error) {
-	if len(code) < shortStub || string(code[:3]) != "\x4c\x8b\xd1" && string(code[:3]) != "\x49\x89\xca" || code[3] != 0xb8 {
+	if len(code) < shortStub || string(code[:3]) != "\x4c\x8b\xd1" || code[3] != 0xb8 {
 		return 0, fmt.Errorf("%w: % x", errStub, code[:min(len(code), 8)])
 	}
 	number = binary.LittleEndian.Uint32(code[4:])

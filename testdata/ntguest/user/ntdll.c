@@ -12,7 +12,7 @@
 /* KUSER_SHARED_DATA.SystemCall (7FFE0308h) chooses between SYSCALL and INT 2Eh. */
 #define STUB(name, args)                                       \
 	__asm__(".text\n.balign 32\n.globl " #name "\n" #name ":\n"    \
-		"	movq %rcx, %r10\n"                             \
+		"	.byte 0x4c, 0x8b, 0xd1\n" /* mov r10, rcx, as Microsoft's assembler encodes it */ \
 		"	movl $" STR(SYS_##name) ", %eax\n"             \
 		"	testb $1, 0x7ffe0308\n"                        \
 		"	jne 1f\n"                                      \

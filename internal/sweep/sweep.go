@@ -62,6 +62,7 @@ type sweep struct {
 	cache  *Cache
 	guest  *introspect.Guest
 
+	procs    []introspect.Process
 	mappings *Mappings
 	files    *Files
 
@@ -182,12 +183,25 @@ func (j *job) what() string {
 	return fmt.Sprintf("process %d (%s), image %s", j.process.PID, j.process.Name, j.module.Name)
 }
 
+// file is the path of the image's file as the guest's kernel has it, which a process
+// cannot change as it can the name in its loader's list. "" where it is not known.
+func (j *job) file() string {
+	if v := j.module.VAD(); v != nil {
+		return v.Path
+	}
+	if j.process == nil {
+		return j.module.Path // the kernel's own list
+	}
+	return ""
+}
+
 // enumerate lists every image of the guest.
 func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 	procs, problems, err := s.guest.Processes(ctx)
 	if err != nil {
 		return nil, err
 	}
+	s.procs = procs
 	wanted := func(pid uint64) bool { return len(s.opt.PIDs) == 0 || slices.Contains(s.opt.PIDs, pid) }
 	if len(s.opt.PIDs) == 0 {
 		for _, p := range problems {

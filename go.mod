@@ -3,6 +3,7 @@ module vmav.dev/vmav
 go 1.23.0
 
 require (
+	github.com/coreos/go-systemd/v22 v22.5.0
 	github.com/klauspost/compress v1.18.0
 	github.com/mattn/go-runewidth v0.0.16
 	github.com/mitchellh/go-homedir v1.1.0

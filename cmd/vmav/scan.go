@@ -125,6 +125,11 @@ func runScan(c *cli.Context, e *env) error {
 		return err
 	}
 	defer done()
+	tell, err := e.notifier(c, "cli")
+	if err != nil {
+		return err
+	}
+	defer e.told(ctx, tell)
 	engine, err := clam.Open(ctx, o.engine)
 	if err != nil {
 		return err
@@ -136,6 +141,7 @@ func runScan(c *cli.Context, e *env) error {
 	for _, t := range targets {
 		d, err := scanOne(ctx, t, profiles, engine, cache, o.sweep)
 		out.Domains = append(out.Domains, d)
+		tell.Domain(&d, o.sweep.Policy.DryRun)
 		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
 			ended = err // nothing more can be scanned; what was found is reported
 			break

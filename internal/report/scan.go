@@ -153,7 +153,8 @@ type DomainScan struct {
 	Partial   int         `json:"partial"` // images scanned with pages missing, above the limit
 	Findings  []Finding   `json:"findings"`
 	Errors    []ScanError `json:"errors"`
-	Kills     []*Kill     `json:"kills,omitempty"` // one for each process that was to be killed
+	Kills     []*Kill     `json:"kills,omitempty"`   // one for each process that was to be killed
+	Actions   []*Act      `json:"actions,omitempty"` // what else was to be done to it
 	Timing    Timing      `json:"timing"`
 
 	// Where no profile fits the build: the PDB, GUID and age that one is missing for, the

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -36,6 +37,8 @@ func (e *env) told(ctx context.Context, n *notify.Notifier) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if err := n.Close(ctx); err != nil {
-		e.warn("%v", err)
+		for _, line := range strings.Split(err.Error(), "\n") {
+			e.warn("%s", line)
+		}
 	}
 }

@@ -46,6 +46,7 @@ func scanCommand(e *env) *cli.Command {
 type scanOptions struct {
 	format  report.Format
 	compact bool
+	holds   *holds // nil where nothing may be held
 	engine  clam.Options
 	sweep   sweep.Options
 }
@@ -90,6 +91,9 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	case !all && !image && n == 0:
 		return o, errors.New("scan needs domains, --all or a memory image with -a; vmav scan --help shows the usage")
 	}
+	if o.holds, err = parseHolds(c); err != nil {
+		return o, err
+	}
 	o.compact = c.Bool("infected")
 	settings, err := e.settings(c)
 	if err != nil {
@@ -104,6 +108,9 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	}
 	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
 		Policy: policy.Policy, Kill: how, Progress: bar.show}
+	if o.holds != nil {
+		o.sweep.Keep = o.holds.keep
+	}
 	return o, nil
 }
 
@@ -149,7 +156,9 @@ func runScan(c *cli.Context, e *env) error {
 	}
 	bar.clear()
 	out.Summarise(time.Since(begin))
-	if err := writeScan(e, o, out); err != nil {
+	err = writeScan(e, o, out)
+	o.holds.wait(ctx, e)
+	if err != nil {
 		return err
 	}
 	return scanStatus(out, ended)

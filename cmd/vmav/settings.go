@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/policy"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -60,7 +64,59 @@ func (e *env) backend(c *cli.Context) (domain.Backend, error) {
 func policyFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
+		&cli.DurationFlag{Name: "hold-for", Usage: "let go of held processes after this `TIME`, until which scan goes on; without it nothing is held"},
 		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
+	}
+}
+
+// maxHold bounds --hold-for.
+const maxHold = 24 * time.Hour
+
+// holds are the processes that a command holds.
+type holds struct {
+	time time.Duration
+	all  []*kill.Held
+}
+
+// parseHolds reads --hold-for; nil where there is none.
+func parseHolds(c *cli.Context) (*holds, error) {
+	if !c.IsSet("hold-for") {
+		return nil, nil
+	}
+	h := &holds{time: c.Duration("hold-for")}
+	if h.time < time.Second || h.time > maxHold {
+		return nil, fmt.Errorf("hold for %v: 1s to %v are possible", h.time, maxHold)
+	}
+	return h, nil
+}
+
+func (h *holds) keep(p *kill.Held) { h.all = append(h.all, p) }
+
+// wait keeps the holds for their time or until ctx ends, and lets go of all.
+func (h *holds) wait(ctx context.Context, e *env) {
+	if h == nil || len(h.all) == 0 {
+		return
+	}
+	e.warn("%d processes are held for %v, or until vmav is interrupted", len(h.all), h.time)
+	limit := time.NewTimer(h.time)
+	defer limit.Stop()
+	over := false
+	for _, p := range h.all {
+		if over {
+			break
+		}
+		select { // each until it ends by itself
+		case <-p.Done():
+		case <-limit.C:
+			over = true
+		case <-ctx.Done():
+			over = true
+		}
+	}
+	for _, p := range h.all {
+		if err := p.Release(); err != nil {
+			e.warn("held no more: %v", err)
+		}
 	}
 }
 

@@ -132,9 +132,7 @@ func (w *worker) found(p *introspect.Process, f report.Finding) {
 	f.Action, f.Outcome = verdict.Report, "reported"
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if f.Verdict.Action == verdict.Kill {
-		w.doom(p, len(w.out.Findings))
-	}
+	w.doom(p, f.Verdict.Action, len(w.out.Findings))
 	w.out.Findings = append(w.out.Findings, f)
 }
 

@@ -21,18 +21,23 @@ import (
 // Target is the guest to sweep.
 type Target struct {
 	Name, UUID string
-	State      string // of the domain: "running", "paused"; "image" for a file
+	State      string // of the domain: "running", "paused"; StateImage for a file
 	Source     source.Source
-	Paused     func() bool // whether the domain is paused now; nil where that is not known
+	Paused     func() bool                 // whether the domain is paused now; nil where that is not known
+	Suspend    func(context.Context) error // pauses the domain; nil where nobody can
 }
+
+// StateImage is the state of a memory image.
+const StateImage = "image"
 
 // Options say how.
 type Options struct {
 	PIDs        []uint64 // only these; nil for all processes and the drivers
 	Jobs        int      // workers; 0 for two
 	Policy      verdict.Policy
-	Kill        kill.Options // for the policy's kills; its own policy is Policy
-	MinCoverage float64      // share of a file's bytes below which its scan counts as incomplete
+	Kill        kill.Options     // for the policy's kills and holds; its own policy is Policy
+	Keep        func(*kill.Held) // takes over what is held, and releases it; nil where nobody can
+	MinCoverage float64          // share of a file's bytes below which its scan counts as incomplete
 	Progress    func(Progress)
 }
 
@@ -68,8 +73,10 @@ type sweep struct {
 
 	mu  sync.Mutex
 	out report.DomainScan
-	// doomed are the processes to kill, with the findings that say so, by EPROCESS.
-	doomed map[uint64]*doomed
+	// doomed are the processes to kill or to hold, with the findings that say so, by
+	// EPROCESS; suspends the findings that say to suspend the domain.
+	doomed   map[uint64]*doomed
+	suspends []int
 
 	rebuildTime, scanTime atomic.Int64 // nanoseconds, over all workers
 	progress              Progress
@@ -133,7 +140,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	s.out.Status = report.StatusScanned
 	err = s.work(ctx, jobs)
 	if err == nil {
-		s.kill(ctx)
+		s.act(ctx)
 		err = ctx.Err()
 	}
 	sortFindings(s.out.Findings)

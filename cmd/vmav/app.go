@@ -8,12 +8,14 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
 )
 
 // env is what every command works with beside its own flags.
 type env struct {
 	stdout, stderr io.Writer
+	config         *config.Config // once it was read
 }
 
 // newApp assembles the command line. Each command lives in a file of its own.
@@ -30,7 +32,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		UseShortOptionHandling: false,
 		Writer:                 stdout,
 		ErrWriter:              stderr,
-		Flags:                  []cli.Flag{connectFlag(), sourceFlag("VMAV_SOURCE")},
+		Flags:                  []cli.Flag{connectFlag(), sourceFlag("VMAV_SOURCE"), configFlag("VMAV_CONFIG")},
 		Commands: []*cli.Command{
 			listCommand(e),
 			psCommand(e),
@@ -42,6 +44,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			rebuildCommand(e),
 			structCommand(e),
 			profileCommand(e),
+			policyCommand(e),
 			checkCommand(e),
 			completionCommand(e),
 		},
@@ -69,6 +72,9 @@ func command(c *cli.Command) *cli.Command {
 		}
 		c.Description += exitStatusHelp
 	}
+	if len(c.Subcommands) == 0 {
+		c.Flags = append(c.Flags, configFlag())
+	}
 	c.OnUsageError = usageError
 	return c
 }
@@ -85,7 +91,7 @@ func connectFlag() cli.Flag {
 	return &cli.StringFlag{
 		Name:    "connect",
 		Aliases: []string{"c"},
-		Usage:   "libvirt `URI`; without it $LIBVIRT_DEFAULT_URI, then libvirt's own choice",
+		Usage:   "libvirt `URI`; without it $LIBVIRT_DEFAULT_URI, then that of the settings, then libvirt's own choice",
 	}
 }
 
@@ -99,11 +105,15 @@ func sourceFlag(env ...string) cli.Flag {
 // connect connects to the libvirt that the options name. Where the module is not used
 // although it might be, the user is told once. The caller closes the Host.
 func connect(c *cli.Context, e *env) (*domain.Host, error) {
-	b, err := domain.ParseBackend(text(c, "source"))
+	b, err := e.backend(c)
 	if err != nil {
 		return nil, err
 	}
-	h, err := domain.Connect(text(c, "connect"))
+	uri, err := e.uri(c)
+	if err != nil {
+		return nil, err
+	}
+	h, err := domain.Connect(uri)
 	if err != nil {
 		return nil, err
 	}

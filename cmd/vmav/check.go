@@ -61,11 +61,15 @@ func runCheck(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	backend, err := domain.ParseBackend(text(c, "source"))
+	backend, err := e.backend(c)
 	if err != nil {
 		return err
 	}
-	rows := []checkRow{checkLibvirt(c.Context, text(c, "connect"), backend), checkModule()}
+	uri, err := e.uri(c)
+	if err != nil {
+		return err
+	}
+	rows := []checkRow{checkLibvirt(c.Context, uri, backend), checkModule()}
 	rows = append(rows, checkEngine(c.Context)...)
 	rows = append(rows, checkProfiles())
 	if err := report.Rows(e.stdout, f, rows, checkColumns); err != nil {

@@ -57,7 +57,11 @@ func completionCommand(e *env) *cli.Command {
 func completeDomains(e *env) cli.BashCompleteFunc {
 	return func(c *cli.Context) {
 		cli.DefaultCompleteWithFlags(c.Command)(c)
-		h, err := domain.Connect(text(c, "connect"))
+		uri, err := e.uri(c)
+		if err != nil {
+			return
+		}
+		h, err := domain.Connect(uri)
 		if err != nil {
 			return // completion has no place for errors
 		}

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/tomlfile"
 )
 
 // Exit statuses, the same for every command; scripts depend on them.
@@ -41,7 +43,7 @@ func exitStatus(ctx context.Context, err error) int {
 	}
 }
 
-// message is the line that is printed for err, or "" where the command has said
+// message is the line, or for a file that is refused the lines, that is printed for err, or "" where the command has said
 // all there is to say.
 func message(err error) string {
 	switch {
@@ -50,5 +52,13 @@ func message(err error) string {
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	}
-	return report.Escape(err.Error())
+	var all tomlfile.Errors
+	if !errors.As(err, &all) {
+		return report.Escape(err.Error())
+	}
+	lines := make([]string, len(all))
+	for i, e := range all {
+		lines[i] = report.Escape(e.Error())
+	}
+	return strings.Join(lines, "\nvmav: ")
 }

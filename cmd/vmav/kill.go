@@ -48,7 +48,6 @@ func parseKill(c *cli.Context) (o kill.Options, err error) {
 		return o, fmt.Errorf("a timeout of %v: 100ms to %v are possible", o.Timeout, kill.MaxTimeout)
 	}
 	o.DryRun = c.Bool("dry-run")
-	o.Policy.Action = verdict.Kill
 	switch s := c.String("surrogate"); s {
 	case "allow":
 		if o.Policy.Surrogates = c.StringSlice("surrogate-program"); len(o.Policy.Surrogates) == 0 {

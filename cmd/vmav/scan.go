@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -23,20 +24,19 @@ func scanCommand(e *env) *cli.Command {
 		ArgsUsage: "DOMAIN… | --all",
 		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
 			"scanned. clamd is the host's or, where none answers or --database is given, a private one for\n" +
-			"as long as the scan runs. Nothing is changed in the guest, unless --action kill has it end\n" +
-			"the processes with findings when all is scanned (docs/KILL.md). A kill that is not known to\n" +
-			"have worked leaves the scan incomplete.",
+			"as long as the scan runs. What is done about findings, when all is scanned, is the policy's\n" +
+			"to say (docs/POLICY.md): without one nothing is changed in the guest. An action that is not\n" +
+			"known to have worked leaves the scan incomplete.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
-			&cli.StringFlag{Name: "action", Value: "report", Usage: "what to do about a finding: `report` or kill"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "with --action kill: say what would be killed, and touch nothing"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
 			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
 			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
 			&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images in work at once: `N`"},
 			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
-		}, append(killFlags(), profileFlags()...)...),
+		}, slices.Concat(policyFlags(), killFlags(), profileFlags())...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -46,6 +46,7 @@ func scanCommand(e *env) *cli.Command {
 type scanOptions struct {
 	format  report.Format
 	compact bool
+	holds   *holds // nil where nothing may be held
 	engine  clam.Options
 	sweep   sweep.Options
 }
@@ -54,7 +55,7 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if o.format, err = report.ParseFormat(c.String("format")); err != nil {
 		return o, err
 	}
-	action, err := verdict.ParseAction(c.String("action"))
+	policy, err := e.policy(c)
 	if err != nil {
 		return o, err
 	}
@@ -62,15 +63,19 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if err != nil {
 		return o, err
 	}
-	switch {
-	case action != verdict.Kill && how.DryRun:
-		return o, errors.New("--dry-run is for --action kill: nothing else touches a guest")
-	case action != verdict.Kill:
-		how.Policy.Action = action
-	case c.Path("image") != "":
-		return o, errors.New("action kill: nothing runs in a memory image")
-	case text(c, "source") == string(domain.QEMU):
-		return o, errors.New("action kill needs the kvm-memhook module: it does not go with --source qemu")
+	if !c.IsSet("surrogate") && !c.IsSet("surrogate-program") {
+		how.Policy.Surrogates = policy.Surrogates
+	}
+	policy.Surrogates = how.Policy.Surrogates
+	policy.DryRun = policy.DryRun || how.DryRun
+	how.DryRun = policy.DryRun
+	switch action := c.String("action"); {
+	case how.DryRun && c.Bool("dry-run") && !policy.Acts():
+		return o, errors.New("--dry-run is for --action kill and policies that do something: this one touches no guest")
+	case c.IsSet("action") && policy.Acts() && c.Path("image") != "":
+		return o, fmt.Errorf("action %s: nothing runs in a memory image", action)
+	case c.IsSet("action") && policy.Acts(verdict.Kill, verdict.Hold) && text(c, "source") == string(domain.QEMU):
+		return o, fmt.Errorf("action %s needs the kvm-memhook module: it does not go with --source qemu", action)
 	}
 	if n := c.Int("parallel"); n < 1 || n > 64 {
 		return o, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
@@ -86,10 +91,26 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	case !all && !image && n == 0:
 		return o, errors.New("scan needs domains, --all or a memory image with -a; vmav scan --help shows the usage")
 	}
+	if o.holds, err = parseHolds(c); err != nil {
+		return o, err
+	}
 	o.compact = c.Bool("infected")
-	o.engine = clam.Options{Socket: c.String("clamd"), Databases: c.StringSlice("database"), Progress: func(s string) { bar.note(s) }}
+	settings, err := e.settings(c)
+	if err != nil {
+		return o, err
+	}
+	o.engine = clam.Options{Socket: settings.Clamd.Socket, Databases: settings.Clamd.Databases, Progress: func(s string) { bar.note(s) }}
+	if c.IsSet("clamd") {
+		o.engine = clam.Options{Socket: c.String("clamd"), Progress: o.engine.Progress}
+	}
+	if c.IsSet("database") {
+		o.engine.Databases = c.StringSlice("database")
+	}
 	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
-		Policy: how.Policy, Kill: how, Progress: bar.show}
+		Policy: policy.Policy, Kill: how, Progress: bar.show}
+	if o.holds != nil {
+		o.sweep.Keep = o.holds.keep
+	}
 	return o, nil
 }
 
@@ -111,6 +132,11 @@ func runScan(c *cli.Context, e *env) error {
 		return err
 	}
 	defer done()
+	tell, err := e.notifier(c, "cli")
+	if err != nil {
+		return err
+	}
+	defer e.told(ctx, tell)
 	engine, err := clam.Open(ctx, o.engine)
 	if err != nil {
 		return err
@@ -122,6 +148,7 @@ func runScan(c *cli.Context, e *env) error {
 	for _, t := range targets {
 		d, err := scanOne(ctx, t, profiles, engine, cache, o.sweep)
 		out.Domains = append(out.Domains, d)
+		tell.Domain(&d, o.sweep.Policy.DryRun)
 		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
 			ended = err // nothing more can be scanned; what was found is reported
 			break
@@ -129,7 +156,9 @@ func runScan(c *cli.Context, e *env) error {
 	}
 	bar.clear()
 	out.Summarise(time.Since(begin))
-	if err := writeScan(e, o, out); err != nil {
+	err = writeScan(e, o, out)
+	o.holds.wait(ctx, e)
+	if err != nil {
 		return err
 	}
 	return scanStatus(out, ended)

@@ -22,6 +22,8 @@ type target struct {
 	domain domain.Domain
 	source *source.Cache
 	paused func() bool // nil for an image
+	// suspend pauses the domain; nil for an image.
+	suspend func(context.Context) error
 }
 
 // openTarget opens the domain that the first operand names, or the image of -a. Its
@@ -33,7 +35,7 @@ func openTarget(c *cli.Context, e *env) (t *target, rest []string, closeAll func
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		t = &target{domain: domain.Domain{ID: -1, Name: im.Info().Name, State: "image"}, source: source.NewCache(im, cachePages)}
+		t = &target{domain: domain.Domain{ID: -1, Name: im.Info().Name, State: sweep.StateImage}, source: source.NewCache(im, cachePages)}
 		return t, args, func() { t.source.Close() }, nil
 	}
 	if len(args) == 0 {
@@ -65,7 +67,8 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 		now, err := h.Find(d.UUID)
 		return err == nil && now.Paused
 	}
-	return &target{domain: d, source: source.NewCache(src, cachePages), paused: paused}, nil
+	suspend := func(ctx context.Context) error { return h.Suspend(ctx, d) }
+	return &target{domain: d, source: source.NewCache(src, cachePages), paused: paused, suspend: suspend}, nil
 }
 
 // guest finds the Windows in the target, with the profiles that the command's flags say.
@@ -84,7 +87,7 @@ func (t *target) guest(c *cli.Context, e *env) (*introspect.Guest, error) {
 
 // describe names the target with its state, where that explains what is seen.
 func (t *target) describe() string {
-	if t.domain.State == "image" {
+	if t.domain.State == sweep.StateImage {
 		return "memory image " + t.domain.Name
 	}
 	if t.domain.Paused {
@@ -95,7 +98,7 @@ func (t *target) describe() string {
 
 // sweep is the target as a sweep takes it.
 func (t *target) sweep() sweep.Target {
-	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source, Paused: t.paused}
+	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source, Paused: t.paused, Suspend: t.suspend}
 }
 
 // warnings writes what could not be read and returns errIncomplete if there was

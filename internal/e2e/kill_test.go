@@ -49,7 +49,7 @@ func newKiller(t testing.TB, g *guest) *killer {
 	}
 	paused := func() bool { d, err := h.Find(d.UUID); return err == nil && d.Paused }
 	return &killer{guest: g, src: src, in: in, engine: engine,
-		opt: kill.Options{Timeout: labTimeout, Paused: paused, Policy: verdict.Policy{Action: verdict.Kill, Surrogates: verdict.DefaultSurrogates()}}}
+		opt: kill.Options{Timeout: labTimeout, Paused: paused, Policy: verdict.Policy{Surrogates: verdict.DefaultSurrogates()}}}
 }
 
 // find is the process of a pid, as it is now.

@@ -25,7 +25,7 @@ type candidate struct {
 
 // Verdicts see a process as a candidate.
 func (j *job) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
-	c := verdict.Candidate{Subject: Subject(p), Session: p.Session, Wow64: p.Wow64, HasUserMode: p.PEB != 0,
+	c := verdict.Candidate{Subject: Subject(p), Wow64: p.Wow64, HasUserMode: p.PEB != 0,
 		Protected: slices.Contains(p.Flags, introspect.FlagProtected)}
 	var err error
 	if c.Account, err = j.guest.UserSID(p); err != nil {

@@ -32,6 +32,7 @@ type fakeHost struct {
 	cr4    uint64
 	fail   func(step string, a *source.Action) (*source.Event, error) // nil, nil: go on
 	log    []string                                                   // steps carried out
+	holds  []*fakeControl                                             // sessions that hold a process, or did
 	saved  map[uint64]*fakeThread
 	opened map[uint64]uint64 // open handles of services: EPROCESS behind them
 	words  map[uint64]uint64 // raw handle table entries that refer to a process
@@ -276,6 +277,8 @@ func (h *fakeHost) step(a *source.Action) string {
 	switch {
 	case a.Flags&source.Save != 0:
 		return "park"
+	case a.Kind == source.ActionHold:
+		return "hold"
 	case a.Kind == source.ActionRestore:
 		return "restore"
 	case a.Kind == source.ActionCapture:
@@ -363,6 +366,10 @@ func (c *fakeControl) Do(a *source.Action) error {
 		h.end(h.owner(a.DTB).EPROCESS, uint32(a.GPR[source.RDX]))
 	case "open", "terminate", "close":
 		h.call(step, h.saved[a.Saved], a)
+	case "hold":
+		h.mu.Lock()
+		h.holds = append(h.holds, c)
+		h.mu.Unlock()
 	case "return":
 		ev.GPR = h.saved[a.Saved].gpr
 	case "restore":

@@ -77,7 +77,7 @@ const MaxTimeout = 10 * time.Minute
 // Subject is a process as verdicts see it.
 func Subject(p *introspect.Process) verdict.Subject {
 	has := func(flag string) bool { return slices.Contains(p.Flags, flag) }
-	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Critical: has(introspect.FlagCritical),
+	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Session: p.Session, Critical: has(introspect.FlagCritical),
 		Exited: has(introspect.FlagExited), Hidden: has(introspect.FlagHidden), Inferred: has(introspect.FlagInferred)}
 }
 

@@ -26,7 +26,7 @@ func (h *fakeHost) engine() *Engine {
 }
 
 func options() Options {
-	return Options{Timeout: 400 * time.Millisecond, Policy: verdict.Policy{Action: verdict.Kill, Surrogates: verdict.DefaultSurrogates()}}
+	return Options{Timeout: 400 * time.Millisecond, Policy: verdict.Policy{Surrogates: verdict.DefaultSurrogates()}}
 }
 
 func TestDirectKill(t *testing.T) {

@@ -23,11 +23,17 @@ type session struct {
 	stop context.CancelFunc
 
 	mu     sync.Mutex
-	last   uint64                         // cookie
-	to     map[uint64]chan<- source.Event // by cookie
-	err    error                          // why there are no more events
-	ended  chan struct{}                  // closed then
+	last   uint64              // cookie
+	to     map[uint64]listener // by cookie
+	err    error               // why there are no more events
+	ended  chan struct{}       // closed then
 	reader sync.WaitGroup
+}
+
+// listener waits for the events of an action.
+type listener struct {
+	events chan<- source.Event
+	again  bool // its end is an event, too, after the one that it is applied
 }
 
 func openSession(host source.Controller) (*session, error) {
@@ -36,7 +42,7 @@ func openSession(host source.Controller) (*session, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	s := &session{ctl: ctl, stop: stop, to: make(map[uint64]chan<- source.Event), ended: make(chan struct{})}
+	s := &session{ctl: ctl, stop: stop, to: make(map[uint64]listener), ended: make(chan struct{})}
 	s.reader.Add(1)
 	go func() {
 		defer s.reader.Done()
@@ -59,10 +65,12 @@ func (s *session) read(ctx context.Context) {
 			return
 		}
 		to := s.to[ev.Cookie]
-		delete(s.to, ev.Cookie)
+		if !to.again || ev.Kind != source.EventApplied {
+			delete(s.to, ev.Cookie)
+		}
 		s.mu.Unlock()
-		if to != nil {
-			to <- ev // there is room: one event an action
+		if to.events != nil {
+			to.events <- ev // there is room: one event an action, two of a hold
 		}
 	}
 }
@@ -76,12 +84,12 @@ func (s *session) close() {
 }
 
 // start takes an action up, under a cookie of its own. Its outcome goes to a channel
-// that has room for it. No action of ours asks for more than one thread.
+// that has room for it, which a hold's end needs as well. No other action of ours asks for more than one thread.
 func (s *session) start(a source.Action, to chan<- source.Event) (cookie uint64, err error) {
 	s.mu.Lock()
 	s.last++
 	a.Cookie = s.last
-	s.to[a.Cookie] = to
+	s.to[a.Cookie] = listener{to, a.Kind == source.ActionHold}
 	s.mu.Unlock()
 	if err := s.ctl.Do(&a); err != nil {
 		s.mu.Lock()

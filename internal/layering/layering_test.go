@@ -19,7 +19,7 @@ const module = "vmav.dev/vmav/"
 // may always import itself. Test files are free. The table is the one of
 // docs/ARCHITECTURE.md; a tree that is not named here fails the test.
 var layers = map[string][]string{
-	"cmd/vmav":            {"internal/clam", "internal/domain", "internal/introspect", "internal/kill", "internal/pe", "internal/report", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
+	"cmd/vmav":            {"internal/clam", "internal/config", "internal/domain", "internal/introspect", "internal/kill", "internal/notify", "internal/pe", "internal/policy", "internal/report", "internal/source", "internal/sweep", "internal/tomlfile", "internal/verdict", "internal/winstruct"},
 	"internal/sweep":      {"internal/clam", "internal/introspect", "internal/kill", "internal/pe", "internal/report", "internal/source", "internal/verdict", "internal/winstruct"},
 	"internal/kill":       {"internal/introspect", "internal/pe", "internal/report", "internal/source", "internal/verdict"},
 	"internal/introspect": {"internal/source", "internal/winstruct"},
@@ -30,6 +30,10 @@ var layers = map[string][]string{
 	"internal/pe":         {},
 	"internal/clam":       {},
 	"internal/verdict":    {},
+	"internal/policy":     {"internal/tomlfile", "internal/verdict"},
+	"internal/config":     {"internal/tomlfile"},
+	"internal/notify":     {"internal/config", "internal/report", "internal/verdict"},
+	"internal/tomlfile":   {},
 	"internal/ntguest":    {"internal/winstruct"},
 	"internal/layering":   {},
 	"internal/e2e":        {},

@@ -94,12 +94,7 @@ type Kill struct {
 }
 
 // String is the outcome with its reason, for people.
-func (k *Kill) String() string {
-	if k.Reason == "" {
-		return string(k.Outcome)
-	}
-	return string(k.Outcome) + ": " + k.Reason
-}
+func (k *Kill) String() string { return outcomeText(k.Outcome, k.Reason) }
 
 // Ended tells whether the guest itself says that the process has ended.
 func (k *Kill) Ended() bool { return k.Outcome == OutcomeKilled || k.Outcome == OutcomeExited }

@@ -36,14 +36,14 @@ type Fidelity struct {
 
 // Forms of what the engine sees.
 const (
-	FormFile   = "file"   // a rebuilt file
-	FormMemory = "memory" // the memory of a region, as it runs
+	FormFile   = verdict.FormFile   // a rebuilt file
+	FormMemory = verdict.FormMemory // the memory of a region, as it runs
 )
 
 // Kinds of findings.
 const (
-	KindSignature = "signature" // the engine knows it
-	KindModified  = "modified"  // an image in memory that is not what its file is
+	KindSignature = verdict.KindSignature
+	KindModified  = verdict.KindModified
 )
 
 // Signatures of findings that are not the engine's. They name what was seen, not who
@@ -94,7 +94,8 @@ type Finding struct {
 	Domain    string          `json:"domain"`
 	PID       uint64          `json:"pid"`
 	Process   string          `json:"process"`
-	Image     string          `json:"image"`
+	Image     string          `json:"image"`          // as the process names it, or which memory it is
+	File      string          `json:"file,omitempty"` // path of the file behind it as the guest's kernel has it: without a volume
 	Base      Address         `json:"base"`
 	Size      uint64          `json:"size"` // bytes mapped
 	Signature string          `json:"signature"`
@@ -103,9 +104,20 @@ type Finding struct {
 	Region    *Region         `json:"region,omitempty"`
 	Detail    string          `json:"detail,omitempty"` // in words
 	Fidelity  Fidelity        `json:"fidelity"`
+	Subject   verdict.Subject `json:"subject"` // the process as the policy saw it
 	Verdict   verdict.Verdict `json:"verdict"`
 	Action    verdict.Action  `json:"action"` // what was done
 	Outcome   string          `json:"outcome"`
+}
+
+// Facts are what a policy is told of a finding.
+func (f *Finding) Facts() verdict.Finding {
+	out := verdict.Finding{Kind: f.Kind, Signature: f.Signature, Image: f.File, SHA256: f.SHA256, Memory: f.Fidelity.Form == FormMemory,
+		Coverage: f.Fidelity.Coverage, Exact: f.Fidelity.Exact}
+	if f.Hashes != nil {
+		out.Cached = f.Hashes.Cached
+	}
+	return out
 }
 
 // ScanError is something that could not be read or scanned.
@@ -141,7 +153,8 @@ type DomainScan struct {
 	Partial   int         `json:"partial"` // images scanned with pages missing, above the limit
 	Findings  []Finding   `json:"findings"`
 	Errors    []ScanError `json:"errors"`
-	Kills     []*Kill     `json:"kills,omitempty"` // one for each process that was to be killed
+	Kills     []*Kill     `json:"kills,omitempty"`   // one for each process that was to be killed
+	Actions   []*Act      `json:"actions,omitempty"` // what else was to be done to it
 	Timing    Timing      `json:"timing"`
 
 	// Where no profile fits the build: the PDB, GUID and age that one is missing for, the

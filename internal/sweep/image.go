@@ -47,7 +47,7 @@ func (w *worker) image(ctx context.Context, j *job) error {
 		w.fail(j.what(), fmt.Errorf("rebuild: %w", err))
 		return nil
 	}
-	found := report.Finding{Kind: report.KindSignature, Image: j.module.Path, Base: report.Address(j.module.Base), Size: j.module.Size, Fidelity: fidelity(file.Fidelity)}
+	found := report.Finding{Kind: report.KindSignature, Image: j.module.Path, File: j.file(), Base: report.Address(j.module.Base), Size: j.module.Size, Fidelity: fidelity(file.Fidelity)}
 	if found.Image == "" {
 		found.Image = j.module.Name
 	}
@@ -71,7 +71,7 @@ func (w *worker) image(ctx context.Context, j *job) error {
 	if len(file.Fidelity.MemoryOnly) == 0 {
 		return nil
 	}
-	return w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image})
+	return w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image}, found.File)
 }
 
 // unread notes that something could not be read. It returns an error where the guest
@@ -126,23 +126,38 @@ func (w *worker) count(file *pe.File, fresh bool) {
 
 // found decides on a finding in a process, or in the kernel where p is nil, and notes it.
 func (w *worker) found(p *introspect.Process, f report.Finding) {
-	subject := verdict.Subject{Kernel: p == nil}
-	if p != nil {
-		subject = kill.Subject(p)
-	}
-	f.Domain, f.PID, f.Process = w.target.Name, subject.PID, subject.Name
-	if f.Kind == report.KindModified {
-		f.Verdict = verdict.Modified()
-	} else {
-		f.Verdict = verdict.Decide(w.opt.Policy, subject)
-	}
+	f.Subject = w.subject(p)
+	f.Domain, f.PID, f.Process = w.target.Name, f.Subject.PID, f.Subject.Name
+	f.Verdict = verdict.Decide(w.opt.Policy, f.Facts(), f.Subject)
 	f.Action, f.Outcome = verdict.Report, "reported"
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if f.Verdict.Action == verdict.Kill {
-		w.doom(p, len(w.out.Findings))
-	}
+	w.doom(p, f.Verdict.Action, len(w.out.Findings))
 	w.out.Findings = append(w.out.Findings, f)
+}
+
+// subject is a process as the policy sees it, or the kernel where p is nil.
+func (s *sweep) subject(p *introspect.Process) verdict.Subject {
+	out := verdict.Subject{Kernel: true, Session: -1}
+	if p != nil {
+		out = kill.Subject(p)
+		if parent := s.parent(p); parent != nil {
+			out.Parent, out.ParentPath = parent.Name, parent.Path
+		}
+	}
+	out.Domain, out.Inferred = s.target.Name, s.out.InferredFrom != ""
+	return out
+}
+
+// parent is the process that made p, or nil where it is not known any more: its id may
+// be another's by now, one that was made later.
+func (s *sweep) parent(p *introspect.Process) (parent *introspect.Process) {
+	for i := range s.procs {
+		if q := &s.procs[i]; q.PID == p.PPID && q.PID != 0 && !q.Created.After(p.Created) && (parent == nil || q.Created.After(parent.Created)) {
+			parent = q
+		}
+	}
+	return parent
 }
 
 func fidelity(f *pe.Fidelity) report.Fidelity {

@@ -53,7 +53,7 @@ func TestImplantsAreFound(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := Domain(context.Background(), Target{Name: "win", State: "image", Source: imageOf(t, m)}, winstruct.BuiltIn(), e, NewCache(),
-			Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}})
+			Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Always(verdict.Kill)})
 		if err != nil {
 			t.Fatal(err)
 		}

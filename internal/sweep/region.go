@@ -102,12 +102,12 @@ func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect
 	w.mu.Lock()
 	w.out.Regions++
 	w.mu.Unlock()
-	return w.memory(ctx, p, img, nil, region)
+	return w.memory(ctx, p, img, nil, region, v.Path)
 }
 
 // memory scans the memory form of a region: all of img, or the RVAs in only of an image
-// that has a file.
-func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region report.Region) error {
+// that has a file. path is that of the file behind it, "" for none.
+func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region report.Region, path string) error {
 	view, err := pe.NewMemoryView(img, only, maxPiece)
 	if err != nil || len(view.Data) == 0 {
 		return nil // nothing but zeros
@@ -126,7 +126,7 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 	total := view.Absent + uint64(len(view.Data)) + view.Dropped
 	coverage := float64(len(view.Data)) / float64(total)
 	f := report.Finding{Kind: report.KindSignature, Image: fmt.Sprintf("%s memory %s-%s", region.Type, region.Start, region.End),
-		Base: region.Start, Size: uint64(region.End - region.Start), Region: &region,
+		File: path, Base: region.Start, Size: uint64(region.End - region.Start), Region: &region,
 		Fidelity: report.Fidelity{Form: report.FormMemory, Coverage: coverage, Missing: view.Absent + view.Dropped}}
 	if region.Image != "" {
 		f.Image += " of " + region.Image

@@ -21,18 +21,23 @@ import (
 // Target is the guest to sweep.
 type Target struct {
 	Name, UUID string
-	State      string // of the domain: "running", "paused"; "image" for a file
+	State      string // of the domain: "running", "paused"; StateImage for a file
 	Source     source.Source
-	Paused     func() bool // whether the domain is paused now; nil where that is not known
+	Paused     func() bool                 // whether the domain is paused now; nil where that is not known
+	Suspend    func(context.Context) error // pauses the domain; nil where nobody can
 }
+
+// StateImage is the state of a memory image.
+const StateImage = "image"
 
 // Options say how.
 type Options struct {
 	PIDs        []uint64 // only these; nil for all processes and the drivers
 	Jobs        int      // workers; 0 for two
 	Policy      verdict.Policy
-	Kill        kill.Options // for the policy's kills; its own policy is Policy
-	MinCoverage float64      // share of a file's bytes below which its scan counts as incomplete
+	Kill        kill.Options     // for the policy's kills and holds; its own policy is Policy
+	Keep        func(*kill.Held) // takes over what is held, and releases it; nil where nobody can
+	MinCoverage float64          // share of a file's bytes below which its scan counts as incomplete
 	Progress    func(Progress)
 }
 
@@ -62,13 +67,16 @@ type sweep struct {
 	cache  *Cache
 	guest  *introspect.Guest
 
+	procs    []introspect.Process
 	mappings *Mappings
 	files    *Files
 
 	mu  sync.Mutex
 	out report.DomainScan
-	// doomed are the processes to kill, with the findings that say so, by EPROCESS.
-	doomed map[uint64]*doomed
+	// doomed are the processes to kill or to hold, with the findings that say so, by
+	// EPROCESS; suspends the findings that say to suspend the domain.
+	doomed   map[uint64]*doomed
+	suspends []int
 
 	rebuildTime, scanTime atomic.Int64 // nanoseconds, over all workers
 	progress              Progress
@@ -132,7 +140,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	s.out.Status = report.StatusScanned
 	err = s.work(ctx, jobs)
 	if err == nil {
-		s.kill(ctx)
+		s.act(ctx)
 		err = ctx.Err()
 	}
 	sortFindings(s.out.Findings)
@@ -182,12 +190,25 @@ func (j *job) what() string {
 	return fmt.Sprintf("process %d (%s), image %s", j.process.PID, j.process.Name, j.module.Name)
 }
 
+// file is the path of the image's file as the guest's kernel has it, which a process
+// cannot change as it can the name in its loader's list. "" where it is not known.
+func (j *job) file() string {
+	if v := j.module.VAD(); v != nil {
+		return v.Path
+	}
+	if j.process == nil {
+		return j.module.Path // the kernel's own list
+	}
+	return ""
+}
+
 // enumerate lists every image of the guest.
 func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 	procs, problems, err := s.guest.Processes(ctx)
 	if err != nil {
 		return nil, err
 	}
+	s.procs = procs
 	wanted := func(pid uint64) bool { return len(s.opt.PIDs) == 0 || slices.Contains(s.opt.PIDs, pid) }
 	if len(s.opt.PIDs) == 0 {
 		for _, p := range problems {

@@ -109,7 +109,7 @@ func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 func TestAKillWithoutTheModuleLeavesTheSweepIncomplete(t *testing.T) {
 	src, _ := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})
 	got, err := Domain(context.Background(), Target{Name: "win", Source: source.NewCache(src, 64)}, winstruct.BuiltIn(), engine(t), NewCache(),
-		Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}})
+		Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Always(verdict.Kill)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
 	src, truth := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
 	id := winstruct.Identity{PDB: truth.Kernel.PDB, GUID: truth.Kernel.GUID, Age: truth.Kernel.Age}
 	e := engine(t)
-	opt := Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}}
+	opt := Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Always(verdict.Kill)}
 	exact, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstruct.BuiltIn(), e, NewCache(), opt)
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +233,7 @@ func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
 		t.Errorf("actions %s and, exact, %s", a.Action, b.Action)
 	}
 	a.Verdict, a.Action, a.Outcome = b.Verdict, b.Action, b.Outcome
+	a.Subject.Inferred = false
 	if !reflect.DeepEqual(a, b) {
 		t.Errorf("finding %+v, want %+v", a, b)
 	}

@@ -1,13 +1,8 @@
-// Package verdict decides what is done about a finding. It is pure: it knows the
-// finding and the policy and nothing else, and imports no other package of the
-// project.
-//
-// Guards stand over every policy. A process whose end would stop or cripple Windows
-// is never killed, whatever a policy or an option says.
 package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -16,153 +11,140 @@ type Action string
 
 // Actions.
 const (
-	Report Action = "report" // tell, and touch nothing
-	Kill   Action = "kill"   // have the guest terminate the process
+	Report  Action = "report"  // tell, and touch nothing
+	Kill    Action = "kill"    // have the guest terminate the process
+	Hold    Action = "hold"    // let no thread of the process run in user mode
+	Suspend Action = "suspend" // pause the domain
 )
+
+// Actions are all actions.
+func Actions() []string {
+	return []string{string(Report), string(Kill), string(Hold), string(Suspend)}
+}
 
 // ParseAction reads an action's name.
 func ParseAction(s string) (Action, error) {
-	switch a := Action(s); a {
-	case Report, Kill:
-		return a, nil
+	if slices.Contains(Actions(), s) {
+		return Action(s), nil
 	}
-	return "", fmt.Errorf("action %q: known are report and kill", s)
+	return "", fmt.Errorf("action %q: known are report, kill, hold and suspend", s)
 }
 
-// Subject is the process that a finding is about.
+// Kinds of findings.
+const (
+	KindSignature = "signature" // the engine knows it
+	KindModified  = "modified"  // an image in memory that is not what its file is
+)
+
+// Kinds are all kinds of findings.
+func Kinds() []string { return []string{KindSignature, KindModified} }
+
+// Finding is what a policy knows of a finding beside the process that it is in.
+type Finding struct {
+	Kind      string
+	Signature string
+	Image     string  // path of the file behind the image as the guest's kernel has it: without a volume; "" for none
+	SHA256    string  // of what was scanned, in hexadecimal
+	Cached    string  // SHA-256 of the file itself where the guest's cache holds all of it, else ""
+	Memory    bool    // the memory of a region was scanned, and no rebuilt file
+	Coverage  float64 // share of the bytes that are known, 0 to 1
+	Exact     bool    // the file itself, up to its overlay
+}
+
+// Subject is the process that a finding is about. Its text is the guest's.
 type Subject struct {
-	PID      uint64
-	Name     string // ImageFileName
-	Path     string
-	Critical bool // Windows stops when it ends
-	Exited   bool
-	Hidden   bool
-	Kernel   bool // a driver, or the kernel itself
-	Inferred bool // the profile that it was read with does not fit its build exactly
+	Domain     string `json:"domain,omitempty"`
+	PID        uint64 `json:"pid"`
+	Name       string `json:"name"` // ImageFileName: at most 15 bytes
+	Path       string `json:"path,omitempty"`
+	Parent     string `json:"parent,omitempty"` // name of the process that made it, "" where that has gone
+	ParentPath string `json:"parent_path,omitempty"`
+	Session    int32  `json:"session"`            // -1 for none
+	Critical   bool   `json:"critical,omitempty"` // Windows stops when it ends
+	Exited     bool   `json:"exited,omitempty"`
+	Hidden     bool   `json:"hidden,omitempty"`
+	Kernel     bool   `json:"kernel,omitempty"`   // a driver, or the kernel itself
+	Inferred   bool   `json:"inferred,omitempty"` // the profile that it was read with does not fit its build exactly
 }
 
-// Policy is what the operator asked for.
+// Policy is what the operator asked for. The zero Policy reports.
 type Policy struct {
-	Action Action // "" means Report
+	Rules []Rule // the first that matches decides
+	Allow Allow  // stands over the rules
 	// Surrogates are the programs whose processes may carry out the end of another
 	// one, which never runs itself: paths from the root of the guest's volume, case
 	// aside. None may where it is empty.
 	Surrogates []string
+	DryRun     bool // say what would be done, and do nothing
 }
 
-// DefaultSurrogates are services of Windows that run as LocalSystem on every system,
-// most of them several times, and now and then have something to do.
-func DefaultSurrogates() []string {
-	return []string{`\Windows\System32\svchost.exe`, `\Windows\System32\spoolsv.exe`}
-}
-
-// Candidate is a process that might serve as a surrogate.
-type Candidate struct {
-	Subject
-	Account     string // SID of its token's user
-	Session     int32
-	Wow64       bool
-	Protected   bool
-	HasUserMode bool // it has a user address space
-}
-
-// localSystem is the account that may terminate any process that is not protected.
-const localSystem = "S-1-5-18"
-
-// Names tells whether the policy names a process's program as a surrogate.
-func (p Policy) Names(s Subject) bool {
-	path := volumePath(s.Path)
-	for _, name := range p.Surrogates {
-		if strings.EqualFold(name, path) {
-			return true
-		}
-	}
-	return false
-}
-
-// Surrogate says why a process must not serve as a surrogate, or "" where it may.
-func (p Policy) Surrogate(c Candidate) string {
-	switch {
-	case !p.Names(c.Subject):
-		return "the policy does not name its program"
-	case !c.HasUserMode:
-		return "it has no user mode"
-	case c.Wow64:
-		return "it is a 32-bit process"
-	case c.Protected:
-		return "it is a protected process"
-	case c.Hidden:
-		return "it is hidden"
-	case c.Session != 0:
-		return fmt.Sprintf("it runs in session %d", c.Session)
-	case c.Account == "":
-		return "its account is not known"
-	case c.Account != localSystem:
-		return fmt.Sprintf("it runs as %s, not as LocalSystem", c.Account)
-	}
-	return Guard(c.Subject)
-}
-
-// volumePath is an NT path without its volume: \Windows\x of
-// \Device\HarddiskVolume2\Windows\x. Any other form is not taken.
-func volumePath(path string) string {
-	rest, ok := strings.CutPrefix(path, `\Device\HarddiskVolume`)
-	if !ok {
-		return ""
-	}
-	at := strings.IndexByte(rest, '\\')
-	if at < 1 || strings.Trim(rest[:at], "0123456789") != "" {
-		return ""
-	}
-	return rest[at:]
+// Always is the policy of one rule that every finding of a signature matches.
+func Always(a Action) Policy {
+	return Policy{Rules: []Rule{{Name: "--action " + string(a), Action: a, Notify: true}}}
 }
 
 // Verdict is what was decided, and why.
 type Verdict struct {
-	Action Action `json:"action"`
-	Reason string `json:"reason"`
+	Action   Action `json:"action"`
+	Rule     string `json:"rule"` // name of the rule that decided, or RuleDefault, RuleAllow
+	Reason   string `json:"reason"`
+	Evidence bool   `json:"evidence,omitempty"` // keep what was found
+	Notify   bool   `json:"notify,omitempty"`   // tell the command and the webhook
 }
 
-// system are programs that Windows cannot do without, by name: their critical flag
-// is memory that a rootkit may have changed.
-var system = map[string]bool{"csrss.exe": true, "smss.exe": true, "wininit.exe": true, "winlogon.exe": true,
-	"services.exe": true, "lsass.exe": true, "lsm.exe": true, "registry": true, "memory compression": true, "system": true, "secure system": true}
+// What a Verdict has for a rule where none of the policy's decided. No rule may bear
+// these names.
+const (
+	RuleDefault = "default"
+	RuleAllow   = "allow"
+)
 
-// Decide applies a policy to a subject.
-func Decide(p Policy, s Subject) Verdict {
-	if p.Action != Kill {
-		return Verdict{Report, "policy"}
-	}
-	if why := Guard(s); why != "" {
-		return Verdict{Report, "guarded: " + why}
-	}
-	return Verdict{Kill, "policy"}
+// Step is what became of one rule on the way to a verdict.
+type Step struct {
+	Rule    string   `json:"rule"`
+	Matches bool     `json:"matches"`
+	Why     []string `json:"why"` // the conditions that hold; of a rule that does not match the one that fails
 }
 
-// Modified is the verdict on code that differs from its file, whatever the policy: so
-// do hooks of rootkits, and those of debuggers, shims and other scanners.
-func Modified() Verdict {
-	return Verdict{Report, "modified code is reported only: it may have been modified with good reason"}
+// Decide applies a policy to a finding.
+func Decide(p Policy, f Finding, s Subject) Verdict { return p.decide(f, s, nil) }
+
+// Explain is Decide with what became of each rule that was asked, the allowlists first.
+func Explain(p Policy, f Finding, s Subject) ([]Step, Verdict) {
+	var steps []Step
+	v := p.decide(f, s, func(st Step) { steps = append(steps, st) })
+	return steps, v
 }
 
-// Guard says why a process must not be killed, or "" where nothing speaks against
-// it.
-func Guard(s Subject) string {
-	switch {
-	case s.Kernel:
-		return "it is a driver, not a process"
-	case s.PID == 0 || s.PID == 4:
-		return "it is the System process"
-	case s.PID%4 != 0:
-		return fmt.Sprintf("%d is no process id of Windows", s.PID)
-	case s.Critical:
-		return "it is a critical process: Windows stops when it ends"
-	case system[strings.ToLower(s.Name)]:
-		return "it bears the name of a system process"
-	case s.Exited:
-		return "it has exited"
-	case s.Inferred:
-		return "its profile is inferred"
+func (p Policy) decide(f Finding, s Subject, asked func(Step)) Verdict {
+	if asked == nil {
+		asked = func(Step) {}
 	}
-	return ""
+	why, allowed := p.Allow.match(f)
+	asked(Step{RuleAllow, allowed, []string{why}})
+	if allowed {
+		return Verdict{Action: Report, Rule: RuleAllow, Reason: why}
+	}
+	for i := range p.Rules {
+		r := &p.Rules[i]
+		ok, why := r.match(f, s)
+		asked(Step{r.Name, ok, why})
+		if ok {
+			return r.verdict(s, strings.Join(why, ", "))
+		}
+	}
+	return Verdict{Action: Report, Rule: RuleDefault, Reason: "no rule matches", Notify: true}
+}
+
+// verdict is what a rule that matches comes to, under the guards.
+func (r *Rule) verdict(s Subject, why string) Verdict {
+	v := Verdict{Action: Report, Rule: r.Name, Reason: why, Evidence: r.Evidence, Notify: r.Notify}
+	if guarded := Guarded(r.Action, s); guarded != "" {
+		v.Reason = fmt.Sprintf("%s; guarded against %s: %s", why, r.Action, guarded)
+		return v
+	}
+	if slices.Contains(Actions(), string(r.Action)) {
+		v.Action = r.Action
+	}
+	return v
 }

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/config"
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/policy"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// configFlag names vmav.toml. Its environment variable is read at one level only, as
+// sourceFlag's.
+func configFlag(env ...string) cli.Flag {
+	return &cli.PathFlag{Name: "config", EnvVars: env,
+		Usage: "settings are in `FILE`; without it /etc/vmav/vmav.toml, or of an ordinary user $XDG_CONFIG_HOME/vmav/vmav.toml, where there is one"}
+}
+
+// settings are what vmav.toml says, read once a run.
+func (e *env) settings(c *cli.Context) (*config.Config, error) {
+	if e.config == nil {
+		got, err := config.Load(text(c, "config"))
+		if err != nil {
+			return nil, err
+		}
+		e.config = &got
+	}
+	return e.config, nil
+}
+
+// uri is the libvirt to connect to: by option, environment or settings, in this order.
+func (e *env) uri(c *cli.Context) (string, error) {
+	if uri := text(c, "connect"); uri != "" || os.Getenv("LIBVIRT_DEFAULT_URI") != "" {
+		return uri, nil
+	}
+	s, err := e.settings(c)
+	if err != nil {
+		return "", err
+	}
+	return s.URI, nil
+}
+
+// backend is how domains are read: by option, environment or settings, in this order.
+func (e *env) backend(c *cli.Context) (domain.Backend, error) {
+	for _, level := range c.Lineage() {
+		if level.IsSet("source") {
+			return domain.ParseBackend(level.String("source"))
+		}
+	}
+	s, err := e.settings(c)
+	if err != nil {
+		return "", err
+	}
+	return domain.ParseBackend(s.Source)
+}
+
+// policyFlags say what is done about findings, for the commands that do something.
+func policyFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
+		&cli.DurationFlag{Name: "hold-for", Usage: "let go of held processes after this `TIME`, until which scan goes on; without it nothing is held"},
+		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
+	}
+}
+
+// maxHold bounds --hold-for.
+const maxHold = 24 * time.Hour
+
+// holds are the processes that a command holds.
+type holds struct {
+	time time.Duration
+	all  []*kill.Held
+}
+
+// parseHolds reads --hold-for; nil where there is none.
+func parseHolds(c *cli.Context) (*holds, error) {
+	if !c.IsSet("hold-for") {
+		return nil, nil
+	}
+	h := &holds{time: c.Duration("hold-for")}
+	if h.time < time.Second || h.time > maxHold {
+		return nil, fmt.Errorf("hold for %v: 1s to %v are possible", h.time, maxHold)
+	}
+	return h, nil
+}
+
+func (h *holds) keep(p *kill.Held) { h.all = append(h.all, p) }
+
+// wait keeps the holds for their time or until ctx ends, and lets go of all.
+func (h *holds) wait(ctx context.Context, e *env) {
+	if h == nil || len(h.all) == 0 {
+		return
+	}
+	e.warn("%d processes are held for %v, or until vmav is interrupted", len(h.all), h.time)
+	limit := time.NewTimer(h.time)
+	defer limit.Stop()
+	over := false
+	for _, p := range h.all {
+		if over {
+			break
+		}
+		select { // each until it ends by itself
+		case <-p.Done():
+		case <-limit.C:
+			over = true
+		case <-ctx.Done():
+			over = true
+		}
+	}
+	for _, p := range h.all {
+		if err := p.Release(); err != nil {
+			e.warn("held no more: %v", err)
+		}
+	}
+}
+
+// policy is the policy of a command with policyFlags: of --action, of --policy, or of
+// the settings.
+func (e *env) policy(c *cli.Context) (policy.Policy, error) {
+	s, err := e.settings(c)
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	var p policy.Policy
+	switch file := c.Path("policy"); {
+	case c.IsSet("action") && file != "":
+		return p, errBoth
+	case c.IsSet("action"):
+		a, err := verdict.ParseAction(c.String("action"))
+		if err != nil {
+			return p, err
+		}
+		p = policy.Default()
+		p.Rules = verdict.Always(a).Rules
+	case file != "":
+		p, err = policy.Load(file, true)
+	default:
+		p, err = policy.Load(s.Policy, s.PolicySet)
+	}
+	p.DryRun = p.DryRun || s.DryRun
+	return p, err
+}

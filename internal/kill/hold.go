@@ -1,0 +1,184 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+const (
+	holdSpan = MaxTimeout            // the module lets go of a process by itself then
+	holdLook = 50 * time.Millisecond // how often a held process is looked at
+)
+
+// holdRenew is when a hold is renewed; tests have less time.
+var holdRenew = holdSpan - time.Minute
+
+// Held is a process that is held: no thread of it runs in user mode. It lasts until
+// Release, and no longer than this program: the module lets go when the session of a
+// client that has died is closed. While there is one, the guest's vCPUs are interrupted
+// about once a millisecond. Its methods are safe for concurrent use.
+//
+// The module holds for ten minutes at most; a hold is renewed before, and between the
+// old and the new one the process can run for some milliseconds.
+type Held struct {
+	job  *job
+	s    *session
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu  sync.Mutex
+	err error
+}
+
+// errReleased ends a hold that was to end.
+var errReleased = errors.New("released")
+
+// Hold holds a process, under every guard of a kill. p is the process as it was when
+// that was decided. The Held is nil where the process is not held; else the caller
+// releases it, which the end of ctx does not.
+func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (*report.Act, *Held) {
+	if opt.Timeout <= 0 {
+		opt.Timeout = DefaultTimeout
+	}
+	opt.Timeout = min(opt.Timeout, MaxTimeout)
+	begin := time.Now()
+	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
+		rec: &report.Kill{Domain: e.domain, Target: processOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+	act := func() *report.Act {
+		return &report.Act{Domain: e.domain, Action: verdict.Hold, Target: &j.rec.Target, Outcome: j.rec.Outcome, Reason: j.rec.Reason,
+			DryRun: opt.DryRun, Requested: j.rec.Requested, Applied: j.rec.Applied}
+	}
+	if !j.check(ctx, p) {
+		return act(), nil
+	}
+	if opt.DryRun {
+		j.rec.Outcome = report.OutcomePlanned
+		return act(), nil
+	}
+	s, err := openSession(e.host)
+	if err != nil {
+		j.fail(report.OutcomeFailed, "open a session of actions", err)
+		return act(), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
+	defer cancel()
+	events, err := j.hold(ctx, s)
+	if err != nil {
+		s.close()
+		j.fail(report.OutcomeFailed, "hold it", err)
+		return act(), nil
+	}
+	j.rec.Outcome, j.rec.Applied = report.OutcomeHeld, j.since()
+	own, stop := context.WithCancel(context.Background())
+	h := &Held{job: j, s: s, stop: stop, done: make(chan struct{})}
+	go h.keep(own, events)
+	return act(), h
+}
+
+// hold has the module hold the target, and waits until it does. What comes of the hold
+// afterwards is in the channel.
+func (j *job) hold(ctx context.Context, s *session) (<-chan source.Event, error) {
+	events := make(chan source.Event, 2) // that it is applied, and that it has ended
+	a := source.Action{Kind: source.ActionHold, DTB: j.target.DTB, UserDTB: j.target.UserDTB, Timeout: holdSpan, Guards: j.guards}
+	if _, err := s.start(a, events); err != nil {
+		return nil, err
+	}
+	ev, err := s.wait(ctx, events, holdSpan)
+	if err == nil && ev.Kind != source.EventApplied {
+		err = notApplied(ev)
+	}
+	return events, err
+}
+
+// keep looks after a hold until it ends.
+func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
+	defer close(h.done)
+	defer func() { h.s.close() }() // lets go; the session is another after renew
+	look := time.NewTicker(holdLook)
+	defer look.Stop()
+	renew := time.NewTimer(holdRenew)
+	defer renew.Stop()
+	end := func(err error) { h.mu.Lock(); h.err = err; h.mu.Unlock() }
+	for {
+		select {
+		case <-ctx.Done():
+			end(errReleased)
+			return
+		case ev := <-events:
+			end(fmt.Errorf("the module let go of it: %w", notApplied(ev)))
+			return
+		case <-h.s.ended:
+			end(source.ErrGone)
+			return
+		case <-look.C:
+			// Somebody else may end it. Its tables are no tables any more then.
+			if err := h.lives(); err != nil {
+				end(err)
+				return
+			}
+		case <-renew.C:
+			next, err := h.renew(ctx)
+			if err != nil && ctx.Err() != nil {
+				continue
+			}
+			if err != nil {
+				end(fmt.Errorf("hold it on: %w", err))
+				return
+			}
+			events = next
+			renew.Reset(holdRenew)
+		}
+	}
+}
+
+func (h *Held) lives() error {
+	st, err := h.job.guest.Recheck(h.job.id)
+	if err == nil && st.Exiting {
+		err = errors.New("it has ended")
+	}
+	return err
+}
+
+// renew takes a second hold, in a session of its own, and gives the first up.
+func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
+	s, err := openSession(h.job.host)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.job.opt.Timeout)
+	defer cancel()
+	events, err := h.job.hold(ctx, s)
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	h.s.close()
+	h.s = s
+	return events, nil
+}
+
+// Target is the process that is held, as it was when that began.
+func (h *Held) Target() report.Process { return processOf(&h.job.target) }
+
+// Done is closed once the process is held no more.
+func (h *Held) Done() <-chan struct{} { return h.done }
+
+// Release lets go of the process, and says why it was not held any more, if so.
+func (h *Held) Release() error {
+	h.stop()
+	<-h.done
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if errors.Is(h.err, errReleased) {
+		return nil
+	}
+	return fmt.Errorf("process %d (%s): %w", h.job.target.PID, h.job.target.Name, h.err)
+}

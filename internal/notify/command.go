@@ -1,0 +1,76 @@
+package notify
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"vmav.dev/vmav/internal/report"
+)
+
+// Bounds of a command's run.
+const (
+	commandTimeout = 30 * time.Second
+	commandOutput  = 4096 // bytes that are kept of what it prints
+	commandGrace   = time.Second
+)
+
+// command is a program that is run once for each event, with the event's JSON on its
+// standard input. No shell is involved and nothing of the event is in its arguments or
+// its environment.
+type command struct {
+	argv    []string
+	timeout time.Duration
+}
+
+func (c *command) name() string { return "command " + filepath.Base(c.argv[0]) }
+func (*command) log() bool      { return false }
+func (*command) close() error   { return nil }
+
+func (c *command) send(ctx context.Context, e *Event) error {
+	input, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	out := &head{}
+	cmd := exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), out, out
+	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
+	// It and what it starts go together.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = commandGrace
+	err = cmd.Run()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		err = fmt.Errorf("it was not done in %v and was killed", c.timeout)
+	case errors.Is(err, exec.ErrWaitDelay):
+		return nil // done, but something that it left behind has its output open
+	}
+	if said := strings.TrimSpace(out.kept.String()); said != "" {
+		err = fmt.Errorf("%w: it said \"%s\"", err, report.Escape(said))
+	}
+	return err
+}
+
+// head keeps the first commandOutput bytes that are written to it. The buffer is not
+// embedded: its ReadFrom would take them all.
+type head struct{ kept bytes.Buffer }
+
+func (h *head) Write(p []byte) (int, error) {
+	if room := commandOutput - h.kept.Len(); room > 0 {
+		h.kept.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}

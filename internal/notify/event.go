@@ -1,0 +1,116 @@
+package notify
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// Types of events.
+const (
+	TypeFinding = "finding" // a finding, its verdict, and what came of that
+	TypeSweep   = "sweep"   // how a domain's sweep ended
+)
+
+// Event is one thing that is told. Its JSON is what the command and the webhook get.
+type Event struct {
+	ID      string          `json:"id"` // random; the same in each try to deliver it
+	Type    string          `json:"type"`
+	Time    time.Time       `json:"time"`
+	Host    string          `json:"host"`
+	Trigger string          `json:"trigger"` // who asked: "cli", "hook", "watch", "timer"
+	Domain  string          `json:"domain"`
+	UUID    string          `json:"uuid,omitempty"`
+	DryRun  bool            `json:"dry_run,omitempty"` // nothing was done, only planned
+	Finding *report.Finding `json:"finding,omitempty"`
+	Sweep   *Sweep          `json:"sweep,omitempty"`
+}
+
+// Sweep is how a domain's sweep ended.
+type Sweep struct {
+	Status    string  `json:"status"` // as report.DomainScan has it
+	Reason    string  `json:"reason,omitempty"`
+	Processes int     `json:"processes"`
+	Images    int     `json:"images"`
+	Findings  int     `json:"findings"`
+	Errors    int     `json:"errors"`
+	Seconds   float64 `json:"seconds"`
+}
+
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// level is how much an event matters.
+type level int
+
+const (
+	levelInfo    level = iota
+	levelWarning       // something was found, or could not be read
+	levelError         // something was to be done, and was not
+)
+
+func (e *Event) level() level {
+	switch {
+	case e.Finding != nil && e.Finding.Verdict.Rule == verdict.RuleAllow:
+		return levelInfo
+	case e.Finding != nil && !e.Finding.Done():
+		return levelError
+	case e.Finding != nil, e.Sweep.Status == report.StatusIncomplete, e.Sweep.Status == report.StatusFailed:
+		return levelWarning
+	}
+	return levelInfo
+}
+
+// text is the event in a line for people, escaped.
+func (e *Event) text() string {
+	if f := e.Finding; f != nil {
+		return cut(fmt.Sprintf("%s: %s[%d]: %s: %s FOUND; %s by rule %s: %s", report.Escape(e.Domain), report.Escape(f.Process), f.PID, report.Escape(f.Image),
+			report.Escape(f.Signature), f.Verdict.Action, report.Escape(f.Verdict.Rule), report.Escape(f.Outcome)))
+	}
+	s := e.Sweep
+	why := ""
+	if s.Reason != "" {
+		why = ": " + report.Escape(s.Reason)
+	}
+	return cut(fmt.Sprintf("%s: %s%s: %d processes, %d images, %d findings, %d errors in %.1f s", report.Escape(e.Domain), s.Status, why,
+		s.Processes, s.Images, s.Findings, s.Errors, s.Seconds))
+}
+
+// maxText bounds a line or a field, in bytes: paths of a guest can have 64 KiB.
+const maxText = 2048
+
+func cut(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "…"
+}
+
+// fields are the event's parts by name, escaped.
+func (e *Event) fields() map[string]string {
+	out := map[string]string{"ID": e.ID, "TYPE": e.Type, "TRIGGER": e.Trigger, "DOMAIN": e.Domain, "DOMAIN_UUID": e.UUID}
+	if f := e.Finding; f != nil {
+		for k, v := range map[string]string{"PID": fmt.Sprint(f.PID), "PROCESS": f.Process, "PATH": f.Subject.Path, "IMAGE": f.Image, "SIGNATURE": f.Signature,
+			"KIND": f.Kind, "SHA256": f.SHA256, "VERDICT": string(f.Verdict.Action), "RULE": f.Verdict.Rule, "REASON": f.Verdict.Reason,
+			"ACTION": string(f.Action), "OUTCOME": f.Outcome} {
+			out[k] = v
+		}
+	}
+	if s := e.Sweep; s != nil {
+		for k, v := range map[string]string{"STATUS": s.Status, "REASON": s.Reason, "FINDINGS": fmt.Sprint(s.Findings), "ERRORS": fmt.Sprint(s.Errors)} {
+			out[k] = v
+		}
+	}
+	for k, v := range out {
+		out[k] = cut(report.Escape(v))
+	}
+	return out
+}

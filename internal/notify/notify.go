@@ -1,0 +1,251 @@
+package notify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/config"
+	"vmav.dev/vmav/internal/report"
+)
+
+// Options say who tells.
+type Options struct {
+	Trigger string // of the events: "cli", "hook", "watch", "timer"
+	// Default tells that nobody asked for what the configuration has: a journal that is
+	// not there is no error then.
+	Default bool
+	// Failed, unless nil, is told at once when something could not be delivered. Close
+	// sums it up. It is called from several goroutines.
+	Failed func(error)
+}
+
+// Notifier tells everyone that a configuration names. It is safe for concurrent use.
+type Notifier struct {
+	opt     Options
+	host    string
+	outlets []*outlet
+	metrics *metrics // nil for none
+}
+
+// Open prepares to tell everyone that c names. The caller closes the Notifier.
+func Open(c config.Report, opt Options) (*Notifier, error) {
+	n := &Notifier{opt: opt}
+	n.host, _ = os.Hostname() // "" where the kernel does not say
+	var sinks []sink
+	if c.Journal {
+		j, err := openJournal()
+		if err != nil && !opt.Default {
+			return nil, err
+		}
+		if err == nil {
+			sinks = append(sinks, j)
+		}
+	}
+	if c.Syslog {
+		s, err := openSyslog("")
+		if err != nil {
+			return nil, err
+		}
+		sinks = append(sinks, s)
+	}
+	if len(c.Notify) > 0 {
+		sinks = append(sinks, &command{argv: c.Notify, timeout: commandTimeout})
+	}
+	if c.Webhook.URL != "" {
+		w, err := openWebhook(c.Webhook)
+		if err != nil {
+			return nil, err
+		}
+		sinks = append(sinks, w)
+	}
+	if c.Metrics != "" {
+		m, err := openMetrics(c.Metrics)
+		if err != nil {
+			return nil, err
+		}
+		n.metrics = m
+	}
+	for _, s := range sinks {
+		n.outlets = append(n.outlets, newOutlet(s, opt.Failed))
+	}
+	return n, nil
+}
+
+// Domain tells of a domain's sweep: of each finding, and how it ended. dryRun says that
+// nothing was done about them. It does not wait for anyone.
+func (n *Notifier) Domain(d *report.DomainScan, dryRun bool) {
+	for i := range d.Findings {
+		n.Finding(d.Name, d.UUID, &d.Findings[i], dryRun)
+	}
+	e := n.event(TypeSweep, d.Name, d.UUID)
+	e.DryRun = dryRun
+	e.Sweep = &Sweep{Status: d.Status, Reason: d.Reason, Processes: d.Processes, Images: d.Images, Findings: len(d.Findings), Errors: len(d.Errors), Seconds: d.Timing.Total}
+	n.tell(e, false)
+	n.Count(d)
+}
+
+// Finding tells of one finding, whose outcome is known. It keeps a copy.
+func (n *Notifier) Finding(domain, uuid string, f *report.Finding, dryRun bool) {
+	e := n.event(TypeFinding, domain, uuid)
+	own := *f
+	e.Finding, e.DryRun = &own, dryRun
+	n.tell(e, f.Verdict.Notify)
+}
+
+// Count adds a sweep to the metrics, where the configuration has any. Domain does that,
+// too.
+func (n *Notifier) Count(d *report.DomainScan) {
+	if n.metrics == nil {
+		return
+	}
+	if err := n.metrics.add(d, time.Now()); err != nil && n.opt.Failed != nil {
+		n.opt.Failed(fmt.Errorf("metrics: %w", err))
+	}
+}
+
+func (n *Notifier) event(typ, domain, uuid string) *Event {
+	return &Event{ID: newID(), Type: typ, Time: time.Now().UTC(), Host: n.host, Trigger: n.opt.Trigger, Domain: domain, UUID: uuid}
+}
+
+// tell puts an event into the queues: of the logs, and, where the policy notifies, of
+// the others.
+func (n *Notifier) tell(e *Event, notify bool) {
+	for _, o := range n.outlets {
+		if o.sink.log() || notify {
+			o.put(e)
+		}
+	}
+}
+
+// Close waits until all has been delivered or ctx ends, and says what was not.
+func (n *Notifier) Close(ctx context.Context) error {
+	var errs []error
+	for _, o := range n.outlets {
+		o.stop()
+	}
+	for _, o := range n.outlets {
+		errs = append(errs, o.wait(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// sink is one place that events are delivered to, one after the other.
+type sink interface {
+	name() string
+	log() bool // it takes every event, not only those that the policy notifies of
+	send(ctx context.Context, e *Event) error
+	close() error
+}
+
+// queueLength bounds the events that wait for one sink.
+const queueLength = 1024
+
+// outlet is a sink with its queue.
+type outlet struct {
+	sink   sink
+	failed func(error)
+	queue  chan *Event
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu      sync.Mutex
+	closed  bool
+	waiting int // in the queue or under way
+	lost    int
+	first   error // why the first was lost
+}
+
+var errFull = errors.New("more events than are kept waiting")
+
+func newOutlet(s sink, failed func(error)) *outlet {
+	ctx, cancel := context.WithCancel(context.Background())
+	o := &outlet{sink: s, failed: failed, queue: make(chan *Event, queueLength), cancel: cancel, done: make(chan struct{})}
+	go o.run(ctx)
+	return o
+}
+
+func (o *outlet) run(ctx context.Context) {
+	defer close(o.done)
+	for e := range o.queue {
+		err := ctx.Err()
+		if err == nil {
+			err = o.sink.send(ctx, e)
+		}
+		o.mu.Lock()
+		o.waiting--
+		o.mu.Unlock()
+		if err != nil {
+			o.lose(err)
+		}
+	}
+}
+
+func (o *outlet) put(e *Event) {
+	o.mu.Lock()
+	full := o.closed
+	if !full {
+		select {
+		case o.queue <- e:
+			o.waiting++
+		default:
+			full = true
+		}
+	}
+	o.mu.Unlock()
+	if full {
+		o.lose(errFull)
+	}
+}
+
+func (o *outlet) lose(why error) {
+	o.mu.Lock()
+	o.lost++
+	if o.first == nil {
+		o.first = why
+	}
+	o.mu.Unlock()
+	if o.failed != nil {
+		o.failed(fmt.Errorf("%s: %w", o.sink.name(), why))
+	}
+}
+
+// stop takes no more events.
+func (o *outlet) stop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.closed = true
+		close(o.queue)
+	}
+}
+
+// linger is how long a sink gets to notice that its time is over.
+const linger = 2 * time.Second
+
+// wait waits for the queue to empty, and closes the sink.
+func (o *outlet) wait(ctx context.Context) error {
+	select {
+	case <-o.done:
+	case <-ctx.Done():
+		o.cancel()
+		select {
+		case <-o.done:
+		case <-time.After(linger):
+		}
+	}
+	o.cancel()
+	err := o.sink.close()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lost == 0 && o.waiting == 0 {
+		return err
+	}
+	if o.first == nil {
+		o.first = ctx.Err()
+	}
+	return fmt.Errorf("%s: %d events were not delivered: %w", o.sink.name(), o.lost+o.waiting, o.first)
+}

@@ -1,0 +1,155 @@
+package sweep
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// doomed is a process that is to be killed or held, and the findings that say so.
+type doomed struct {
+	process  *introspect.Process
+	action   verdict.Action // verdict.Kill where any of them says so
+	findings []int
+}
+
+// doom notes what the verdict on the finding of an index asks for. The caller holds the
+// lock.
+func (s *sweep) doom(p *introspect.Process, action verdict.Action, finding int) {
+	switch action {
+	case verdict.Kill, verdict.Hold:
+	case verdict.Suspend:
+		s.suspends = append(s.suspends, finding)
+		return
+	default:
+		return
+	}
+	if s.doomed == nil {
+		s.doomed = make(map[uint64]*doomed)
+	}
+	d := s.doomed[p.EPROCESS]
+	if d == nil {
+		d = &doomed{process: p, action: action}
+		s.doomed[p.EPROCESS] = d
+	}
+	if action == verdict.Kill {
+		d.action = action
+	}
+	d.findings = append(d.findings, finding)
+}
+
+// act carries out the verdicts, once for each process, when all has been scanned: what
+// ends in mid-scan would leave the scan incomplete. The domain is suspended last, as
+// nobody can be killed in one that stands still. What is not known to have worked is an
+// error of the sweep, but of a memory image, where nothing can.
+func (s *sweep) act(ctx context.Context) {
+	var all []*doomed
+	for _, d := range s.doomed {
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b *doomed) int { return cmp.Compare(a.process.PID, b.process.PID) })
+	if len(all) > 0 {
+		engine, err := kill.New(s.target.Name, s.guest, s.target.Source)
+		if s.target.State == StateImage {
+			err = errImage
+		}
+		for _, d := range all {
+			o, text := s.end(ctx, engine, err, d)
+			s.outcome(d.findings, d.action, o, text, fmt.Sprintf("%s process %d (%s)", d.action, d.process.PID, d.process.Name))
+		}
+	}
+	if len(s.suspends) > 0 {
+		a := s.suspend(ctx)
+		s.out.Actions = append(s.out.Actions, a)
+		s.outcome(s.suspends, verdict.Suspend, a.Outcome, a.String(), "suspend the domain")
+	}
+}
+
+var (
+	errImage = errors.New("nothing runs in a memory image")
+	errKeep  = errors.New("a hold lasts no longer than the program that holds: vmav watch holds, and vmav scan --hold-for")
+)
+
+// end kills or holds a process. The error is why the engine could not be had.
+func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doomed) (report.Outcome, string) {
+	opt := s.opt.Kill
+	opt.Policy, opt.DryRun = s.opt.Policy, s.opt.Policy.DryRun
+	if opt.Paused == nil {
+		opt.Paused = s.target.Paused
+	}
+	if d.action == verdict.Kill {
+		k := kill.Refuse(s.target.Name, d.process, err)
+		if err == nil {
+			k = engine.Kill(ctx, d.process, opt)
+		}
+		s.out.Kills = append(s.out.Kills, k)
+		return k.Outcome, k.String()
+	}
+	if err == nil && s.opt.Keep == nil && !opt.DryRun {
+		err = errKeep
+	}
+	var a *report.Act
+	if err != nil {
+		k := kill.Refuse(s.target.Name, d.process, err)
+		a = &report.Act{Domain: k.Domain, Action: verdict.Hold, Target: &k.Target, Outcome: k.Outcome, Reason: k.Reason, Requested: k.Requested}
+	} else {
+		var held *kill.Held
+		if a, held = engine.Hold(ctx, d.process, opt); held != nil {
+			s.opt.Keep(held)
+		}
+	}
+	s.out.Actions = append(s.out.Actions, a)
+	return a.Outcome, a.String()
+}
+
+// suspendTime is how long libvirt may take to pause a domain.
+const suspendTime = 30 * time.Second
+
+// suspend pauses the domain.
+func (s *sweep) suspend(ctx context.Context) *report.Act {
+	begin := time.Now()
+	a := &report.Act{Domain: s.target.Name, Action: verdict.Suspend, DryRun: s.opt.Policy.DryRun, Requested: begin.UTC()}
+	paused := func() bool { return s.target.Paused != nil && s.target.Paused() }
+	switch {
+	case s.target.State == StateImage:
+		a.Outcome, a.Reason = report.OutcomeRefused, errImage.Error()
+	case s.target.Suspend == nil:
+		a.Outcome, a.Reason = report.OutcomeRefused, "there is no libvirt to ask"
+	case paused():
+		a.Outcome, a.Reason = report.OutcomeSuspended, "it was paused already"
+	case a.DryRun:
+		a.Outcome = report.OutcomePlanned
+	default:
+		ctx, cancel := context.WithTimeout(ctx, suspendTime)
+		defer cancel()
+		err := s.target.Suspend(ctx)
+		switch {
+		case err != nil:
+			a.Outcome, a.Reason = report.OutcomeFailed, err.Error()
+		case !paused():
+			a.Outcome, a.Reason = report.OutcomeFailed, "libvirt has done it, but does not say that the domain is paused"
+		default:
+			took := report.Milliseconds(time.Since(begin))
+			a.Outcome, a.Applied = report.OutcomeSuspended, &took
+		}
+	}
+	return a
+}
+
+// outcome notes what came of an action for the findings that asked for it.
+func (s *sweep) outcome(findings []int, a verdict.Action, o report.Outcome, text, what string) {
+	for _, i := range findings {
+		s.out.Findings[i].Action, s.out.Findings[i].Outcome = a, text
+	}
+	if !o.Done() && s.target.State != StateImage {
+		s.fail(what, errors.New(text))
+	}
+}

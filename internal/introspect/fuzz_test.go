@@ -181,7 +181,7 @@ func FuzzIdentifyKernel(f *testing.F) {
 		for i := range uint64(16) {
 			le.PutUint64(mem[0x16000+8*i:], (0x4000+i<<12)|3)
 		}
-		as := &AddressSpace{t: newTables(&memory{data: mem}), dtb: 0x1000, levels: 4}
+		as := newSpace(newTables(&memory{data: mem}), formatX64, 0x1000)
 		id, size, err := identifyKernel(as, 0xffff800000000000)
 		if err == nil && (size > maxKernelSize || !kernelPDBs[id.PDB] || len(id.GUID) != 32) {
 			t.Fatalf("%+v, %d", id, size)

@@ -260,7 +260,7 @@ func TestCanonical(t *testing.T) {
 		{0x00ffffffffffffff, false, true}, {0x0100000000000000, false, false}, {0xfeffffffffffffff, false, false},
 		{0xff00000000000000, false, true}, {0xffff7fffffffffff, false, true}, {0xffff800000000000, true, true}, {^uint64(0), true, true},
 	} {
-		four, five := &AddressSpace{levels: 4}, &AddressSpace{levels: 5}
+		four, five := formatX64, formatLA57
 		if four.canonical(c.va) != c.four || five.canonical(c.va) != c.five {
 			t.Errorf("%#x is canonical with 4 levels: %v, with 5: %v; want %v, %v", c.va, four.canonical(c.va), five.canonical(c.va), c.four, c.five)
 		}

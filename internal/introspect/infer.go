@@ -82,7 +82,7 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 			break
 		}
 		p, err := near.Open(entry)
-		if err != nil || p.Arch != winstruct.ArchX64 {
+		if err != nil || p.PointerSize() != g.as.f.ptr {
 			continue
 		}
 		off, err := compile(p)

@@ -30,15 +30,17 @@ type Mapping struct {
 func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 	m := Mapping{User: true, Writable: true, Executable: true}
 	absent := &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
-	if !as.canonical(va) {
+	f := as.f
+	if !f.canonical(va) {
 		return Mapping{}, absent
 	}
 	buf := wordPool.Get().(*[8]byte)
 	defer wordPool.Put(buf)
 	table := as.dtb
-	for shift := uint(3 + 9*as.levels); ; shift -= 9 {
-		m.Entry = table + va>>shift&511*8
-		if err := as.t.src.ReadPhys(buf[:], m.Entry); err != nil {
+	for shift := f.top; ; shift -= f.step {
+		m.Entry = f.entryAt(table, va, shift)
+		clear(buf[:])
+		if err := as.t.src.ReadPhys(buf[:f.pte], m.Entry); err != nil {
 			if errors.Is(err, source.ErrHole) {
 				return Mapping{}, absent // a table that points outside RAM
 			}
@@ -48,12 +50,13 @@ func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 		if m.PTE&pteValid == 0 {
 			return Mapping{}, absent
 		}
-		m.User = m.User && m.PTE&pteUser != 0
-		m.Writable = m.Writable && m.PTE&pteWrite != 0
+		if shift != 30 || f.wide() { // the four entries at the top of PAE have no rights
+			m.User = m.User && m.PTE&pteUser != 0
+			m.Writable = m.Writable && m.PTE&pteWrite != 0
+		}
 		m.Executable = m.Executable && m.PTE&pteNoExec == 0
-		if shift == pageShift || m.PTE&pteLarge != 0 && (shift == 21 || shift == 30) {
-			mask := uint64(1)<<shift - 1
-			m.GPA = m.PTE&pfnMask&^mask | va&mask
+		if shift == pageShift || f.large(m.PTE, shift) {
+			m.GPA = f.frame(m.PTE, shift) | va&(1<<shift-1)
 			return m, nil
 		}
 		table = m.PTE & pfnMask
@@ -76,7 +79,7 @@ func (g *Guest) ReadFile(p []byte, v *VAD, va uint64) error {
 	}
 	for len(p) > 0 {
 		n := min(uint64(len(p)), pageSize-va%pageSize)
-		at := v.proto + (va-v.Start)/pageSize*8
+		at := v.proto + (va-v.Start)/pageSize*g.as.f.pte
 		if at > v.lastProto {
 			return &AddressError{VA: va, Err: ErrNotPresent}
 		}

@@ -107,18 +107,19 @@ type Offsets struct {
 	VAD struct {
 		Size       uint32          `win:"sizeof(_MMVAD)"`
 		ShortSize  uint32          `win:"sizeof(_MMVAD_SHORT)"`
-		Left       uint32          `win:"_MMVAD_SHORT.VadNode.Left|_MMVAD_SHORT.LeftChild"`
-		Right      uint32          `win:"_MMVAD_SHORT.VadNode.Right|_MMVAD_SHORT.RightChild"`
-		TreeRoot   uint32          `win:"_EPROCESS.VadRoot.Root|_EPROCESS.VadRoot.BalancedRoot.RightChild"`
+		Left       uint32          `win:"_MMVAD_SHORT.VadNode.Left|_MMVAD_SHORT.VadNode.LeftChild|_MMVAD_SHORT.LeftChild"`
+		Right      uint32          `win:"_MMVAD_SHORT.VadNode.Right|_MMVAD_SHORT.VadNode.RightChild|_MMVAD_SHORT.RightChild"`
+		TreeRoot   uint32          `win:"_EPROCESS.VadRoot.Root|_EPROCESS.VadRoot.BalancedRoot.RightChild|_EPROCESS.VadRoot"`
 		Start      winstruct.Field `win:"_MMVAD_SHORT.StartingVpn"`
 		End        winstruct.Field `win:"_MMVAD_SHORT.EndingVpn"`
 		StartHigh  uint32          `win:"_MMVAD_SHORT.StartingVpnHigh,optional"`
 		EndHigh    uint32          `win:"_MMVAD_SHORT.EndingVpnHigh,optional"`
 		Flags      uint32          `win:"_MMVAD_SHORT.u.VadFlags|_MMVAD_SHORT.u"`
-		Type       winstruct.Field `win:"_MMVAD_FLAGS.VadType"`
+		Type       winstruct.Field `win:"_MMVAD_FLAGS.VadType|_MMVAD_FLAGS.ImageMap"`
 		Protection winstruct.Field `win:"_MMVAD_FLAGS.Protection"`
 		Private    winstruct.Field `win:"_MMVAD_FLAGS.PrivateMemory"`
-		Subsection uint32          `win:"_MMVAD.Subsection"`
+		Subsection uint32          `win:"_MMVAD.Subsection,optional"`
+		Control    uint32          `win:"_MMVAD.ControlArea,optional"` // until Windows Server 2003, in the place of Subsection
 		FirstPTE   uint32          `win:"_MMVAD.FirstPrototypePte"`
 		LastPTE    uint32          `win:"_MMVAD.LastContiguousPte"`
 	}
@@ -179,6 +180,9 @@ func compile(p *winstruct.Profile) (*Offsets, error) {
 	o := new(Offsets)
 	if err := winstruct.Compile(p, o); err != nil {
 		return nil, err
+	}
+	if o.VAD.Subsection == winstruct.Missing && o.VAD.Control == winstruct.Missing {
+		return nil, &winstruct.MissingFactsError{Identity: p.Identity, Facts: []string{"_MMVAD.Subsection"}}
 	}
 	return o, nil
 }

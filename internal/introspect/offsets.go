@@ -1,15 +1,20 @@
 package introspect
 
-import "vmav.dev/vmav/internal/winstruct"
+import (
+	"errors"
+	"slices"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
 
 // Offsets is all that introspection needs of a build, resolved once from its
 // profile. What is not optional a profile must have; winstruct.Compile names what
 // is missing.
 type Offsets struct {
 	Sym struct {
-		ActiveProcessHead uint64 `win:"sym(PsActiveProcessHead)"`
-		LoadedModuleList  uint64 `win:"sym(PsLoadedModuleList)"`
-		CidTable          uint64 `win:"sym(PspCidTable)"`
+		ActiveProcessHead uint64 `win:"sym(PsActiveProcessHead),optional"`
+		LoadedModuleList  uint64 `win:"sym(PsLoadedModuleList),optional"`
+		CidTable          uint64 `win:"sym(PspCidTable),optional"`
 		BuildNumber       uint64 `win:"sym(NtBuildNumber),optional"`
 		MiState           uint64 `win:"sym(MiState),optional"`
 	}
@@ -175,8 +180,34 @@ func Usable(p *winstruct.Profile) error {
 	return err
 }
 
-// compile resolves the offsets of a build.
+// compile resolves the symbols and offsets of a build.
 func compile(p *winstruct.Profile) (*Offsets, error) {
+	o, err := compileOffsets(p)
+	var missing *winstruct.MissingFactsError
+	if err != nil && !errors.As(err, &missing) {
+		return nil, err
+	}
+	var facts []string
+	if missing != nil {
+		facts = missing.Facts
+	}
+	for _, name := range neededSymbols {
+		if _, ok := p.Symbol(name); !ok {
+			facts = append(facts, "sym("+name+")")
+		}
+	}
+	if len(facts) > 0 {
+		slices.Sort(facts)
+		return nil, &winstruct.MissingFactsError{Identity: p.Identity, Facts: facts}
+	}
+	return o, nil
+}
+
+// neededSymbols are those that reading a guest takes, unless they are found in it: see infer.
+var neededSymbols = []string{"PsActiveProcessHead", "PsLoadedModuleList", "PspCidTable"}
+
+// compileOffsets resolves the offsets of a build, and what symbols of it are known.
+func compileOffsets(p *winstruct.Profile) (*Offsets, error) {
 	o := new(Offsets)
 	if err := winstruct.Compile(p, o); err != nil {
 		return nil, err

@@ -77,5 +77,5 @@ func (g *Guest) handleEntry(eprocess, handle uint64) (uint64, source.Guard, erro
 	if f := g.off.HandleBits; f.BitCount != 0 {
 		mask = (1<<f.BitCount - 1) << f.BitOffset
 	}
-	return header + uint64(g.off.ObjectBody), source.Guard{GPA: m.GPA, Mask: mask, Value: v & mask}, nil
+	return header + uint64(g.off.ObjectBody), guard(m.GPA, width, mask, v), nil
 }

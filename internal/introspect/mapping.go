@@ -23,12 +23,13 @@ type Mapping struct {
 	Executable bool
 	Entry      uint64 // guest-physical address of the last entry
 	PTE        uint64 // its value
+	size       uint64 // its bytes
 }
 
 // Mapping reads how va is mapped, from the tables themselves and not from a copy of
 // them. The error wraps ErrNotPresent where the processor would fault.
 func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
-	m := Mapping{User: true, Writable: true, Executable: true}
+	m := Mapping{User: true, Writable: true, Executable: true, size: as.f.pte}
 	absent := &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
 	f := as.f
 	if !f.canonical(va) {
@@ -66,8 +67,19 @@ func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 // Guard is the condition that the mapping still is what it was: the same frame, with
 // the rights that user mode needs to write there, too, where it had them.
 func (m Mapping) Guard() source.Guard {
-	mask := uint64(pfnMask | pteValid | pteUser | pteWrite)
-	return source.Guard{GPA: m.Entry, Mask: mask, Value: m.PTE & mask}
+	return guard(m.Entry, m.size, pfnMask|pteValid|pteUser|pteWrite, m.PTE)
+}
+
+// guard is the condition that the bits of mask of a value of size bytes, 4 or 8, stay as they
+// are. Guards are of aligned words of eight.
+func guard(gpa, size, mask, value uint64) source.Guard {
+	if size == 4 {
+		mask &= 1<<32 - 1
+		if gpa%8 == 4 {
+			gpa, mask, value = gpa-4, mask<<32, value<<32
+		}
+	}
+	return source.Guard{GPA: gpa, Mask: mask, Value: value & mask}
 }
 
 // ReadFile fills p from va, all within v, with what the mapped file has there: through

@@ -52,7 +52,7 @@ func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*G
 		return nil, err
 	}
 	g := &Guest{src: src, t: t, as: k.as,
-		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: k.as.f.name, Located: k.how}}
+		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: k.as.f.name, Bits: 8 * int(k.as.f.ptr), Located: k.how}}
 	p, err := profiles.Find(k.id)
 	var missing *winstruct.MissingError
 	if near, ok := profiles.(Neighbours); ok && errors.As(err, &missing) {

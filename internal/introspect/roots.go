@@ -1,6 +1,9 @@
 package introspect
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // roots calls try with every address space whose top table can be in the page at pa, as
 // Windows makes them: each maps its own tables. It ends where try returns true.
@@ -18,7 +21,8 @@ func roots(t *tables, page []byte, pa uint64, try func(*AddressSpace) bool) {
 		return
 	}
 	for off := uint64(0); off < pageSize; off += 32 {
-		if selfMappedPAE(t, page[off:off+32]) && try(newSpace(t, formatPAE, pa+off)) {
+		// Most are not: the low bits of the first entry say so soonest.
+		if page[off]&0xe7 == pteValid && selfMappedPAE(t, page[off:off+32]) && try(newSpace(t, formatPAE, pa+off)) {
 			return
 		}
 	}
@@ -66,7 +70,9 @@ func selfMappedPAE(t *tables, quad []byte) bool {
 		if e&(pteValid|pteWrite|pteUser|pteLarge) != pteValid || e&^uint64(pfnMask) > 0xfff || e&pfnMask == 0 {
 			return false
 		}
-		dirs[i] = e & pfnMask
+		if dirs[i] = e & pfnMask; slices.Contains(dirs[:i], dirs[i]) {
+			return false
+		}
 	}
 	for i, dir := range dirs {
 		e, err := t.entry(dirs[tables32>>30]+8*uint64(i), 8)

@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
-	"unicode/utf16"
 
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
@@ -54,10 +52,7 @@ func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*G
 		return nil, err
 	}
 	g := &Guest{src: src, t: t, as: k.as,
-		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: "x64", Located: k.how}}
-	if k.as.levels == 5 {
-		g.kernel.Paging = "x64-la57"
-	}
+		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: k.as.f.name, Bits: 8 * int(k.as.f.ptr), Located: k.how}}
 	p, err := profiles.Find(k.id)
 	var missing *winstruct.MissingError
 	if near, ok := profiles.(Neighbours); ok && errors.As(err, &missing) {
@@ -72,6 +67,9 @@ func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*G
 	}
 	if err != nil {
 		return nil, fmt.Errorf("windows kernel at %#x: %w", k.base, err)
+	}
+	if p.PointerSize() != k.as.f.ptr {
+		return nil, fmt.Errorf("windows kernel at %#x: its address space is %s, its profile %s is of %s", k.base, k.as.f.name, k.id, p.Arch)
 	}
 	if g.off, err = compile(p); err != nil {
 		return nil, err
@@ -104,15 +102,15 @@ func (g *Guest) bind() error {
 		return fmt.Errorf("%w: its kernel has no process yet", ErrBooting)
 	}
 	eprocess := first - uint64(g.off.Process.Links)
-	rec := make([]byte, g.off.Process.Size)
-	if err := g.as.Read(rec, eprocess); err != nil {
+	v, err := g.as.record(eprocess, g.off.Process.Size)
+	if err != nil {
 		return fmt.Errorf("read the System process at %#x: %w", eprocess, err)
 	}
-	v := record(rec)
-	if pid, name := v.u64(g.off.Process.PID), v.text8(g.off.Process.Name); pid != 4 || name != "System" {
+	if pid, name := v.ptr(g.off.Process.PID), v.text8(g.off.Process.Name); pid != 4 || name != "System" {
 		return fmt.Errorf("the first process at %#x is pid %d %q, not System: the profile %s does not fit", eprocess, pid, name, g.kernel.Identity)
 	}
-	g.as = &AddressSpace{t: g.t, dtb: v.u64(g.off.Process.DTB) & pfnMask, levels: g.as.levels}
+	g.as = newSpace(g.t, g.as.f, v.ptr(g.off.Process.DTB))
+	g.as.noExec = g.usesNoExec()
 	if _, err := g.as.word(head); err != nil {
 		return fmt.Errorf("the System process's DTB %#x does not map the kernel: %w", g.as.dtb, err)
 	}
@@ -125,7 +123,7 @@ func (g *Guest) bind() error {
 	}
 	g.kernel.Version = g.version()
 	if g.off.Sym.MiState != 0 && g.off.InvalidPteMask != winstruct.Missing {
-		mask, err := g.as.word(g.kernel.Base + g.off.Sym.MiState + uint64(g.off.InvalidPteMask))
+		mask, err := g.as.u64(g.kernel.Base + g.off.Sym.MiState + uint64(g.off.InvalidPteMask))
 		if err != nil && !errors.Is(err, ErrNotPresent) {
 			return fmt.Errorf("read MiState.Hardware.InvalidPteMask: %w", err)
 		}
@@ -141,11 +139,23 @@ func (g *Guest) bind() error {
 // NtMinorVersion at 0x270 on every build).
 func (g *Guest) version() string {
 	var b [8]byte
-	if g.as.Read(b[:], kuserShared+0x26c) != nil {
+	if g.as.Read(b[:], g.as.f.kuser+0x26c) != nil {
 		return fmt.Sprint(g.kernel.Build)
 	}
 	le := binary.LittleEndian
 	return fmt.Sprintf("%d.%d.%d", le.Uint32(b[:]), le.Uint32(b[4:]), g.kernel.Build)
+}
+
+// usesNoExec tells whether entries of page tables that lack the bit to forbid execution mean
+// that code is meant to run there: 32-bit guests may have no use of the bit, and then say so
+// in KUSER_SHARED_DATA.ProcessorFeatures (at 0x274) by PF_NX_ENABLED (Windows SDK, winnt.h).
+func (g *Guest) usesNoExec() bool {
+	const pfNXEnabled = 12
+	if !g.as.f.noExec || g.as.f.wide() {
+		return g.as.f.noExec
+	}
+	var enabled [1]byte
+	return g.as.Read(enabled[:], g.as.f.kuser+0x274+pfNXEnabled) == nil && enabled[0] != 0
 }
 
 // Kernel says what was established about the guest's kernel.
@@ -183,119 +193,7 @@ func (g *Guest) UserSpace(p *Process) *AddressSpace {
 
 // space is the address space under a process's page tables.
 func (g *Guest) space(dtb uint64) *AddressSpace {
-	return &AddressSpace{t: g.t, dtb: dtb & pfnMask, levels: g.as.levels, soft: g.as.soft, kernel: g.as}
-}
-
-// word reads a 64-bit value.
-func (as *AddressSpace) word(va uint64) (uint64, error) {
-	b := wordPool.Get().(*[8]byte)
-	defer wordPool.Put(b)
-	if err := as.Read(b[:], va); err != nil {
-		return 0, err
-	}
-	return binary.LittleEndian.Uint64(b[:]), nil
-}
-
-// record is the copy of one structure. An offset outside it reads as zero: the
-// profile, not the guest, decides where fields lie, and profiles are checked.
-type record []byte
-
-func (r record) u64(off uint32) uint64 {
-	if uint64(off)+8 > uint64(len(r)) {
-		return 0
-	}
-	return binary.LittleEndian.Uint64(r[off:])
-}
-
-func (r record) u32(off uint32) uint32 {
-	if uint64(off)+4 > uint64(len(r)) {
-		return 0
-	}
-	return binary.LittleEndian.Uint32(r[off:])
-}
-
-func (r record) u16(off uint32) uint16 {
-	if uint64(off)+2 > uint64(len(r)) {
-		return 0
-	}
-	return binary.LittleEndian.Uint16(r[off:])
-}
-
-func (r record) u8(off uint32) uint8 {
-	if uint64(off) >= uint64(len(r)) {
-		return 0
-	}
-	return r[off]
-}
-
-// field reads an integer or bit field of up to eight bytes.
-func (r record) field(f winstruct.Field) uint64 {
-	switch f.Size {
-	case 1:
-		return f.Bits(uint64(r.u8(f.Offset)))
-	case 2:
-		return f.Bits(uint64(r.u16(f.Offset)))
-	case 4:
-		return f.Bits(uint64(r.u32(f.Offset)))
-	}
-	return f.Bits(r.u64(f.Offset))
-}
-
-// text8 reads a fixed array of characters up to its zero.
-func (r record) text8(f winstruct.Field) string {
-	end := min(uint64(f.Offset)+uint64(f.Size), uint64(len(r)))
-	if uint64(f.Offset) >= end {
-		return ""
-	}
-	s := r[f.Offset:end]
-	for i, c := range s {
-		if c == 0 {
-			return string(s[:i])
-		}
-	}
-	return string(s)
-}
-
-// time reads a FILETIME: 100 ns since 1601 in UTC. Zero, and what no system of ours
-// can have seen, is the zero time.
-func (r record) time(off uint32) time.Time {
-	const unixEpoch = 116444736000000000
-	t := r.u64(off)
-	if t < unixEpoch || t > unixEpoch+200*365*24*3600*10_000_000 {
-		return time.Time{}
-	}
-	t -= unixEpoch
-	return time.Unix(int64(t/10_000_000), int64(t%10_000_000)*100).UTC()
-}
-
-// unicode reads the UNICODE_STRING at an offset of r, whose text lies in as.
-func (r record) unicode(as *AddressSpace, off uint32) (string, error) {
-	n, at := uint32(r.u16(off)), r.u64(off+8)
-	return readUTF16(as, at, n)
-}
-
-// unicode32 is unicode for the 32-bit form.
-func (r record) unicode32(as *AddressSpace, off uint32) (string, error) {
-	n, at := uint32(r.u16(off)), uint64(r.u32(off+4))
-	return readUTF16(as, at, n)
-}
-
-// readUTF16 reads n bytes of UTF-16. Half a surrogate pair becomes U+FFFD.
-func readUTF16(as *AddressSpace, at uint64, n uint32) (string, error) {
-	n &^= 1
-	if n == 0 {
-		return "", nil
-	}
-	if n > maxText {
-		return "", fmt.Errorf("a string of %d bytes", n)
-	}
-	raw := make([]byte, n)
-	if err := as.Read(raw, at); err != nil {
-		return "", err
-	}
-	units := make([]uint16, n/2)
-	for i := range units {
-		units[i] = binary.LittleEndian.Uint16(raw[2*i:])
-	}
-	return string(utf16.Decode(units)), nil
+	as := newSpace(g.t, g.as.f, dtb)
+	as.soft, as.noExec, as.kernel = g.as.soft, g.as.noExec, g.as
+	return as
 }

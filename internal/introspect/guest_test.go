@@ -11,6 +11,7 @@ import (
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
 // machine is the test guest's memory as a Source.
@@ -53,7 +54,7 @@ func lay(t testing.TB, opts ntguest.Options) *machine {
 
 func open(t testing.TB, s *machine) *Guest {
 	t.Helper()
-	g, err := Open(context.Background(), s, winstruct.BuiltIn())
+	g, err := Open(context.Background(), s, winstructtest.With{Store: winstruct.BuiltIn(), Profile: s.m.Profile()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +82,22 @@ func forEachGuest(t *testing.T, f func(t *testing.T, s *machine)) {
 			}
 		}
 	}
+	forEach32(t, f)
+}
+
+// forEach32 runs a test on every 32-bit form of the test guest.
+func forEach32(t *testing.T, f func(t *testing.T, s *machine)) {
+	builds, err := ntguest.Builds32()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range builds {
+		for _, threeGB := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/3gb=%v", b.Name, threeGB), func(t *testing.T) {
+				f(t, lay(t, ntguest.Options{Build: b.Name, Seed: uint64(i) + 7, ThreeGB: threeGB, Hide: "malware.exe"}))
+			})
+		}
+	}
 }
 
 func noProblems(t *testing.T, problems []Problem) {
@@ -97,11 +114,11 @@ func TestKernelIsWhatTheTruthSays(t *testing.T) {
 		if k.Base != want.Base || k.DTB != want.DTB || uint64(k.Size) != want.Size || k.Identity.GUID != want.GUID || k.Identity.Age != want.Age {
 			t.Errorf("got %+v, want %+v", k, want)
 		}
-		if paging := map[int]string{4: "x64", 5: "x64-la57"}[want.Levels]; k.Paging != paging {
+		if paging := map[int]string{2: "x86", 3: "x86-pae", 4: "x64", 5: "x64-la57"}[want.Levels]; k.Paging != paging {
 			t.Errorf("paging %q, want %q", k.Paging, paging)
 		}
-		if k.Version != s.m.Build.Name {
-			t.Errorf("version %q, want %q", k.Version, s.m.Build.Name)
+		if b := s.m.Build; k.Version != fmt.Sprintf("%d.%d.%d", b.Major, b.Minor, b.Number) {
+			t.Errorf("version %q, want that of %q", k.Version, b.Name)
 		}
 	})
 }
@@ -260,7 +277,7 @@ func TestCanonical(t *testing.T) {
 		{0x00ffffffffffffff, false, true}, {0x0100000000000000, false, false}, {0xfeffffffffffffff, false, false},
 		{0xff00000000000000, false, true}, {0xffff7fffffffffff, false, true}, {0xffff800000000000, true, true}, {^uint64(0), true, true},
 	} {
-		four, five := &AddressSpace{levels: 4}, &AddressSpace{levels: 5}
+		four, five := formatX64, formatLA57
 		if four.canonical(c.va) != c.four || five.canonical(c.va) != c.five {
 			t.Errorf("%#x is canonical with 4 levels: %v, with 5: %v; want %v, %v", c.va, four.canonical(c.va), five.canonical(c.va), c.four, c.five)
 		}
@@ -333,7 +350,7 @@ func TestOtherGuestsAreToldApart(t *testing.T) {
 // Pages that Windows has trimmed are found through transition and prototype entries;
 // only those that are nowhere in memory are absent.
 func TestTrimmedPagesAreFoundWhereverTheyAre(t *testing.T) {
-	for _, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000"} {
+	for _, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000", "6.1.7601-x86", "6.1.7601-x86-pae", "10.0.19041-x86"} {
 		s := lay(t, ntguest.Options{Build: build, Seed: 4, Absent: true})
 		g := open(t, s)
 		procs, _, err := g.Processes(context.Background())

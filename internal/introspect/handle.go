@@ -21,7 +21,7 @@ func (g *Guest) HandleObject(p *Process, handle uint64) (object uint64, still so
 
 func (g *Guest) handleEntry(eprocess, handle uint64) (uint64, source.Guard, error) {
 	none := source.Guard{}
-	if g.off.HandleEntrySize != 16 || g.off.ObjectBody == winstruct.Missing {
+	if g.off.HandleEntrySize != 2*g.as.ptr || g.off.ObjectBody == winstruct.Missing {
 		return 0, none, errors.New("the handle table of this build has an unknown form")
 	}
 	if handle == 0 || handle%4 != 0 || handle >= 1<<26 {
@@ -36,13 +36,14 @@ func (g *Guest) handleEntry(eprocess, handle uint64) (uint64, source.Guard, erro
 		return 0, none, err
 	}
 	// Entries fill a page, pointers to such pages the one above, and so on.
-	const perPage, pointers = pageSize / 16, pageSize / 8
+	width := uint64(g.as.ptr)
+	perPage, pointers := pageSize/(2*width), pageSize/width
 	index := handle / 4
 	at, level := code&^3, code&3
 	if level > 2 {
 		return 0, none, fmt.Errorf("a table of %d levels", level+1)
 	}
-	for unit := uint64(perPage); level > 0; level-- {
+	for unit := perPage; level > 0; level-- {
 		below := unit
 		for range level - 1 {
 			below *= pointers
@@ -51,7 +52,7 @@ func (g *Guest) handleEntry(eprocess, handle uint64) (uint64, source.Guard, erro
 		if slot >= pointers {
 			return 0, none, errors.New("it lies beyond its table")
 		}
-		if at, err = g.as.word(at + 8*slot); err != nil {
+		if at, err = g.as.word(at + width*slot); err != nil {
 			return 0, none, err
 		}
 		index %= below
@@ -59,12 +60,12 @@ func (g *Guest) handleEntry(eprocess, handle uint64) (uint64, source.Guard, erro
 	if index >= perPage || at == 0 {
 		return 0, none, errors.New("it lies beyond its table")
 	}
-	m, err := g.as.Mapping(at + 16*index)
+	m, err := g.as.Mapping(at + 2*width*index)
 	if err != nil {
 		return 0, none, err
 	}
 	var word [8]byte
-	if err := g.src.ReadPhys(word[:], m.GPA); err != nil {
+	if err := g.src.ReadPhys(word[:width], m.GPA); err != nil {
 		return 0, none, err
 	}
 	v := binary.LittleEndian.Uint64(word[:])
@@ -76,5 +77,5 @@ func (g *Guest) handleEntry(eprocess, handle uint64) (uint64, source.Guard, erro
 	if f := g.off.HandleBits; f.BitCount != 0 {
 		mask = (1<<f.BitCount - 1) << f.BitOffset
 	}
-	return header + uint64(g.off.ObjectBody), source.Guard{GPA: m.GPA, Mask: mask, Value: v & mask}, nil
+	return header + uint64(g.off.ObjectBody), guard(m.GPA, width, mask, v), nil
 }

@@ -2,7 +2,6 @@ package introspect
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -27,9 +26,9 @@ func (g *Guest) cidTable(ctx context.Context) ([]uint64, error) {
 		return nil, fmt.Errorf("read the id table at %#x: %w", table, err)
 	}
 	var out []uint64
-	err = g.handlePages(ctx, code, func(page []byte) {
-		for off := 16; off+16 <= len(page); off += 16 {
-			if at := g.handleObject(binary.LittleEndian.Uint64(page[off:])); at != 0 {
+	err = g.handlePages(ctx, code, func(page record) {
+		for off := 2 * page.word; off+2*page.word <= pageSize; off += 2 * page.word {
+			if at := g.handleObject(page.ptr(off)); at != 0 {
 				out = append(out, at)
 			}
 		}
@@ -38,21 +37,23 @@ func (g *Guest) cidTable(ctx context.Context) ([]uint64, error) {
 }
 
 // handleObject is the address in the first word of a handle table entry, 0 for a
-// free one. Since Windows 8 the entry holds bits 4 to 47 of it above its flags and
-// count; before, the address itself with flags in its low bits.
+// free one. Since Windows 8 the entry holds its bits from the alignment of objects on (4
+// to 47, on x86 3 to 31) above its flags and count; before, the address itself with flags
+// in its low bits.
 func (g *Guest) handleObject(word uint64) uint64 {
-	if g.off.HandleBits.BitCount != 0 {
-		if word == 0 || g.off.HandleBits.BitOffset < 4 {
-			return 0
-		}
-		at := uint64(int64(word)>>(g.off.HandleBits.BitOffset-4)) &^ 0xf
-		if at>>47 != 1<<17-1 {
-			return 0
-		}
-		return at
-	}
+	f := g.as.f
 	at := word &^ 7
-	if at>>47 != 1<<17-1 {
+	if bits := g.off.HandleBits; bits.BitCount != 0 {
+		low := uint8(4)
+		if !f.wide() {
+			low = 3
+		}
+		if bits.BitOffset < low {
+			return 0
+		}
+		at = f.fastRef(uint64(int64(word) >> (bits.BitOffset - low)))
+	}
+	if !f.kernelImage(at) {
 		return 0
 	}
 	return at
@@ -60,12 +61,15 @@ func (g *Guest) handleObject(word uint64) uint64 {
 
 // handlePages calls f with each page of entries of the table with a TableCode: its
 // low two bits say how many levels of pointers lie above the entries.
-func (g *Guest) handlePages(ctx context.Context, code uint64, f func(page []byte)) error {
-	if g.off.HandleEntrySize != 16 || g.off.HandleTableCode == winstruct.Missing {
+func (g *Guest) handlePages(ctx context.Context, code uint64, f func(page record)) error {
+	if g.off.HandleEntrySize != 2*g.as.ptr || g.off.HandleTableCode == winstruct.Missing {
 		return errors.New("handle table entries of this build have an unknown form")
 	}
 	seen := make(map[uint64]struct{})
-	page := make([][pageSize]byte, 3)
+	var pages [3]record
+	for i := range pages {
+		pages[i] = g.as.newRecord(pageSize)
+	}
 	var walk func(at uint64, level int) error
 	walk = func(at uint64, level int) error {
 		if err := ctx.Err(); err != nil {
@@ -75,16 +79,16 @@ func (g *Guest) handlePages(ctx context.Context, code uint64, f func(page []byte
 			return fmt.Errorf("the table does not end: after %d pages it is at %#x", len(seen), at)
 		}
 		seen[at] = struct{}{}
-		p := page[level][:]
-		if err := g.as.Read(p, at); err != nil {
+		p := pages[level]
+		if err := g.as.Read(p.b, at); err != nil {
 			return fmt.Errorf("read handle table page at %#x: %w", at, err)
 		}
 		if level == 0 {
 			f(p)
 			return nil
 		}
-		for off := 0; off < pageSize; off += 8 {
-			next := binary.LittleEndian.Uint64(p[off:])
+		for off := uint32(0); off < pageSize; off += p.word {
+			next := p.ptr(off)
 			if next == 0 {
 				return nil
 			}

@@ -12,6 +12,9 @@ import (
 // freed it, or made another process of it.
 var ErrOtherProcess = errors.New("the process object is another one now")
 
+// ErrActions32 reports a 32-bit guest, which is read and not written to.
+var ErrActions32 = errors.New("actions in 32-bit guests are not supported")
+
 // Identity tells a process from every other that ever was in its guest: its object, its
 // id and when it was made. Pids and objects are used again, all three together are not.
 type Identity struct {
@@ -31,12 +34,12 @@ type State struct {
 
 // Identify reads the identity and the state of the process at an EPROCESS, from one copy.
 func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
-	rec := make(record, g.off.Process.Size)
-	if err := g.as.Read(rec, eprocess); err != nil {
+	rec, err := g.as.record(eprocess, g.off.Process.Size)
+	if err != nil {
 		return Identity{}, State{}, fmt.Errorf("read process at %#x: %w", eprocess, err)
 	}
 	o := &g.off.Process
-	id := Identity{EPROCESS: eprocess, PID: rec.u64(o.PID), CreateTime: rec.u64(o.CreateTime), DTB: rec.u64(o.DTB) & pfnMask}
+	id := Identity{EPROCESS: eprocess, PID: rec.ptr(o.PID), CreateTime: rec.u64(o.CreateTime), DTB: rec.ptr(o.DTB) & g.as.f.root}
 	st := State{Critical: rec.field(o.Critical) != 0, ExitTime: rec.u64(o.ExitTime), ExitStatus: rec.u32(o.ExitStatus)}
 	st.Exiting = st.ExitTime != 0 || o.Exiting.Name != "" && rec.field(o.Exiting) != 0 || o.Delete.Name != "" && rec.field(o.Delete) != 0
 	return id, st, nil
@@ -59,6 +62,9 @@ func (g *Guest) Recheck(id Identity) (State, error) {
 // the same id and creation time at the same place, the same DTB, its end not begun.
 // They are for the moment of an action, when nothing that was read before counts.
 func (g *Guest) Guards(id Identity) ([]source.Guard, error) {
+	if !g.as.f.wide() {
+		return nil, fmt.Errorf("guard pid %d: %w", id.PID, ErrActions32)
+	}
 	o := &g.off.Process
 	var out []source.Guard
 	add := func(off uint32, mask, value uint64) error {

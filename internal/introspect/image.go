@@ -33,7 +33,7 @@ func (g *Guest) ReadDriver(ctx context.Context, base uint64, mem []byte, origins
 func (g *Guest) ReadOriginals(ctx context.Context, vad *VAD, pages []int, mem []byte, origins []PageOrigin) error {
 	return g.as.readPages(ctx, mem, origins, func(i int) (uint64, PageOrigin, error) {
 		va := vad.Start + uint64(pages[i])*pageSize
-		at, ok := vad.prototype(va)
+		at, ok := vad.prototype(g.as.f, va)
 		if !ok {
 			return 0, PageAbsent, nil
 		}
@@ -62,7 +62,7 @@ func (as *AddressSpace) imagePage(vad *VAD, va uint64) (pa uint64, origin PageOr
 	if err != nil || vad == nil {
 		return pa, origin, err
 	}
-	at, ok := vad.prototype(va)
+	at, ok := vad.prototype(as.f, va)
 	if !ok {
 		return pa, origin, nil
 	}
@@ -87,11 +87,11 @@ func (as *AddressSpace) imagePage(vad *VAD, va uint64) (pa uint64, origin PageOr
 
 // prototype is the address of the prototype entry for va; ok is false where the range
 // has none.
-func (v *VAD) prototype(va uint64) (at uint64, ok bool) {
+func (v *VAD) prototype(f *format, va uint64) (at uint64, ok bool) {
 	if v.proto == 0 || va < v.Start || va > v.End {
 		return 0, false
 	}
-	at = v.proto + (va-v.Start)/pageSize*8
+	at = v.proto + (va-v.Start)/pageSize*f.pte
 	return at, at <= v.lastProto
 }
 

@@ -81,11 +81,14 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 		if len(tried) == maxNeighbours || ctx.Err() != nil {
 			break
 		}
-		p, err := near.Open(entry)
-		if err != nil || p.Arch != winstruct.ArchX64 {
+		if (entry.Arch == winstruct.ArchX64) != g.as.f.wide() {
 			continue
 		}
-		off, err := compile(p)
+		p, err := near.Open(entry)
+		if err != nil {
+			continue
+		}
+		off, err := compileOffsets(p)
 		if err != nil {
 			continue
 		}

@@ -160,12 +160,14 @@ func TestOffsetsThatDoNotFitAreNotUsed(t *testing.T) {
 // Of a build's offsets each is changed in turn: every one that is wrong is noticed,
 // whichever it is.
 func TestEveryWrongOffsetIsNoticed(t *testing.T) {
-	s := lay(t, ntguest.Options{Build: "10.0.19041", Seed: 21, KVAShadow: true})
-	g := open(t, s)
-	p, err := winstruct.BuiltIn().Find(s.m.Build.Identity)
-	if err != nil {
-		t.Fatal(err)
+	for _, o := range []ntguest.Options{{Build: "10.0.19041", Seed: 21, KVAShadow: true}, {Build: "6.1.7601-x86", Seed: 21}, {Build: "10.0.19041-x86", Seed: 21}} {
+		t.Run(o.Build, func(t *testing.T) { everyWrongOffset(t, lay(t, o)) })
 	}
+}
+
+func everyWrongOffset(t *testing.T, s *machine) {
+	g, p := open(t, s), s.m.Profile()
+	word := int(p.PointerSize())
 	system := s.m.Truth.Processes[0].EPROCESS
 	run := func(off *Offsets) (*prover, error) {
 		trial := &Guest{src: g.src, t: g.t, as: g.as, kernel: g.kernel, off: off}
@@ -223,7 +225,7 @@ func TestEveryWrongOffsetIsNoticed(t *testing.T) {
 			}
 			switch {
 			case f.Type == reflect.TypeOf(winstruct.Field{}):
-				for _, delta := range []int{-8, 8, 4} {
+				for _, delta := range []int{-word, word, 4} {
 					check(fmt.Sprintf("%s%+d", name, delta), at, func(o *Offsets) bool {
 						fd := at(o).Addr().Interface().(*winstruct.Field)
 						if fd.Name == "" || int(fd.Offset)+delta < 0 {
@@ -236,7 +238,7 @@ func TestEveryWrongOffsetIsNoticed(t *testing.T) {
 			case f.Type.Kind() == reflect.Struct:
 				walk(v.Field(i), name+".")
 			case f.Type.Kind() == reflect.Uint32:
-				for _, delta := range []int{-16, -8, 8, 16} {
+				for _, delta := range []int{-2 * word, -word, word, 2 * word} {
 					check(fmt.Sprintf("%s%+d", name, delta), at, func(o *Offsets) bool {
 						w := at(o)
 						if uint32(w.Uint()) == winstruct.Missing || int(w.Uint())+delta < 0 {

@@ -21,9 +21,6 @@ var (
 	ErrBooting = errors.New("the guest is still booting")
 )
 
-// kuserShared is where every x64 Windows maps KUSER_SHARED_DATA in its kernel.
-const kuserShared = 0xfffff78000000000
-
 // located is a kernel that was found, before its profile is known.
 type located struct {
 	as   *AddressSpace // a tree that maps the kernel; not always the System process's
@@ -47,26 +44,22 @@ func locate(ctx context.Context, t *tables) (*located, error) {
 			continue // paging is off: firmware, or a processor not started
 		}
 		paging = true
-		if r.CR4&(1<<5) == 0 {
-			continue // no PAE: not a 64-bit system
-		}
-		as := &AddressSpace{t: t, dtb: r.CR3 & pfnMask, levels: 4}
-		if r.CR4&(1<<12) != 0 {
-			as.levels = 5
-		}
-		for _, c := range []struct {
-			va  uint64
-			how string
-		}{{r.LSTAR, "LSTAR"}, {idtHandler(as, r.IDTBase), "IDT"}, {r.RIP, "RIP"}} {
-			if k := scanBack(as, c.va); k != nil {
-				k.how = fmt.Sprintf("%s of vCPU %d", c.how, r.CPU)
+		for _, f := range formats(r) {
+			as := newSpace(t, f, r.CR3)
+			for _, c := range []struct {
+				va  uint64
+				how string
+			}{{r.LSTAR, "LSTAR"}, {idtHandler(as, r.IDTBase), "IDT"}, {r.RIP, "RIP"}} {
+				if k := scanBack(as, c.va); k != nil {
+					k.how = fmt.Sprintf("%s of vCPU %d", c.how, r.CPU)
+					return k, nil
+				}
+			}
+			budget := searchBudget
+			if k := searchSpace(as, &budget); k != nil {
+				k.how = fmt.Sprintf("page tables of vCPU %d", r.CPU)
 				return k, nil
 			}
-		}
-		budget := searchBudget
-		if k := searchSpace(as, &budget); k != nil {
-			k.how = fmt.Sprintf("page tables of vCPU %d", r.CPU)
-			return k, nil
 		}
 	}
 	if len(regs) > 0 && !paging {
@@ -75,10 +68,33 @@ func locate(ctx context.Context, t *tables) (*located, error) {
 	return searchPhysical(ctx, t, len(regs) > 0)
 }
 
+// formats are the forms of address space that a vCPU with these registers may use. EFER
+// tells 64-bit mode from PAE, where the source carries it: 0 may mean either.
+func formats(r *source.Registers) []*format {
+	const cr4PAE, cr4LA57, eferLMA = 1 << 5, 1 << 12, 1 << 10
+	wide := formatX64
+	if r.CR4&cr4LA57 != 0 {
+		wide = formatLA57
+	}
+	switch {
+	case r.CR4&cr4PAE == 0:
+		return []*format{formatX86}
+	case r.EFER&eferLMA != 0 || r.CR3>>32 != 0 || r.RIP>>32 != 0 || r.IDTBase>>32 != 0:
+		return []*format{wide}
+	case r.EFER != 0:
+		return []*format{formatPAE}
+	}
+	return []*format{wide, formatPAE}
+}
+
 // idtHandler is the address of the page fault handler, or 0.
 func idtHandler(as *AddressSpace, idt uint64) uint64 {
 	var gate [16]byte
-	if idt == 0 || as.Read(gate[:], idt+14*16) != nil {
+	size := uint64(16)
+	if !as.f.wide() {
+		size = 8
+	}
+	if idt == 0 || as.Read(gate[:size], idt+14*size) != nil {
 		return 0
 	}
 	le := binary.LittleEndian
@@ -88,7 +104,7 @@ func idtHandler(as *AddressSpace, idt uint64) uint64 {
 // scanBack looks for the kernel image that holds the code at va: its header lies at
 // a page boundary below, perhaps behind pages that are not in RAM.
 func scanBack(as *AddressSpace, va uint64) *located {
-	if va>>47 == 0 || !as.canonical(va) {
+	if !as.f.kernelImage(va) {
 		return nil
 	}
 	for off := uint64(0); off < maxKernelSize; off += pageSize {
@@ -120,12 +136,11 @@ func tryKernel(as *AddressSpace, base uint64) *located {
 // the trees it tries: a guest can fill its memory with tables.
 const searchBudget = 1 << 20
 
-// searchSpace walks what a tree maps in the region of system images, from
-// 0xfffff80000000000 on, and returns the kernel in it, or nil. Each page and each gap
-// costs one of the budget.
+// searchSpace walks what a tree maps in the region of system images and returns the
+// kernel in it, or nil. Each page and each gap costs one of the budget.
 func searchSpace(as *AddressSpace, budget *int) *located {
-	const first, span = 0xfffff80000000000, 1 << 39
-	for va := uint64(first); va < first+span; {
+	first := as.f.images
+	for va := first; va-first < as.f.imagesBytes; {
 		if *budget--; *budget < 0 {
 			return nil
 		}
@@ -146,7 +161,7 @@ func searchSpace(as *AddressSpace, budget *int) *located {
 				if k := tryKernel(as, va+off); k != nil {
 					return k
 				}
-				if shift > 21 {
+				if shift > 22 {
 					break // no image lies in a 1 GiB page
 				}
 			}
@@ -167,9 +182,10 @@ func shiftOf(shift uint) uint {
 const scanChunk = 1 << 20 // bytes read at once
 
 // searchPhysical looks through RAM for a top-level page table of Windows, lowest
-// addresses first: a page with exactly one entry in its upper half that points to
-// the page itself, under which KUSER_SHARED_DATA and a kernel are mapped.
+// addresses first: one that leads to itself, under which KUSER_SHARED_DATA and a kernel
+// are mapped.
 func searchPhysical(ctx context.Context, t *tables, running bool) (*located, error) {
+	var k *located
 	buf := make([]byte, scanChunk)
 	linux, empty, budget := false, true, searchBudget
 	firmware := uint64(1 << 20) // what lies below is the firmware's work
@@ -189,21 +205,17 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 				return nil, fmt.Errorf("search physical memory for the kernel: %w", err)
 			}
 			for off := 0; off+pageSize <= len(chunk); off += pageSize {
-				page := chunk[off : off+pageSize]
-				pa := at + uint64(off)
-				if !selfMapped(page, pa) {
-					continue
-				}
-				// Nothing but what lies under it tells a PML4 from a PML5.
-				for _, levels := range []int{4, 5} {
-					as := &AddressSpace{t: t, dtb: pa, levels: levels}
-					if _, origin, err := as.translate(kuserShared); err != nil || origin != PageResident {
-						continue
+				roots(t, chunk[off:off+pageSize], at+uint64(off), func(as *AddressSpace) bool {
+					if _, origin, err := as.translate(as.f.kuser); err != nil || origin != PageResident {
+						return false
 					}
-					if k := searchSpace(as, &budget); k != nil {
+					if k = searchSpace(as, &budget); k != nil {
 						k.how = "physical scan"
-						return k, nil
 					}
+					return k != nil
+				})
+				if k != nil {
+					return k, nil
 				}
 			}
 			if empty && at >= firmware && !zero(chunk) {
@@ -220,9 +232,9 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 	case empty:
 		return nil, fmt.Errorf("%w: its memory is empty above the first megabyte", ErrBooting)
 	case running:
-		return nil, fmt.Errorf("%w: no page tables of a 64-bit Windows kernel in its memory", ErrNotWindows)
+		return nil, fmt.Errorf("%w: no page tables of a Windows kernel in its memory", ErrNotWindows)
 	}
-	return nil, fmt.Errorf("%w: no page tables of a 64-bit Windows kernel in it", ErrNotWindows)
+	return nil, fmt.Errorf("%w: no page tables of a Windows kernel in it", ErrNotWindows)
 }
 
 func zero(p []byte) bool {
@@ -233,24 +245,4 @@ func zero(p []byte) bool {
 		p = p[8:]
 	}
 	return true
-}
-
-// selfMapped tells whether a page can be a top-level table of Windows: exactly one
-// valid entry of its upper half refers to the page, and no valid entry is of a form
-// that the processor would not take there.
-func selfMapped(page []byte, pa uint64) bool {
-	self := 0
-	for i := 256; i < 512; i++ {
-		e := binary.LittleEndian.Uint64(page[8*i:])
-		if e&pteValid == 0 {
-			continue
-		}
-		if e&pteLarge != 0 {
-			return false // reserved in a PML4 entry
-		}
-		if e&pfnMask == pa {
-			self++
-		}
-	}
-	return self == 1 && pa != 0
 }

@@ -23,22 +23,25 @@ type Mapping struct {
 	Executable bool
 	Entry      uint64 // guest-physical address of the last entry
 	PTE        uint64 // its value
+	size       uint64 // its bytes
 }
 
 // Mapping reads how va is mapped, from the tables themselves and not from a copy of
 // them. The error wraps ErrNotPresent where the processor would fault.
 func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
-	m := Mapping{User: true, Writable: true, Executable: true}
+	m := Mapping{User: true, Writable: true, Executable: true, size: as.f.pte}
 	absent := &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
-	if !as.canonical(va) {
+	f := as.f
+	if !f.canonical(va) {
 		return Mapping{}, absent
 	}
 	buf := wordPool.Get().(*[8]byte)
 	defer wordPool.Put(buf)
 	table := as.dtb
-	for shift := uint(3 + 9*as.levels); ; shift -= 9 {
-		m.Entry = table + va>>shift&511*8
-		if err := as.t.src.ReadPhys(buf[:], m.Entry); err != nil {
+	for shift := f.top; ; shift -= f.step {
+		m.Entry = f.entryAt(table, va, shift)
+		clear(buf[:])
+		if err := as.t.src.ReadPhys(buf[:f.pte], m.Entry); err != nil {
 			if errors.Is(err, source.ErrHole) {
 				return Mapping{}, absent // a table that points outside RAM
 			}
@@ -48,12 +51,13 @@ func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 		if m.PTE&pteValid == 0 {
 			return Mapping{}, absent
 		}
-		m.User = m.User && m.PTE&pteUser != 0
-		m.Writable = m.Writable && m.PTE&pteWrite != 0
+		if shift != 30 || f.wide() { // the four entries at the top of PAE have no rights
+			m.User = m.User && m.PTE&pteUser != 0
+			m.Writable = m.Writable && m.PTE&pteWrite != 0
+		}
 		m.Executable = m.Executable && m.PTE&pteNoExec == 0
-		if shift == pageShift || m.PTE&pteLarge != 0 && (shift == 21 || shift == 30) {
-			mask := uint64(1)<<shift - 1
-			m.GPA = m.PTE&pfnMask&^mask | va&mask
+		if shift == pageShift || f.large(m.PTE, shift) {
+			m.GPA = f.frame(m.PTE, shift) | va&(1<<shift-1)
 			return m, nil
 		}
 		table = m.PTE & pfnMask
@@ -63,8 +67,19 @@ func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 // Guard is the condition that the mapping still is what it was: the same frame, with
 // the rights that user mode needs to write there, too, where it had them.
 func (m Mapping) Guard() source.Guard {
-	mask := uint64(pfnMask | pteValid | pteUser | pteWrite)
-	return source.Guard{GPA: m.Entry, Mask: mask, Value: m.PTE & mask}
+	return guard(m.Entry, m.size, pfnMask|pteValid|pteUser|pteWrite, m.PTE)
+}
+
+// guard is the condition that the bits of mask of a value of size bytes, 4 or 8, stay as they
+// are. Guards are of aligned words of eight.
+func guard(gpa, size, mask, value uint64) source.Guard {
+	if size == 4 {
+		mask &= 1<<32 - 1
+		if gpa%8 == 4 {
+			gpa, mask, value = gpa-4, mask<<32, value<<32
+		}
+	}
+	return source.Guard{GPA: gpa, Mask: mask, Value: value & mask}
 }
 
 // ReadFile fills p from va, all within v, with what the mapped file has there: through
@@ -76,7 +91,7 @@ func (g *Guest) ReadFile(p []byte, v *VAD, va uint64) error {
 	}
 	for len(p) > 0 {
 		n := min(uint64(len(p)), pageSize-va%pageSize)
-		at := v.proto + (va-v.Start)/pageSize*8
+		at := v.proto + (va-v.Start)/pageSize*g.as.f.pte
 		if at > v.lastProto {
 			return &AddressError{VA: va, Err: ErrNotPresent}
 		}

@@ -27,7 +27,7 @@ const (
 )
 
 // Modules lists the images of a process in the order of their addresses: those its
-// loader lists name, 64- and 32-bit, and image ranges of its address space that none
+// loader lists name, those of both widths, and image ranges of its address space that none
 // does. A process that has exited or has no user part has none.
 func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, error) {
 	if p.PEB == 0 || !p.Exited.IsZero() {
@@ -42,9 +42,11 @@ func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, e
 			problems = append(problems, Problem{what, fmt.Errorf("%s: %w", doing, err)})
 		}
 	}
-	note("64-bit loader lists", g.loaderLists(ctx, as, p.PEB, found))
+	native := g.native(as)
+	note(fmt.Sprintf("%d-bit loader lists", 8*as.ptr), native.lists(ctx, p.PEB, found))
 	if p.PEB32 != 0 && g.off.PEB32.Ldr != winstruct.Missing {
-		note("32-bit loader lists", g.loaderLists32(ctx, as, p.PEB32, found))
+		wow64 := g.wow64(as)
+		note("32-bit loader lists", wow64.lists(ctx, p.PEB32, found))
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
@@ -81,37 +83,67 @@ func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, e
 	return out, problems, nil
 }
 
-// loaderLists adds what the three 64-bit loader lists name. The lists are the
-// process's own memory: it can cut any of them.
-func (g *Guest) loaderLists(ctx context.Context, as *AddressSpace, peb uint64, found map[uint64]*Module) error {
-	ldr, err := as.word(peb + uint64(g.off.PEB.Ldr))
+// loader is where a loader's structures have their members, and the form of the address
+// space that they lie in.
+type loader struct {
+	as                 *AddressSpace
+	ldr                uint32 // in the PEB
+	heads, links       [3]uint32
+	size               uint32 // of an entry
+	base, image, entry uint32
+	original           uint32 // winstruct.Missing where it is not noted
+	full, name         uint32
+	wow64              bool
+}
+
+// native is the loader of the guest's own width.
+func (g *Guest) native(as *AddressSpace) loader {
+	o := &g.off.Entry
+	return loader{as: as, ldr: g.off.PEB.Ldr, heads: [3]uint32{g.off.Ldr.Load, g.off.Ldr.Memory, g.off.Ldr.Init},
+		links: [3]uint32{o.Load, o.Memory, o.Init}, size: o.Size, base: o.Base, image: o.Image, entry: o.Entry, original: o.Original,
+		full: o.FullName, name: o.BaseName}
+}
+
+// wow64 is the 32-bit loader of a 64-bit guest.
+func (g *Guest) wow64(as *AddressSpace) loader {
+	return loader{as: as.narrow(), ldr: g.off.PEB32.Ldr, heads: [3]uint32{ldr32Load, ldr32Memory, ldr32Init},
+		links: [3]uint32{entry32Load, entry32Memory, entry32Init}, size: entry32Size, base: entry32Base, image: entry32Image, entry: entry32Entry,
+		original: winstruct.Missing, full: entry32Full, name: entry32Name, wow64: true}
+}
+
+// lists adds what the three lists of the loader with a PEB name. They are the process's own
+// memory: it can cut any of them. The program of a wow64 process is on both sides' lists.
+func (l *loader) lists(ctx context.Context, peb uint64, found map[uint64]*Module) error {
+	ldr, err := l.as.word(peb + uint64(l.ldr))
 	if err != nil {
 		return fmt.Errorf("read PEB at %#x: %w", peb, err)
 	}
 	if ldr == 0 {
 		return nil // the process has just started
 	}
-	o := &g.off.Entry
-	rec := make(record, o.Size)
+	rec := l.as.newRecord(l.size)
 	var errs []error
-	for _, l := range []struct{ head, link uint32 }{{g.off.Ldr.Load, o.Load}, {g.off.Ldr.Memory, o.Memory}, {g.off.Ldr.Init, o.Init}} {
-		errs = append(errs, as.list(ctx, ldr+uint64(l.head), 0, maxModules, func(entry uint64) bool {
-			at := entry - uint64(l.link)
-			if err := as.Read(rec, at); err != nil {
+	for i, head := range l.heads {
+		errs = append(errs, l.as.list(ctx, ldr+uint64(head), 0, maxModules, func(entry uint64) bool {
+			at := entry - uint64(l.links[i])
+			if err := l.as.Read(rec.b, at); err != nil {
 				errs = append(errs, fmt.Errorf("loader entry at %#x: %w", at, err))
 				return true
 			}
-			base := rec.u64(o.Base)
-			if base == 0 || found[base] != nil {
+			base := rec.ptr(l.base)
+			if m := found[base]; base == 0 || m != nil {
+				if m != nil && l.wow64 {
+					m.Wow64 = true
+				}
 				return true
 			}
-			m := &Module{Base: base, Size: uint64(rec.u32(o.Image)), EntryPoint: rec.u64(o.Entry), Flags: []string{}}
-			if o.Original != winstruct.Missing {
-				m.OriginalBase = rec.u64(o.Original)
+			m := &Module{Base: base, Size: uint64(rec.u32(l.image)), EntryPoint: rec.ptr(l.entry), Wow64: l.wow64, Flags: []string{}}
+			if l.original != winstruct.Missing {
+				m.OriginalBase = rec.ptr(l.original)
 			}
 			var err1, err2 error
-			m.Name, err1 = rec.unicode(as, o.BaseName)
-			m.Path, err2 = rec.unicode(as, o.FullName)
+			m.Name, err1 = rec.unicode(l.as, l.name)
+			m.Path, err2 = rec.unicode(l.as, l.full)
 			errs = append(errs, nameError(base, errors.Join(err1, err2)))
 			found[base] = m
 			return true
@@ -127,60 +159,6 @@ func nameError(base uint64, err error) error {
 	return fmt.Errorf("name of the module at %#x: %w", base, err)
 }
 
-// loaderLists32 adds what the 32-bit loader lists of a wow64 process name. The
-// program itself is on both sides' lists.
-func (g *Guest) loaderLists32(ctx context.Context, as *AddressSpace, peb32 uint64, found map[uint64]*Module) error {
-	ptr := make(record, 4)
-	read32 := func(va uint64) (uint64, error) {
-		err := as.Read(ptr, va)
-		return uint64(ptr.u32(0)), err
-	}
-	ldr, err := read32(peb32 + uint64(g.off.PEB32.Ldr))
-	if err != nil {
-		return fmt.Errorf("read 32-bit PEB at %#x: %w", peb32, err)
-	}
-	if ldr == 0 {
-		return nil
-	}
-	rec := make(record, entry32Size)
-	var errs []error
-	for _, l := range []struct{ head, link uint64 }{{ldr32Load, entry32Load}, {ldr32Memory, entry32Memory}, {ldr32Init, entry32Init}} {
-		head := ldr + l.head
-		at, err := read32(head)
-		seen := make(map[uint64]bool)
-		for ; err == nil && at != head; at, err = read32(at) {
-			if cerr := ctx.Err(); cerr != nil {
-				return cerr
-			}
-			if seen[at] || len(seen) >= maxModules {
-				err = fmt.Errorf("%w: after %d entries it is back at %#x", errList, len(seen), at)
-				break
-			}
-			seen[at] = true
-			if rerr := as.Read(rec, at-l.link); rerr != nil {
-				errs = append(errs, fmt.Errorf("32-bit loader entry at %#x: %w", at-l.link, rerr))
-				continue
-			}
-			base := uint64(rec.u32(entry32Base))
-			if base == 0 {
-				continue
-			}
-			if m := found[base]; m != nil {
-				m.Wow64 = true
-				continue
-			}
-			m := &Module{Base: base, Size: uint64(rec.u32(entry32Image)), EntryPoint: uint64(rec.u32(entry32Entry)), Wow64: true, Flags: []string{}}
-			var err1, err2 error
-			m.Name, err1 = rec.unicode32(as, entry32Name)
-			m.Path, err2 = rec.unicode32(as, entry32Full)
-			errs = append(errs, nameError(base, errors.Join(err1, err2)))
-			found[base] = m
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
 // Drivers lists the kernel and its drivers in load order.
 func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 	o := &g.off.Driver
@@ -189,14 +167,14 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 	if g.off.Sym.LoadedModuleList == 0 {
 		return nil, []Problem{{"loaded module list", errors.New("where it lies could not be proven: drivers are not listed")}}, nil
 	}
-	rec := make(record, o.Size)
+	rec := g.as.newRecord(o.Size)
 	err := g.as.list(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
 		at := entry - uint64(o.Links)
-		if err := g.as.Read(rec, at); err != nil {
+		if err := g.as.Read(rec.b, at); err != nil {
 			problems = append(problems, Problem{fmt.Sprintf("driver entry at %#x", at), err})
 			return true
 		}
-		m := Module{Base: rec.u64(o.Base), Size: uint64(rec.u32(o.Image)), Flags: []string{}}
+		m := Module{Base: rec.ptr(o.Base), Size: uint64(rec.u32(o.Image)), Flags: []string{}}
 		var err1, err2 error
 		m.Name, err1 = rec.unicode(g.as, o.BaseName)
 		m.Path, err2 = rec.unicode(g.as, o.FullName)

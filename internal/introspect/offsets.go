@@ -1,15 +1,20 @@
 package introspect
 
-import "vmav.dev/vmav/internal/winstruct"
+import (
+	"errors"
+	"slices"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
 
 // Offsets is all that introspection needs of a build, resolved once from its
 // profile. What is not optional a profile must have; winstruct.Compile names what
 // is missing.
 type Offsets struct {
 	Sym struct {
-		ActiveProcessHead uint64 `win:"sym(PsActiveProcessHead)"`
-		LoadedModuleList  uint64 `win:"sym(PsLoadedModuleList)"`
-		CidTable          uint64 `win:"sym(PspCidTable)"`
+		ActiveProcessHead uint64 `win:"sym(PsActiveProcessHead),optional"`
+		LoadedModuleList  uint64 `win:"sym(PsLoadedModuleList),optional"`
+		CidTable          uint64 `win:"sym(PspCidTable),optional"`
 		BuildNumber       uint64 `win:"sym(NtBuildNumber),optional"`
 		MiState           uint64 `win:"sym(MiState),optional"`
 	}
@@ -107,18 +112,19 @@ type Offsets struct {
 	VAD struct {
 		Size       uint32          `win:"sizeof(_MMVAD)"`
 		ShortSize  uint32          `win:"sizeof(_MMVAD_SHORT)"`
-		Left       uint32          `win:"_MMVAD_SHORT.VadNode.Left|_MMVAD_SHORT.LeftChild"`
-		Right      uint32          `win:"_MMVAD_SHORT.VadNode.Right|_MMVAD_SHORT.RightChild"`
-		TreeRoot   uint32          `win:"_EPROCESS.VadRoot.Root|_EPROCESS.VadRoot.BalancedRoot.RightChild"`
+		Left       uint32          `win:"_MMVAD_SHORT.VadNode.Left|_MMVAD_SHORT.VadNode.LeftChild|_MMVAD_SHORT.LeftChild"`
+		Right      uint32          `win:"_MMVAD_SHORT.VadNode.Right|_MMVAD_SHORT.VadNode.RightChild|_MMVAD_SHORT.RightChild"`
+		TreeRoot   uint32          `win:"_EPROCESS.VadRoot.Root|_EPROCESS.VadRoot.BalancedRoot.RightChild|_EPROCESS.VadRoot"`
 		Start      winstruct.Field `win:"_MMVAD_SHORT.StartingVpn"`
 		End        winstruct.Field `win:"_MMVAD_SHORT.EndingVpn"`
 		StartHigh  uint32          `win:"_MMVAD_SHORT.StartingVpnHigh,optional"`
 		EndHigh    uint32          `win:"_MMVAD_SHORT.EndingVpnHigh,optional"`
 		Flags      uint32          `win:"_MMVAD_SHORT.u.VadFlags|_MMVAD_SHORT.u"`
-		Type       winstruct.Field `win:"_MMVAD_FLAGS.VadType"`
+		Type       winstruct.Field `win:"_MMVAD_FLAGS.VadType|_MMVAD_FLAGS.ImageMap"`
 		Protection winstruct.Field `win:"_MMVAD_FLAGS.Protection"`
 		Private    winstruct.Field `win:"_MMVAD_FLAGS.PrivateMemory"`
-		Subsection uint32          `win:"_MMVAD.Subsection"`
+		Subsection uint32          `win:"_MMVAD.Subsection,optional"`
+		Control    uint32          `win:"_MMVAD.ControlArea,optional"` // until Windows Server 2003, in the place of Subsection
 		FirstPTE   uint32          `win:"_MMVAD.FirstPrototypePte"`
 		LastPTE    uint32          `win:"_MMVAD.LastContiguousPte"`
 	}
@@ -174,11 +180,40 @@ func Usable(p *winstruct.Profile) error {
 	return err
 }
 
-// compile resolves the offsets of a build.
+// compile resolves the symbols and offsets of a build.
 func compile(p *winstruct.Profile) (*Offsets, error) {
+	o, err := compileOffsets(p)
+	var missing *winstruct.MissingFactsError
+	if err != nil && !errors.As(err, &missing) {
+		return nil, err
+	}
+	var facts []string
+	if missing != nil {
+		facts = missing.Facts
+	}
+	for _, name := range neededSymbols {
+		if _, ok := p.Symbol(name); !ok {
+			facts = append(facts, "sym("+name+")")
+		}
+	}
+	if len(facts) > 0 {
+		slices.Sort(facts)
+		return nil, &winstruct.MissingFactsError{Identity: p.Identity, Facts: facts}
+	}
+	return o, nil
+}
+
+// neededSymbols are those that reading a guest takes, unless they are found in it: see infer.
+var neededSymbols = []string{"PsActiveProcessHead", "PsLoadedModuleList", "PspCidTable"}
+
+// compileOffsets resolves the offsets of a build, and what symbols of it are known.
+func compileOffsets(p *winstruct.Profile) (*Offsets, error) {
 	o := new(Offsets)
 	if err := winstruct.Compile(p, o); err != nil {
 		return nil, err
+	}
+	if o.VAD.Subsection == winstruct.Missing && o.VAD.Control == winstruct.Missing {
+		return nil, &winstruct.MissingFactsError{Identity: p.Identity, Facts: []string{"_MMVAD.Subsection"}}
 	}
 	return o, nil
 }

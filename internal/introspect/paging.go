@@ -39,15 +39,15 @@ func (o PageOrigin) inMemory() bool {
 	return o != PageAbsent && o != PageDemandZero && o != pagePagedOut
 }
 
-// Bits of an x64 page table entry, and of the software forms that Windows gives one
-// that is not valid (_MMPTE_TRANSITION, _MMPTE_PROTOTYPE; the same bits on every
-// x64 build).
+// Bits of a page table entry, and of the software forms that Windows gives one that is
+// not valid (_MMPTE_TRANSITION, _MMPTE_PROTOTYPE; the same bits in every format and on
+// every build).
 const (
 	pteValid      = 1 << 0
 	pteLarge      = 1 << 7
 	ptePrototype  = 1 << 10
 	pteTransition = 1 << 11
-	protoShift    = 16 // of the prototype entry's address
+	protoShift    = 16 // of the prototype entry's address, on x64
 )
 
 // tables caches pages of page tables, which are read again and again, for all the
@@ -68,13 +68,17 @@ func newTables(src source.Source) *tables {
 	return &tables{src: src, pages: make(map[uint64]*[pageSize]byte), ring: make([]uint64, 0, maxTables)}
 }
 
-// entry returns the table entry at a guest-physical address, a multiple of eight.
-func (t *tables) entry(pa uint64) (uint64, error) {
+// entry returns the table entry of so many bytes, 4 or 8, at a guest-physical address, a
+// multiple of that.
+func (t *tables) entry(pa, size uint64) (uint64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	page, err := t.page(pa >> pageShift)
 	if err != nil {
 		return 0, err
+	}
+	if size == 4 {
+		return uint64(binary.LittleEndian.Uint32(page[pa%pageSize&^3:])), nil
 	}
 	return binary.LittleEndian.Uint64(page[pa%pageSize&^7:]), nil
 }
@@ -124,12 +128,12 @@ type softPTE struct {
 	unknown     bool   // the build may invert and how is not known: no such entry is believed
 }
 
-// frame is the frame address of a transition entry.
+// frame is the entry with its frame's bits as they are meant.
 func (s softPTE) frame(pte uint64) uint64 {
 	if s.invalidMask != 0 && pte&s.swizzle == 0 {
 		pte ^= s.invalidMask
 	}
-	return pte & 0x0000fffffffff000
+	return pte
 }
 
 // AddressSpace translates the virtual addresses of one page table tree. It is safe
@@ -137,29 +141,38 @@ func (s softPTE) frame(pte uint64) uint64 {
 type AddressSpace struct {
 	t      *tables
 	dtb    uint64 // physical, without flag bits
-	levels int    // 4, or 5 with LA57
+	f      *format
+	ptr    uint32 // bytes of a pointer in its structures: those of f, but see narrow
 	soft   softPTE
+	noExec bool          // the guest uses the bit that forbids execution
 	kernel *AddressSpace // for the addresses of prototype entries; nil for the kernel's own
+}
+
+// newSpace is the address space under the top table that a value of CR3 names.
+func newSpace(t *tables, f *format, cr3 uint64) *AddressSpace {
+	return &AddressSpace{t: t, dtb: cr3 & f.root, f: f, ptr: f.ptr, noExec: f.noExec}
+}
+
+// narrow is the same address space for the 32-bit structures of a wow64 process.
+func (as *AddressSpace) narrow() *AddressSpace {
+	n := *as
+	n.ptr = 4
+	return &n
 }
 
 // DTB is the physical address of the top table.
 func (as *AddressSpace) DTB() uint64 { return as.dtb }
 
-// canonical tells whether va is one that the processor accepts.
-func (as *AddressSpace) canonical(va uint64) bool {
-	top := int64(va) >> (11 + 9*as.levels)
-	return top == 0 || top == -1
-}
-
 // walk finds the last entry for va: its value, and the size of the page as a shift.
 // ok is false where a table above it is missing.
 func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err error) {
-	if !as.canonical(va) {
+	f := as.f
+	if !f.canonical(va) {
 		return 0, 0, false, nil
 	}
 	table := as.dtb
-	for shift = uint(3 + 9*as.levels); ; shift -= 9 {
-		pte, err = as.t.entry(table + va>>shift&511*8)
+	for shift = f.top; ; shift -= f.step {
+		pte, err = as.t.entry(f.entryAt(table, va, shift), f.pte)
 		if err != nil {
 			if errors.Is(err, source.ErrHole) {
 				return 0, 0, false, nil // a table that points outside RAM
@@ -172,7 +185,7 @@ func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err er
 		if pte&pteValid == 0 {
 			return pte, shift, false, nil
 		}
-		if pte&pteLarge != 0 && (shift == 21 || shift == 30) {
+		if f.large(pte, shift) {
 			return pte, shift, true, nil
 		}
 		table = pte & pfnMask
@@ -188,8 +201,7 @@ func (as *AddressSpace) translate(va uint64) (pa uint64, origin PageOrigin, err 
 		return 0, PageAbsent, err
 	}
 	if pte&pteValid != 0 {
-		mask := uint64(1)<<shift - 1
-		return pte&pfnMask&^mask | va&mask, PageResident, nil
+		return as.f.frame(pte, shift) | va&(1<<shift-1), PageResident, nil
 	}
 	return as.invalid(pte, va, true)
 }
@@ -204,11 +216,8 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 		if !proto {
 			return 0, PageAbsent, nil // a subsection entry: the page is in its file only
 		}
-		address := uint64(int64(pte) >> protoShift)
-		if address >= 0xffffffff0000 {
-			address |= 0xffff000000000000
-		}
-		if uint32(address) == 0xffffffff || address>>32 == 0xffffffff && uint32(address) == 0xffff0000 {
+		address, ok := as.f.prototype(pte)
+		if !ok {
 			return 0, PageAbsent, nil // "see the VAD"
 		}
 		return as.prototype(address, va)
@@ -216,8 +225,8 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 		if as.soft.unknown {
 			return 0, PageAbsent, nil
 		}
-		return as.soft.frame(pte) | va%pageSize, PageTransition, nil
-	case pte>>32 == 0:
+		return as.soft.frame(pte)&as.f.transition | va%pageSize, PageTransition, nil
+	case pte>>as.f.fileShift == 0:
 		return 0, PageDemandZero, nil
 	}
 	return 0, pagePagedOut, nil
@@ -233,8 +242,8 @@ func (as *AddressSpace) prototype(address, va uint64) (pa uint64, origin PageOri
 	if err != nil || !ok || entry&pteValid == 0 {
 		return 0, PageAbsent, err
 	}
-	mask := uint64(1)<<shift - 1
-	pte, err := as.t.entry(entry&pfnMask&^mask | address&mask&^7)
+	size := k.f.pte
+	pte, err := as.t.entry(k.f.frame(entry, shift)|address&(1<<shift-1)&^(size-1), size)
 	if err != nil {
 		if errors.Is(err, source.ErrHole) {
 			return 0, PageAbsent, nil

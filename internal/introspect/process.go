@@ -42,7 +42,7 @@ func (g *Guest) Processes(ctx context.Context) ([]Process, []Problem, error) {
 		}
 		problems = append(problems, Problem{"process id table", err})
 	}
-	rec := make(record, g.off.Process.Size)
+	rec := g.as.newRecord(g.off.Process.Size)
 	for _, at := range objects {
 		if _, known := found[at]; !known && !g.isProcess(rec, at) {
 			continue
@@ -91,7 +91,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 		return ctx.Err()
 	}
 	*problems = append(*problems, Problem{"process list", ferr})
-	if berr := g.as.list(ctx, head, 8, maxProcesses, visit); berr != nil && ctx.Err() != nil {
+	if berr := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, visit); berr != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if len(found) == 0 {
@@ -104,7 +104,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 var errList = errors.New("the list does not close")
 
 // list follows a LIST_ENTRY chain from its head: by Flink with link 0, by Blink with
-// link 8. visit is given the address of each entry; it returns false for one that
+// the size of a pointer. visit is given the address of each entry; it returns false for one that
 // was seen before by another way, which ends the walk.
 func (as *AddressSpace) list(ctx context.Context, head, link uint64, limit int, visit func(entry uint64) bool) error {
 	at, err := as.word(head + link)
@@ -134,7 +134,7 @@ func (as *AddressSpace) list(ctx context.Context, head, link uint64, limit int, 
 
 // ProcessAt reads the process whose EPROCESS is at an address anew.
 func (g *Guest) ProcessAt(eprocess uint64) (Process, []Problem) {
-	return g.process(make(record, g.off.Process.Size), eprocess)
+	return g.process(g.as.newRecord(g.off.Process.Size), eprocess)
 }
 
 // isProcess tells a process from the threads in the table of ids: its dispatcher
@@ -144,31 +144,31 @@ func (g *Guest) isProcess(rec record, at uint64) bool {
 	if g.as.Read(kind[:], at) != nil || kind[0]&0x7f != 3 {
 		return false
 	}
-	if g.as.Read(rec, at) != nil {
+	if g.as.Read(rec.b, at) != nil {
 		return false
 	}
-	return rec.u64(g.off.Process.DTB) != 0 && rec.u64(g.off.Process.PID)&3 == 0
+	return rec.ptr(g.off.Process.DTB) != 0 && rec.ptr(g.off.Process.PID)&3 == 0
 }
 
 // process reads one EPROCESS. rec is a buffer of its size.
 func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	o := &g.off.Process
 	p = Process{EPROCESS: at, Session: -1, Flags: []string{}}
-	if err := g.as.Read(rec, at); err != nil {
+	if err := g.as.Read(rec.b, at); err != nil {
 		p.Flags = append(p.Flags, FlagPartial)
 		return p, []Problem{{fmt.Sprintf("process at %#x", at), err}}
 	}
-	p.PID, p.PPID = rec.u64(o.PID), rec.u64(o.PPID)
+	p.PID, p.PPID = rec.ptr(o.PID), rec.ptr(o.PPID)
 	p.Name = rec.text8(o.Name)
 	p.Created, p.Exited = rec.time(o.CreateTime), rec.time(o.ExitTime)
 	p.ExitStatus = rec.u32(o.ExitStatus)
-	p.DTB = rec.u64(o.DTB) & pfnMask
+	p.DTB = rec.ptr(o.DTB) & g.as.f.root
 	if o.UserDTB != winstruct.Missing {
-		p.UserDTB = rec.u64(o.UserDTB) & pfnMask
+		p.UserDTB = rec.ptr(o.UserDTB) & g.as.f.root
 	}
-	p.PEB = rec.u64(o.PEB)
+	p.PEB = rec.ptr(o.PEB)
 	p.Threads = rec.u32(o.ActiveThreads)
-	p.SectionBase = rec.u64(o.SectionBase)
+	p.SectionBase = rec.ptr(o.SectionBase)
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	fail := func(doing string, err error) {
 		problems = append(problems, Problem{what, fmt.Errorf("read %s: %w", doing, err)})
@@ -186,16 +186,16 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 		p.Flags = append(p.Flags, FlagProtected)
 	}
 	if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
-		if s := rec.u64(o.Session); s != 0 {
+		if s := rec.ptr(o.Session); s != 0 {
 			// Session space is mapped in the processes of the session alone, and one that has
 			// exited may have no tables any more.
-			id := make(record, 4)
-			if err := g.space(p.DTB).Read(id, s+uint64(g.off.SessionID)); err != nil {
+			id, err := g.space(p.DTB).integer(s+uint64(g.off.SessionID), 4)
+			if err != nil {
 				if p.Exited.IsZero() {
 					fail("session", err)
 				}
 			} else {
-				p.Session = int32(id.u32(0))
+				p.Session = int32(id)
 			}
 		}
 	}
@@ -209,7 +209,7 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 			if err != nil {
 				fail("wow64 record", err)
 			}
-			p.Wow64 = rec.u64(o.Wow64) != 0
+			p.Wow64 = rec.ptr(o.Wow64) != 0
 		}
 		if p.CommandLine, err = g.commandLine(&p); err != nil {
 			// Parameters are ordinary user memory; Windows pages them out.
@@ -227,12 +227,12 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 // imagePath is the full path of the process's program, as the kernel keeps it for
 // audits; "" for a process without one.
 func (g *Guest) imagePath(rec record) (string, error) {
-	info := rec.u64(g.off.Process.AuditName)
+	info := rec.ptr(g.off.Process.AuditName)
 	if info == 0 {
 		return "", nil
 	}
-	name := make(record, 16)
-	if err := g.as.Read(name, info+uint64(g.off.AuditName)); err != nil {
+	name, err := g.as.record(info+uint64(g.off.AuditName), g.as.unicodeSize())
+	if err != nil {
 		return "", err
 	}
 	return name.unicode(g.as, 0)
@@ -241,7 +241,7 @@ func (g *Guest) imagePath(rec record) (string, error) {
 // wow64PEB is the address of the 32-bit PEB, 0 for a 64-bit process. Until Windows 8
 // the process refers to it itself, later to a record that does.
 func (g *Guest) wow64PEB(rec record) (uint64, error) {
-	at := rec.u64(g.off.Process.Wow64)
+	at := rec.ptr(g.off.Process.Wow64)
 	if at == 0 || g.off.Process.Wow64HasObject == winstruct.Missing || g.off.Ewow64PEB == winstruct.Missing {
 		return at, nil
 	}
@@ -254,8 +254,8 @@ func (g *Guest) commandLine(p *Process) (string, error) {
 	if err != nil || params == 0 {
 		return "", err
 	}
-	line := make(record, 16)
-	if err := as.Read(line, params+uint64(g.off.Params.CommandLine)); err != nil {
+	line, err := as.record(params+uint64(g.off.Params.CommandLine), as.unicodeSize())
+	if err != nil {
 		return "", err
 	}
 	return line.unicode(as, 0)

@@ -88,24 +88,26 @@ func (p *prover) prove() error {
 	return p.proveCID()
 }
 
-// kernelPointer tells whether v can be the address of an object of the kernel.
-func (p *prover) kernelPointer(v uint64) bool { return v>>47 == 1<<17-1 && v&7 == 0 }
+// kernelPointer tells whether v can be the address of something in the kernel.
+func (p *prover) kernelPointer(v uint64) bool {
+	return p.g.as.f.kernelImage(v) && v%uint64(p.g.as.ptr) == 0
+}
 
 // proveTables adopts System's page tables: they map the kernel where it is, and System
 // itself.
 func (p *prover) proveTables() error {
 	o := &p.g.off.Process
-	if !p.kernelPointer(p.system) || p.system&0xf != 0 {
+	if !p.g.as.f.kernelObject(p.system) {
 		return fmt.Errorf("PsInitialSystemProcess is %#x, no object", p.system)
 	}
-	rec := make(record, o.Size)
-	if err := p.g.as.Read(rec, p.system); err != nil {
+	rec, err := p.g.as.record(p.system, o.Size)
+	if err != nil {
 		return fmt.Errorf("read System at %#x: %w", p.system, err)
 	}
-	if pid, name := rec.u64(o.PID), rec.text8(o.Name); pid != 4 || name != "System" || rec.u64(o.PPID) != 0 {
+	if pid, name := rec.ptr(o.PID), rec.text8(o.Name); pid != 4 || name != "System" || rec.ptr(o.PPID) != 0 {
 		return fmt.Errorf("at %#x is pid %d %q, not System", p.system, pid, name)
 	}
-	as := &AddressSpace{t: p.g.t, dtb: rec.u64(o.DTB) & pfnMask, levels: p.g.as.levels}
+	as := newSpace(p.g.t, p.g.as.f, rec.ptr(o.DTB))
 	// Whether the build inverts frame numbers is in a variable that is not exported.
 	as.soft.unknown = p.g.off.InvalidPteMask != winstruct.Missing
 	for _, va := range []uint64{p.g.kernel.Base, p.system} {
@@ -119,7 +121,7 @@ func (p *prover) proveTables() error {
 	}
 	p.g.as, p.near = as, true
 	var b [8]byte
-	if err := as.Read(b[:], kuserShared+0x14); err != nil { // KUSER_SHARED_DATA.SystemTime
+	if err := as.Read(b[:], as.f.kuser+0x14); err != nil { // KUSER_SHARED_DATA.SystemTime
 		return fmt.Errorf("read the guest's time: %w", err)
 	}
 	p.now = binary.LittleEndian.Uint64(b[:])
@@ -148,8 +150,8 @@ func (p *prover) proveRing() error {
 			}
 			head = at
 		} else if len(p.samples) < maxSamples {
-			s := sample{at: at - uint64(o.Links), rec: make(record, o.Size)}
-			if err := g.as.Read(s.rec, s.at); err != nil {
+			s := sample{at: at - uint64(o.Links), rec: g.as.newRecord(o.Size)}
+			if err := g.as.Read(s.rec.b, s.at); err != nil {
 				return fmt.Errorf("_EPROCESS.ActiveProcessLinks: read process at %#x: %w", s.at, err)
 			}
 			p.samples = append(p.samples, s)
@@ -158,7 +160,7 @@ func (p *prover) proveRing() error {
 		if err != nil {
 			return fmt.Errorf("_EPROCESS.ActiveProcessLinks: %w", err)
 		}
-		if back, err := g.as.word(next + 8); err != nil || back != at {
+		if back, err := g.as.word(next + uint64(g.as.ptr)); err != nil || back != at {
 			return fmt.Errorf("_EPROCESS.ActiveProcessLinks: the neighbour of %#x does not point back", at)
 		}
 		if at = next; at == first {
@@ -181,7 +183,7 @@ func (p *prover) proveProcess() error {
 	pids := make(map[uint64]int)
 	for i := range p.samples {
 		s := &p.samples[i]
-		s.pid, s.name = s.rec.u64(o.PID), s.rec.text8(o.Name)
+		s.pid, s.name = s.rec.ptr(o.PID), s.rec.text8(o.Name)
 		pids[s.pid]++
 	}
 	const start = 125911584000000000 // FILETIME of the year 2000
@@ -192,7 +194,7 @@ func (p *prover) proveProcess() error {
 	for i := range p.samples {
 		s := &p.samples[i]
 		pid.add(s.pid&3 == 0 && s.pid != 0 && s.pid < 1<<32 && pids[s.pid] == 1)
-		parent := s.rec.u64(o.PPID)
+		parent := s.rec.ptr(o.PPID)
 		if s.pid != 4 && pids[parent] == 1 {
 			ppid.good++
 		} else if parent&3 != 0 || parent >= 1<<32 {
@@ -214,7 +216,7 @@ func (p *prover) proveProcess() error {
 		}
 		exited.add(e == 0)
 		status.add(s.rec.u32(o.ExitStatus) == 0x103) // STATUS_PENDING
-		s.as = g.space(s.rec.u64(o.DTB))
+		s.as = g.space(s.rec.ptr(o.DTB))
 		a, aerr := g.as.Translate(p.system)
 		b, berr := s.as.Translate(p.system)
 		table.add(aerr == nil && berr == nil && a == b)
@@ -280,11 +282,11 @@ func (p *prover) provePEB() error {
 		if !s.live {
 			continue
 		}
-		at, base := s.rec.u64(o.PEB), s.rec.u64(o.SectionBase)
+		at, base := s.rec.ptr(o.PEB), s.rec.ptr(o.SectionBase)
 		if at == 0 && base == 0 {
 			continue // of the kernel
 		}
-		if at == 0 || at>>47 != 0 || at%pageSize != 0 || base == 0 || base>>47 != 0 || base&0xffff != 0 {
+		if f := g.as.f; at == 0 || !f.user(at) || at%pageSize != 0 || base == 0 || !f.user(base) || base&0xffff != 0 {
 			peb.bad++
 			continue
 		}
@@ -318,8 +320,8 @@ func (p *prover) provePEB() error {
 
 // unicodeAt reads a UNICODE_STRING that must be in order.
 func (p *prover) unicodeAt(as *AddressSpace, at uint64) (string, error) {
-	rec := make(record, 16)
-	if err := as.Read(rec, at); err != nil {
+	rec, err := as.record(at, as.unicodeSize())
+	if err != nil {
 		return "", err
 	}
 	if n, most := rec.u16(0), rec.u16(2); n&1 != 0 || n > most {

@@ -38,15 +38,15 @@ func (p *prover) proveExtras() {
 			continue
 		}
 		if o.UserDTB != winstruct.Missing {
-			if dtb := s.rec.u64(o.UserDTB) & pfnMask; dtb != 0 {
-				user := &AddressSpace{t: g.t, dtb: dtb, levels: g.as.levels}
+			if dtb := s.rec.ptr(o.UserDTB) & g.as.f.root; dtb != 0 {
+				user := newSpace(g.t, g.as.f, dtb)
 				a, aerr := s.as.Translate(s.peb)
 				b, berr := user.Translate(s.peb)
 				shadow.add(aerr == nil && berr == nil && a == b)
 			}
 		}
 		if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
-			if at := s.rec.u64(o.Session); at != 0 {
+			if at := s.rec.ptr(o.Session); at != 0 {
 				var a, b [4]byte
 				aerr, berr := s.as.Read(a[:], at+uint64(g.off.SessionID)), s.as.Read(b[:], s.peb+uint64(g.off.PEB.SessionID))
 				if !errors.Is(berr, ErrNotPresent) {
@@ -54,7 +54,7 @@ func (p *prover) proveExtras() {
 				}
 			}
 		}
-		if o.Wow64 != winstruct.Missing && s.rec.u64(o.Wow64) != 0 {
+		if o.Wow64 != winstruct.Missing && s.rec.ptr(o.Wow64) != 0 {
 			peb32, err := g.wow64PEB(s.rec)
 			var base [4]byte
 			// PEB.ImageBaseAddress of the 32-bit form has been at 8 since NT 3.1.
@@ -63,7 +63,8 @@ func (p *prover) proveExtras() {
 			wow64.add(ok)
 			if ok && g.off.PEB32.Ldr != winstruct.Missing {
 				found := make(map[uint64]*Module)
-				err := g.loaderLists32(p.ctx, s.as, peb32, found)
+				wow64 := g.wow64(s.as)
+				err := wow64.lists(p.ctx, peb32, found)
 				ldr32.add(err == nil && found[s.base] != nil)
 			}
 		}
@@ -100,12 +101,12 @@ const (
 // refers to a handle table in which every process of the list has its entry at its id.
 func (p *prover) proveCID() error {
 	g := p.g
-	if g.off.HandleTableCode == winstruct.Missing || g.off.HandleEntrySize != 16 {
+	if g.off.HandleTableCode == winstruct.Missing || g.off.HandleEntrySize != 2*g.as.ptr {
 		p.unproven = append(p.unproven, "PspCidTable")
 		return nil
 	}
 	seen := make(map[uint64]bool)
-	page := make([]byte, pageSize)
+	page := g.as.newRecord(pageSize)
 	pages := 0
 	for _, r := range p.writable() {
 		for rva := r[0] &^ (pageSize - 1); rva < r[1]; rva += pageSize {
@@ -115,12 +116,12 @@ func (p *prover) proveCID() error {
 			if pages++; pages > maxCIDPages || len(seen) > maxCIDCandidates {
 				break
 			}
-			if g.as.Read(page, g.kernel.Base+rva) != nil {
+			if g.as.Read(page.b, g.kernel.Base+rva) != nil {
 				continue
 			}
-			for off := 0; off < pageSize; off += 8 {
-				at := binary.LittleEndian.Uint64(page[off:])
-				if !p.kernelPointer(at) || at&0xf != 0 || at-g.kernel.Base < uint64(g.kernel.Size) || seen[at] {
+			for off := uint32(0); off < pageSize; off += page.word {
+				at := page.ptr(off)
+				if !g.as.f.kernelObject(at) || at-g.kernel.Base < uint64(g.kernel.Size) || seen[at] {
 					continue
 				}
 				seen[at] = true
@@ -181,18 +182,19 @@ func (p *prover) isCIDTable(at uint64) bool {
 
 // idEntry is the object at an id of a table of ids; 0 for none.
 func (p *prover) idEntry(code, pid uint64) uint64 {
-	const entries, pointers = pageSize / 16, pageSize / 8
+	width := uint64(p.g.as.ptr)
+	entries, pointers := pageSize/(2*width), pageSize/width
 	index := pid / 4
 	table := code &^ 3
 	for level := code & 3; level > 0; level-- {
-		span := uint64(entries)
+		span := entries
 		for range level - 1 {
 			span *= pointers
 		}
 		if index/span >= pointers {
 			return 0
 		}
-		next, err := p.g.as.word(table + index/span*8)
+		next, err := p.g.as.word(table + index/span*width)
 		if err != nil || !p.kernelPointer(next) {
 			return 0
 		}
@@ -201,7 +203,7 @@ func (p *prover) idEntry(code, pid uint64) uint64 {
 	if index >= entries {
 		return 0
 	}
-	word, err := p.g.as.word(table + index*16)
+	word, err := p.g.as.word(table + index*2*width)
 	if err != nil {
 		return 0
 	}

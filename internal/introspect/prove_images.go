@@ -49,7 +49,8 @@ func (p *prover) proveVADs() error {
 		}
 		v := s.image
 		pages := (v.End + 1 - v.Start) / pageSize
-		image.add(v.Image() && !v.Private && v.Protection == 7 && p.kernelPointer(v.proto) && v.lastProto >= v.proto && (v.lastProto-v.proto)/8+1 >= pages && (v.lastProto-v.proto)/8 <= 2*pages+64)
+		image.add(v.Image() && !v.Private && v.Protection == 7 && p.kernelPointer(v.proto) && v.lastProto >= v.proto && (v.lastProto-v.proto)/g.as.f.pte+1 >= pages &&
+			(v.lastProto-v.proto)/g.as.f.pte <= 2*pages+64)
 		if v.Path != "" {
 			file.add(strings.HasPrefix(v.Path, `\`) && sameName(v.Path, s.name))
 		}
@@ -75,7 +76,7 @@ func (p *prover) proveLoader() error {
 	}{{"InLoadOrderLinks", g.off.Ldr.Load, o.Load, tally{}}, {"InMemoryOrderLinks", g.off.Ldr.Memory, o.Memory, tally{}},
 		{"InInitializationOrderLinks", g.off.Ldr.Init, o.Init, tally{}}}
 	var names, original tally
-	rec := make(record, o.Size)
+	rec := g.as.newRecord(o.Size)
 	for i := range p.samples {
 		s := &p.samples[i]
 		if s.vads == nil {
@@ -95,12 +96,12 @@ func (p *prover) proveLoader() error {
 			l := &lists[k]
 			n, absent, sound := 0, false, true
 			err := s.as.list(p.ctx, ldr+uint64(l.head), 0, maxModules, func(entry uint64) bool {
-				if err := s.as.Read(rec, entry-uint64(l.link)); err != nil {
+				if err := s.as.Read(rec.b, entry-uint64(l.link)); err != nil {
 					absent = true
 					return false
 				}
 				n++
-				base := rec.u64(o.Base)
+				base := rec.ptr(o.Base)
 				sound = sound && size[base] != 0 && uint64(rec.u32(o.Image)) == size[base]
 				if base == s.base {
 					name, err := rec.unicode(s.as, o.BaseName)
@@ -110,8 +111,8 @@ func (p *prover) proveLoader() error {
 					}
 				}
 				if o.Original != winstruct.Missing {
-					at := rec.u64(o.Original)
-					original.add(at != 0 && at&0xffff == 0 && at>>47 == 0)
+					at := rec.ptr(o.Original)
+					original.add(at != 0 && at&0xffff == 0 && g.as.f.user(at))
 				}
 				return sound
 			})
@@ -139,10 +140,10 @@ func (p *prover) proveDrivers() error {
 		p.unproven = append(p.unproven, "PsLoadedModuleList")
 		return nil
 	}
-	rec := make(record, o.Size)
+	rec := g.as.newRecord(o.Size)
 	var first, others tally
 	err := g.as.list(p.ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
-		if err := g.as.Read(rec, entry-uint64(o.Links)); err != nil {
+		if err := g.as.Read(rec.b, entry-uint64(o.Links)); err != nil {
 			others.bad++
 			return true
 		}
@@ -151,13 +152,13 @@ func (p *prover) proveDrivers() error {
 		if errors.Is(err, ErrNotPresent) || errors.Is(ferr, ErrNotPresent) {
 			return true
 		}
-		base, size := rec.u64(o.Base), rec.u32(o.Image)
+		base, size := rec.ptr(o.Base), rec.u32(o.Image)
 		if first.good+first.bad == 0 {
 			first.add(base == g.kernel.Base && size == g.kernel.Size && strings.EqualFold(name, "ntoskrnl.exe"))
 			return true
 		}
 		named := err == nil && ferr == nil && name != "" && strings.HasSuffix(strings.ToLower(full), `\`+strings.ToLower(name))
-		others.add(named && base>>47 == 1<<17-1 && base%pageSize == 0 && size != 0 && size%pageSize == 0)
+		others.add(named && g.as.f.kernelImage(base) && base%pageSize == 0 && size != 0 && size%pageSize == 0)
 		return true
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ const maxRegionRuns = 1 << 16
 func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD, tables *int) (runs []Run, complete bool, err error) {
 	as := g.space(p.DTB)
 	w := regionWalk{as: as, vad: v, budget: tables}
-	err = w.table(ctx, as.dtb, uint(3+9*as.levels), 0)
+	err = w.table(ctx, as.dtb, as.f.top, 0)
 	if errors.Is(err, errRegionBudget) {
 		return w.runs, false, nil
 	}
@@ -57,7 +57,8 @@ func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint
 	if *w.budget--; *w.budget < 0 {
 		return errRegionBudget
 	}
-	first, last := uint64(0), uint64(511)
+	f := w.as.f
+	first, last := uint64(0), uint64(1)<<min(f.step, f.va-shift)-1
 	if w.vad.Start > base {
 		first = (w.vad.Start - base) >> shift
 	}
@@ -72,7 +73,7 @@ func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint
 			}
 			continue
 		}
-		pte, err := w.as.t.entry(at + i*8)
+		pte, err := w.as.t.entry(at+i*f.pte, f.pte)
 		if err != nil {
 			if errors.Is(err, source.ErrHole) {
 				return nil
@@ -81,13 +82,12 @@ func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint
 		}
 		switch {
 		case pte&pteValid == 0:
-		case pte&pteLarge != 0:
-			if shift == 21 || shift == 30 {
-				from, to := max(va, w.vad.Start), min(va+1<<shift-1, w.vad.End)+1
-				w.add(Run{Start: from, End: to, Executable: pte&pteNX == 0})
-			}
+		case f.large(pte, shift):
+			from, to := max(va, w.vad.Start), min(va+1<<shift-1, w.vad.End)+1
+			w.add(Run{Start: from, End: to, Executable: w.executable(pte)})
+		case pte&pteLarge != 0: // reserved
 		default:
-			if err := w.table(ctx, pte&pfnMask, shift-9, va); err != nil {
+			if err := w.table(ctx, pte&pfnMask, shift-f.step, va); err != nil {
 				return err
 			}
 		}
@@ -103,13 +103,13 @@ const (
 )
 
 func (w *regionWalk) page(table, va uint64) {
-	pte, err := w.as.t.entry(table + va>>pageShift&511*8)
+	pte, err := w.as.t.entry(w.as.f.entryAt(table, va, pageShift), w.as.f.pte)
 	if err != nil || pte == 0 {
 		return
 	}
 	r := Run{Start: va, End: va + pageSize}
 	if pte&pteValid != 0 {
-		r.Executable = pte&pteNX == 0
+		r.Executable = w.executable(pte)
 	} else {
 		_, origin, err := w.as.imagePage(w.vad, va)
 		if err != nil || origin == PageDemandZero {
@@ -123,6 +123,16 @@ func (w *regionWalk) page(table, va uint64) {
 		r.Absent = !origin.inMemory()
 	}
 	w.add(r)
+}
+
+// executable tells whether the page of a valid entry is meant to be executed. Where the
+// guest does not use the bit that forbids it the processor executes anything, and how the
+// range was allocated says what is meant.
+func (w *regionWalk) executable(pte uint64) bool {
+	if !w.as.noExec {
+		return w.vad.Executable()
+	}
+	return pte&pteNX == 0
 }
 
 func (w *regionWalk) add(r Run) {

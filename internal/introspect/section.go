@@ -51,40 +51,40 @@ func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {
 func (g *Guest) subsections(control, proto uint64) ([]Subsection, error) {
 	o := &g.off.Subsection
 	shift := uint(dataSectorShift)
-	word := make(record, 4)
-	if err := g.as.Read(word, control+uint64(g.off.Control.Flags)); err != nil {
+	word, err := g.as.record(control+uint64(g.off.Control.Flags), 4)
+	if err != nil {
 		return nil, fmt.Errorf("read control area at %#x: %w", control, err)
 	}
 	if word.field(g.off.Control.Image) != 0 {
 		shift = imageSectorShift
 	}
-	rec := make(record, o.Size)
-	flags := rec[min(int(o.Flags), len(rec)):]
+	rec := g.as.newRecord(o.Size)
+	flags := rec.from(o.Flags)
 	var out []Subsection
-	for at := control + uint64(g.off.Control.Size); at != 0; at = rec.u64(o.Next) {
+	for at := control + uint64(g.off.Control.Size); at != 0; at = rec.ptr(o.Next) {
 		if len(out) == maxSubsections {
 			return nil, fmt.Errorf("control area at %#x: more than %d subsections", control, maxSubsections)
 		}
-		if err := g.as.Read(rec, at); err != nil {
+		if err := g.as.Read(rec.b, at); err != nil {
 			return nil, fmt.Errorf("read subsection at %#x: %w", at, err)
 		}
-		if owner := rec.u64(g.off.SubsectionControl); owner != control {
+		if owner := rec.ptr(g.off.SubsectionControl); owner != control {
 			return nil, fmt.Errorf("subsection at %#x belongs to %#x, not to the control area at %#x", at, owner, control)
 		}
 		sector := rec.field(o.Sector)
 		if shift == dataSectorShift {
 			sector |= flags.field(o.SectorHigh) << 32
 		}
-		s := Subsection{Pages: rec.field(o.Pages), Offset: sector << shift, proto: rec.u64(o.Base),
+		s := Subsection{Pages: rec.field(o.Pages), Offset: sector << shift, proto: rec.ptr(o.Base),
 			Size: rec.field(o.Full)<<shift + flags.field(o.End), Protection: uint8(flags.field(o.Protection))}
 		if s.Pages > maxSectionPages || s.Offset > maxSectionPages*pageSize {
 			return nil, fmt.Errorf("subsection at %#x: %d pages at offset %#x are out of bounds", at, s.Pages, s.Offset)
 		}
 		if proto != 0 {
-			if s.proto < proto || (s.proto-proto)/8 > maxSectionPages {
+			if s.proto < proto || (s.proto-proto)/g.as.f.pte > maxSectionPages {
 				return nil, fmt.Errorf("subsection at %#x: its entries at %#x are not the section's", at, s.proto)
 			}
-			s.First = (s.proto - proto) / 8
+			s.First = (s.proto - proto) / g.as.f.pte
 		} else {
 			s.First = s.Offset / pageSize
 		}
@@ -121,7 +121,6 @@ func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache,
 	if g.off.FilePointers == winstruct.Missing {
 		return nil, nil // the build's structures are not known well enough
 	}
-	rec := make(record, g.off.Pointers.Size)
 	pointers, err := g.as.word(file + uint64(g.off.FilePointers))
 	if err != nil {
 		return nil, fmt.Errorf("read file object at %#x: %w", file, err)
@@ -129,10 +128,11 @@ func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache,
 	if pointers == 0 {
 		return nil, nil
 	}
-	if err := g.as.Read(rec, pointers); err != nil {
+	rec, err := g.as.record(pointers, g.off.Pointers.Size)
+	if err != nil {
 		return nil, fmt.Errorf("read section object pointers at %#x: %w", pointers, err)
 	}
-	control, shared := rec.u64(g.off.Pointers.Data), rec.u64(g.off.Pointers.Cache)
+	control, shared := rec.ptr(g.off.Pointers.Data), rec.ptr(g.off.Pointers.Cache)
 	if control == 0 && shared == 0 {
 		return nil, nil
 	}
@@ -164,7 +164,7 @@ func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache,
 			sub++
 		}
 		if sub < len(subs) && n >= subs[sub].First && subs[sub].proto != 0 {
-			pa, origin, err := g.as.prototype(subs[sub].proto+8*(n-subs[sub].First), 0)
+			pa, origin, err := g.as.prototype(subs[sub].proto+g.as.f.pte*(n-subs[sub].First), 0)
 			if err != nil || origin == PagePrototype {
 				return pa, origin, err
 			}
@@ -218,11 +218,11 @@ type vacbs struct {
 
 func (v *vacbs) open() error {
 	o := &v.g.off.Cache
-	rec := make(record, o.Size)
-	if err := v.g.as.Read(rec, v.shared); err != nil {
+	rec, err := v.g.as.record(v.shared, o.Size)
+	if err != nil {
 		return fmt.Errorf("read shared cache map at %#x: %w", v.shared, err)
 	}
-	v.array, v.fileSize = rec.u64(o.Vacbs), rec.u64(o.FileSize)
+	v.array, v.fileSize = rec.ptr(o.Vacbs), rec.u64(o.FileSize)
 	size := rec.u64(o.SectionSize)
 	if v.fileSize >= maxCachedSize || size >= maxCachedSize {
 		return fmt.Errorf("shared cache map at %#x: sizes of %#x and %#x are out of bounds", v.shared, v.fileSize, size)
@@ -251,16 +251,16 @@ func (v *vacbs) find(off uint64) uint64 {
 	at := v.array
 	for shift := v.top; shift > viewShift; {
 		shift -= vacbShift
-		next, err := v.g.as.word(at + off>>shift&(1<<vacbShift-1)*8)
+		next, err := v.g.as.word(at + off>>shift&(1<<vacbShift-1)*uint64(v.g.as.ptr))
 		if err != nil || next == 0 {
 			return 0
 		}
 		at = next
 	}
 	o := &v.g.off.Vacb
-	rec := make(record, o.Size)
-	if v.g.as.Read(rec, at) != nil || rec.u64(o.Map) != v.shared {
+	rec, err := v.g.as.record(at, o.Size)
+	if err != nil || rec.ptr(o.Map) != v.shared {
 		return 0
 	}
-	return rec.u64(o.Base)
+	return rec.ptr(o.Base)
 }

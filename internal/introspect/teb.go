@@ -19,7 +19,7 @@ type TEB struct {
 	LastStatus uint32
 }
 
-// ReadTEB reads the 64-bit TEB at an address of a process.
+// ReadTEB reads the TEB of the guest's own width at an address of a process.
 func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
 	o := &g.off.TEB
 	t := TEB{Address: at}
@@ -37,7 +37,6 @@ func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
 		}
 		*f.into = v
 	}
-	word := make(record, 4)
 	for _, f := range []struct {
 		off  uint32
 		into *uint32
@@ -45,10 +44,11 @@ func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
 		if f.off == winstruct.Missing {
 			return t, errors.New("the profile has no TEB")
 		}
-		if err := as.Read(word, at+uint64(f.off)); err != nil {
+		v, err := as.integer(at+uint64(f.off), 4)
+		if err != nil {
 			return t, fmt.Errorf("read TEB at %#x: %w", at, err)
 		}
-		*f.into = word.u32(0)
+		*f.into = uint32(v)
 	}
 	return t, nil
 }

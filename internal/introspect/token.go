@@ -33,12 +33,12 @@ func (g *Guest) userSID(eprocess uint64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	token := ref &^ 0xf // EX_FAST_REF: four bits of count
-	count := make(record, 4)
-	if err := g.as.Read(count, token+uint64(o.Token.Count)); err != nil {
+	token := g.as.f.fastRef(ref)
+	count, err := g.as.integer(token+uint64(o.Token.Count), 4)
+	if err != nil {
 		return "", fmt.Errorf("token: %w", err)
 	}
-	if count.u32(0) == 0 {
+	if count == 0 {
 		return "", fmt.Errorf("token at %#x has no user", token)
 	}
 	users, err := g.as.word(token + uint64(o.Token.Users))
@@ -66,9 +66,9 @@ func (g *Guest) sid(at uint64) (string, error) {
 	copy(authority[2:], head[2:8])
 	var b strings.Builder
 	fmt.Fprintf(&b, "S-1-%d", binary.BigEndian.Uint64(authority[:]))
-	sub := make(record, 4*int(head[1]))
-	if len(sub) > 0 {
-		if err := g.as.Read(sub, at+8); err != nil {
+	sub := g.as.newRecord(4 * uint32(head[1]))
+	if len(sub.b) > 0 {
+		if err := g.as.Read(sub.b, at+8); err != nil {
 			return "", fmt.Errorf("SID: %w", err)
 		}
 	}

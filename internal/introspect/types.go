@@ -15,6 +15,7 @@ type Kernel struct {
 	Build    uint32 // NtBuildNumber without its flag bits: 19041
 	Version  string // "10.0.19041"
 	Paging   string // "x64", "x64-la57", "x86-pae", "x86"
+	Bits     int    // 64 or 32
 	Located  string // how it was found: "LSTAR of vCPU 0", "physical scan"
 
 	// Inferred is set where no profile fits this build: the version of the build nearest

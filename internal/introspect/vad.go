@@ -62,7 +62,7 @@ func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) 
 	var problems []Problem
 	seen := make(map[uint64]struct{})
 	stack := []uint64{root}
-	rec := make(record, max(g.off.VAD.Size, g.off.VAD.ShortSize))
+	rec := g.as.newRecord(max(g.off.VAD.Size, g.off.VAD.ShortSize))
 	for len(stack) > 0 {
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
@@ -81,12 +81,12 @@ func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) 
 			break
 		}
 		seen[at] = struct{}{}
-		short := rec[:g.off.VAD.ShortSize]
-		if err := g.as.Read(short, at); err != nil {
+		short := rec.part(g.off.VAD.ShortSize)
+		if err := g.as.Read(short.b, at); err != nil {
 			problems = append(problems, Problem{what, fmt.Errorf("read VAD at %#x: %w", at, err)})
 			continue
 		}
-		stack = append(stack, short.u64(g.off.VAD.Left), short.u64(g.off.VAD.Right))
+		stack = append(stack, short.ptr(g.off.VAD.Left), short.ptr(g.off.VAD.Right))
 		v, err := g.vad(rec, at)
 		if err != nil {
 			problems = append(problems, Problem{what, fmt.Errorf("read VAD of %#x: %w", v.Start, err)})
@@ -101,6 +101,24 @@ func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) 
 	return out, problems, nil
 }
 
+// controlArea is that of the section which a long node maps: until Windows Server 2003
+// the node refers to it itself, later to its subsection.
+func (g *Guest) controlArea(rec record) (uint64, error) {
+	o := &g.off.VAD
+	if o.Subsection == winstruct.Missing {
+		return rec.ptr(o.Control), nil
+	}
+	sub := rec.ptr(o.Subsection)
+	if sub == 0 {
+		return 0, nil
+	}
+	control, err := g.as.word(sub + uint64(g.off.SubsectionControl))
+	if err != nil {
+		return 0, fmt.Errorf("subsection: %w", err)
+	}
+	return control, nil
+}
+
 // vad decodes the node at an address; the short part of rec is filled.
 func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 	o := &g.off.VAD
@@ -113,34 +131,34 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 		f.Offset += o.Flags
 		return rec.field(f)
 	}
-	v := VAD{Start: first << pageShift, End: last<<pageShift | (pageSize - 1), Type: uint8(flags(o.Type)),
+	kind := flags(o.Type)
+	if o.Type.Name == "ImageMap" { // a bit of its own until Windows XP
+		kind *= vadImage
+	}
+	v := VAD{Start: first << pageShift, End: last<<pageShift | (pageSize - 1), Type: uint8(kind),
 		Protection: uint8(flags(o.Protection)), Private: flags(o.Private) != 0}
 	if v.Private {
 		return v, nil
 	}
-	if err := g.as.Read(rec[:o.Size], at); err != nil {
+	if err := g.as.Read(rec.part(o.Size).b, at); err != nil {
 		return v, err
 	}
-	v.proto, v.lastProto = rec.u64(o.FirstPTE), rec.u64(o.LastPTE)
-	sub := rec.u64(o.Subsection)
-	if sub == 0 {
-		return v, nil
-	}
-	control, err := g.as.word(sub + uint64(g.off.SubsectionControl))
-	if err != nil {
-		return v, fmt.Errorf("subsection: %w", err)
+	v.proto, v.lastProto = rec.ptr(o.FirstPTE), rec.ptr(o.LastPTE)
+	control, err := g.controlArea(rec)
+	if err != nil || control == 0 {
+		return v, err
 	}
 	file, err := g.as.word(control + uint64(g.off.ControlFile))
 	if err != nil {
 		return v, fmt.Errorf("control area: %w", err)
 	}
 	v.control = control
-	if file &^= 0xf; file == 0 { // EX_FAST_REF: four bits of count
+	if file = g.as.f.fastRef(file); file == 0 {
 		return v, nil
 	}
 	v.file = file
-	name := make(record, 16)
-	if err := g.as.Read(name, file+uint64(g.off.FileName)); err != nil {
+	name, err := g.as.record(file+uint64(g.off.FileName), g.as.unicodeSize())
+	if err != nil {
 		return v, fmt.Errorf("file object: %w", err)
 	}
 	v.Path, err = name.unicode(g.as, 0)

@@ -39,8 +39,11 @@ type Engine struct {
 
 // New makes an engine for a guest. src is the guest's source; a cache before it is
 // passed by, as what is read must be there now. It fails with ErrNoModule where src can
-// only read.
+// only read, and with introspect.ErrActions32 for a 32-bit guest.
 func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error) {
+	if k := g.Kernel(); k.Bits != 64 {
+		return nil, fmt.Errorf("domain %s: Windows %s is %d-bit: %w", domain, k.Version, k.Bits, introspect.ErrActions32)
+	}
 	if c, ok := src.(*source.Cache); ok {
 		src = c.Source
 	}

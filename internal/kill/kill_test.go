@@ -11,9 +11,12 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
+	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
 func (h *fakeHost) engine() *Engine {
@@ -260,6 +263,23 @@ func TestGuardsOfKills(t *testing.T) {
 }
 
 // A handle to another process than was meant ends nobody.
+// A 32-bit guest is read, and no kill is tried in it whatever its source can do.
+func TestKillsIn32BitGuestsAreRefused(t *testing.T) {
+	m, err := ntguest.Lay(ntguest.Options{Build: "6.1.7601-x86-pae", Seed: 3, MemoryMiB: 256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &fakeHost{t: t, m: m}
+	g, err := introspect.Open(context.Background(), h, winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = New("xp", g, h)
+	if !errors.Is(err, introspect.ErrActions32) || !strings.Contains(err.Error(), "domain xp: Windows 6.1.7601 is 32-bit") {
+		t.Errorf("New = %v", err)
+	}
+}
+
 func TestHandleToAnotherProcessEndsNobody(t *testing.T) {
 	h := newFake(t)
 	h.cr4 = 1

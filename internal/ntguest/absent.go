@@ -34,9 +34,9 @@ func (b *builder) trimmedProto(im *image, page, pfn uint64) (pte uint64, trimmed
 		im.trimmed = make(map[uint64]bool)
 	}
 	im.trimmed[page] = true
-	prot := uint64(im.file.protAt(page)) << 5
+	prot := im.file.protAt(page)
 	if b.rng.Uint64N(2) == 0 {
-		return (pfn<<pageShift ^ b.invalidPTEMask()) | prot | pteTransition, true
+		return b.transition(pfn, prot), true
 	}
 	im.frames[page] = 0
 	delete(b.mem.frames, pfn)
@@ -46,7 +46,7 @@ func (b *builder) trimmedProto(im *image, page, pfn uint64) (pte uint64, trimmed
 			subsection += b.sizeof("_SUBSECTION") * uint64(i)
 		}
 	}
-	return subsection<<16 | prot | ptePrototype | b.notInverted(), true
+	return b.subsectionPTE(subsection, prot), true
 }
 
 // leaveOut decides whether a process lacks a shared page of an image: those that no
@@ -64,7 +64,7 @@ func (u *userSpace) leaveOutPTE(im *image, page uint64) {
 	if u.b.opts.Trim == 0 || u.b.rng.Uint64N(2) == 0 {
 		return
 	}
-	u.s.setPTE(va, (im.proto+8*page)<<16|ptePrototype|u.b.notInverted())
+	u.s.setPTE(va, u.b.protoPTE(im.proto+u.b.pte*page))
 }
 
 // notInverted is the bit that an invalid PTE has on builds that else invert it.
@@ -86,12 +86,12 @@ func (u *userSpace) trimPrivate(im *image, page, pfn uint64, prot int) (trimmed 
 	u.absent = append(u.absent, va)
 	if b.rng.Uint64N(2) == 0 {
 		u.own[va] = true
-		u.s.setPTE(va, (pfn<<pageShift^b.invalidPTEMask())|uint64(prot)<<5|pteTransition)
+		u.s.setPTE(va, b.transition(pfn, prot))
 		return true
 	}
 	u.own[va] = false
 	delete(b.mem.frames, pfn)
-	u.s.setPTE(va, (0x1000+b.rng.Uint64N(1<<16))<<32|uint64(prot)<<5|b.notInverted())
+	u.s.setPTE(va, b.pagefilePTE(0x1000+b.rng.Uint64N(1<<16), prot))
 	return true
 }
 
@@ -102,4 +102,43 @@ func withoutAbsent(modules []TruthModule) []TruthModule {
 		out[i].Absent, out[i].Lost = nil, nil
 	}
 	return out
+}
+
+// transition is the entry of a page that is in memory and in no working set.
+func (b *builder) transition(pfn uint64, prot int) uint64 {
+	return pfn<<pageShift ^ b.invalidPTEMask() | uint64(prot)<<5 | pteTransition
+}
+
+// protoPTE is an entry that leads to a prototype entry. On x86 without PAE entries have no
+// room for its address: this one says that the address space descriptor knows it
+// (MI_PTE_LOOKUP_NEEDED).
+func (b *builder) protoPTE(proto uint64) uint64 {
+	return b.shifted(proto, 0xfffff) | ptePrototype | b.notInverted()
+}
+
+// subsectionPTE is a prototype entry whose page must be read from its file. The form without
+// PAE spreads 27 bits of the address over two fields, counted from the end of nonpaged pool;
+// nothing but the memory manager reads it, so that it is left out here.
+func (b *builder) subsectionPTE(subsection uint64, prot int) uint64 {
+	return b.shifted(subsection, 0) | uint64(prot)<<5 | ptePrototype | b.notInverted()
+}
+
+// shifted is an address in the field of a 64-bit entry, and what stands in that of a 32-bit one.
+func (b *builder) shifted(address, without uint64) uint64 {
+	switch {
+	case b.pae():
+		return address << 32
+	case b.x86():
+		return without << pageShift
+	}
+	return address << 16
+}
+
+// pagefilePTE is the entry of a page in a page file, at a page of it.
+func (b *builder) pagefilePTE(page uint64, prot int) uint64 {
+	shift := 32
+	if b.pte == 4 {
+		shift = pageShift
+	}
+	return page<<shift | uint64(prot)<<5 | b.notInverted()
 }

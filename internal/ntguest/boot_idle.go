@@ -9,7 +9,7 @@ func (b *builder) idleThread(c cpu) uint64 {
 	kt.set(6, "Header.Type") // ThreadObject
 	b.listInit(b.kernel, kt.addr("Header.WaitListHead"))
 	kt.set(c.bootStack, "InitialStack")
-	kt.set(c.bootStack, "StackBase")
+	kt.opt(c.bootStack, "StackBase")
 	kt.set(c.bootStack-kernelStack, "StackLimit")
 	kt.set(c.bootStack-0x200, "KernelStack")
 	kt.set(2, "State") // Running

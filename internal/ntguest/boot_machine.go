@@ -57,7 +57,7 @@ func (m *Machine) WriteKernel(w io.Writer) (err error) {
 	}
 	bw := &bootWriter{b: m.b}
 	at := bw.write()
-	params := StubParams{SystemDTB: m.b.kernel.root << pageShift, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
+	params := StubParams{SystemDTB: m.b.kernel.dtb, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
 	if m.b.opts.LA57 {
 		params.LA57 = 1
 	}
@@ -117,7 +117,7 @@ func (w *bootWriter) text(v any) (va, n uint64) {
 func (w *bootWriter) write() uint64 {
 	b := w.b
 	w.boot = Boot{Magic: BootMagic, Version: BootVersion, Size: uint32(binary.Size(Boot{})),
-		KernelBase: b.image.base, SystemDTB: b.kernel.root << pageShift,
+		KernelBase: b.image.base, SystemDTB: b.kernel.dtb,
 		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)),
 		Syscall64: b.sym("KiSystemCall64"), Syscall32: b.sym("KiSystemCall32"),
 		TimerVector: timerVector, IPIVector: ipiVector,
@@ -139,7 +139,7 @@ func (w *bootWriter) write() uint64 {
 		bt.Flags |= BootKVAShadow
 		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
 		bt.Syscall32 = b.sym("KiSystemCall32Shadow")
-		bt.ShadowPML4 = b.shadow.root << pageShift
+		bt.ShadowPML4 = b.shadow.dtb
 	}
 	bt.Off = w.offsets()
 	w.cpus()
@@ -342,7 +342,7 @@ func (w *bootWriter) processes() {
 	var procs []BootProc
 	var threads []BootThread
 	for i, p := range b.procs {
-		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.root << pageShift, UserDTB: p.userRoot << pageShift,
+		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.dtb, UserDTB: p.userRoot << pageShift,
 			PEB: p.peb, PEB32: p.peb32, CreateTime: filetime(p.created), ExitTime: filetime(p.exited),
 			ExitStatus: p.status, PID: uint32(p.pid), PPID: uint32(p.ppid), Session: uint32(int32(p.spec.session)),
 			FirstRegion: uint32(len(w.regions))}

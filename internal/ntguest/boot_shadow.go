@@ -17,7 +17,7 @@ func (b *builder) buildShadow() {
 	if !b.opts.KVAShadow {
 		return
 	}
-	b.shadow = b.newSpace(b.mem.alloc())
+	b.shadow = b.newSpace(b.mem.alloc() << pageShift)
 	show := func(va, n uint64) {
 		for page := va &^ (pageSize - 1); page < va+n; page += pageSize {
 			if pte := b.mem.get64(b.kernel.pteAddress(page)); pte&pteValid != 0 {
@@ -55,10 +55,10 @@ func (b *builder) finishShadow(p *process) {
 		return
 	}
 	for i := range uint64(512) {
-		from := p.space.root
+		from := p.space.dtb
 		if i >= 256 {
-			from = b.shadow.root
+			from = b.shadow.dtb
 		}
-		b.mem.put64(p.userRoot<<pageShift+8*i, b.mem.get64(from<<pageShift+8*i))
+		b.mem.put64(p.userRoot<<pageShift+8*i, b.mem.get64(from+8*i))
 	}
 }

@@ -148,11 +148,7 @@ const smallImage = 64
 // that the loader has written.
 func (w *bootWriter) templateRegions(p *process) (regions []BootRegion, touch []uint64) {
 	private := func(va uint64) uint32 {
-		pfn, ok := p.space.pt[va>>21]
-		if !ok {
-			return 0
-		}
-		pte := w.b.mem.get64(pfn<<pageShift + va>>12&511*8)
+		pte := p.space.entryOf(va)
 		if pte&pteValid == 0 || pte&pteDirty == 0 {
 			return 0
 		}

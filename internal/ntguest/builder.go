@@ -17,7 +17,11 @@ type Build struct {
 	Major    int
 	Minor    int
 	Number   int
+	X86      bool // 32-bit
+	PAE      bool // with 64-bit page table entries
 	Identity winstruct.Identity
+
+	layout winstruct.Entry // what a 32-bit build's structures are taken from
 }
 
 // builds names the kernels by file version; their facts are in vmav's profiles.
@@ -33,17 +37,23 @@ func Builds() ([]Build, error) {
 				continue
 			}
 			parts := strings.Split(version, ".")
-			b := Build{Version: version, Name: strings.Join(parts[:3], "."), Identity: e.Identity}
-			b.Major, _ = strconv.Atoi(parts[0])
-			b.Minor, _ = strconv.Atoi(parts[1])
-			b.Number, _ = strconv.Atoi(parts[2])
-			out = append(out, b)
+			out = append(out, newBuild(strings.Join(parts[:3], "."), e))
 		}
 	}
 	if len(out) != len(builds) {
 		return nil, fmt.Errorf("the built-in profiles hold %d of the guest's %d builds", len(out), len(builds))
 	}
 	return out, nil
+}
+
+// newBuild is the build that a profile or layout is of.
+func newBuild(name string, e winstruct.Entry) Build {
+	parts := strings.Split(e.Version, ".")
+	b := Build{Version: e.Version, Name: name, Identity: e.Identity}
+	b.Major, _ = strconv.Atoi(parts[0])
+	b.Minor, _ = strconv.Atoi(parts[1])
+	b.Number, _ = strconv.Atoi(parts[2])
+	return b
 }
 
 // Options choose what is laid out. The same options give the same bytes.
@@ -58,6 +68,7 @@ type Options struct {
 	FileCache bool   // the cache holds the files that are mapped, as far as Trim leaves it; for images of memory only
 	Implants  bool   // processes hold what malware leaves: see Machine.Implants; for images of memory only
 	Hide      string // name of a process to unlink from the process list
+	ThreeGB   bool   // 32-bit builds: processes have 3 GiB of addresses, the kernel one
 	Assets    string // directory of the guest's programs; "" to find it
 }
 
@@ -71,6 +82,8 @@ type builder struct {
 	now     time.Time // of the moment that the memory shows
 	boot    time.Time
 
+	form
+	roots     []uint64 // physical addresses of 32-byte roots that are free
 	mem       *memory
 	kernel    *space // the System process's
 	shadow    *space // kernel half of user page tables, with KVA shadow
@@ -103,6 +116,11 @@ func newBuilder(opts Options) (*builder, error) {
 	if err != nil {
 		return nil, err
 	}
+	narrow, err := Builds32()
+	if err != nil {
+		return nil, err
+	}
+	known = append(known, narrow...)
 	b := &builder{opts: opts, sessions: make(map[int]uint64)}
 	var names []string
 	for _, k := range known {
@@ -113,6 +131,12 @@ func newBuilder(opts Options) (*builder, error) {
 	}
 	if b.build.Name == "" {
 		return nil, fmt.Errorf("no build %q: there are %s", opts.Build, strings.Join(names, ", "))
+	}
+	if opts.ThreeGB && !b.x86() {
+		return nil, fmt.Errorf("build %s has all addresses that processes want", b.build.Name)
+	}
+	if b.x86() && (opts.KVAShadow || opts.LA57) {
+		return nil, fmt.Errorf("build %s is laid out without KVA shadow and with 32-bit paging", b.build.Name)
 	}
 	if opts.KVAShadow && b.build.Major < 10 {
 		return nil, fmt.Errorf("build %s has no KVA shadow", b.build.Name)
@@ -126,16 +150,26 @@ func newBuilder(opts Options) (*builder, error) {
 	if opts.MemoryMiB < 256 || opts.MemoryMiB > 1<<16 {
 		return nil, fmt.Errorf("%d MiB of memory: 256 to 65536 are possible", opts.MemoryMiB)
 	}
-	if b.profile, err = winstruct.BuiltIn().Find(b.build.Identity); err != nil {
+	if b.x86() {
+		b.profile, err = b.build.profile32()
+	} else {
+		b.profile, err = winstruct.BuiltIn().Find(b.build.Identity)
+	}
+	if err != nil {
 		return nil, err
 	}
+	b.form = b.newForm()
 	b.rng = rand.New(rand.NewPCG(opts.Seed, uint64(b.build.Number)))
 	b.boot = time.Date(2026, 3, 2, 7, 30, 0, 0, time.UTC).Add(time.Duration(b.rng.Uint64N(86400)) * time.Second)
 	b.now = b.boot.Add(2 * time.Hour)
 	b.mem = newMemory(opts.MemoryMiB<<20, b.rng)
 	b.cookie = b.rng.Uint64N(255) + 1
 	b.userSID = fmt.Sprintf("S-1-5-21-%d-%d-%d-1001", b.rng.Uint32(), b.rng.Uint32(), b.rng.Uint32())
-	b.layoutSpaces()
+	if b.x86() {
+		b.layoutSpaces32()
+	} else {
+		b.layoutSpaces()
+	}
 	return b, nil
 }
 
@@ -162,7 +196,7 @@ func (b *builder) layoutSpaces() {
 		delete(b.mem.frames, root)
 		root = b.mem.allocAt(0x1ad)
 	}
-	b.kernel = b.newSpace(root)
+	b.kernel = b.newSpace(root << pageShift)
 	b.selfIndex = slot(0x1ed)
 	base := func(fixed uint64) uint64 {
 		return 0xffff000000000000 | slot(fixed)<<39 | b.rng.Uint64N(1<<8)<<21
@@ -191,6 +225,25 @@ func (b *builder) layoutSpaces() {
 		b.selfIndex = slot5()
 	}
 	b.mem.put64(root<<pageShift+8*b.selfIndex, root<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
+}
+
+// newForm is how the guest's page tables are built.
+func (b *builder) newForm() form {
+	switch {
+	case b.x86():
+		return b.form32()
+	case b.opts.LA57:
+		return form{top: 48, step: 9, pte: 8, user: 1 << 47}
+	}
+	return form{top: 39, step: 9, pte: 8, user: 1 << 47}
+}
+
+// newRoot is the physical address of an empty root.
+func (b *builder) newRoot() uint64 {
+	if b.pae() {
+		return b.newRoot32()
+	}
+	return b.mem.alloc() << pageShift
 }
 
 // sym is the address of a kernel symbol.

@@ -42,17 +42,17 @@ func (b *builder) cacheFile(im *image, pointers uint64) {
 // dataProtos makes the prototype PTEs of a file's pages: valid, in transition, or zero
 // where the page is not in memory.
 func (b *builder) dataProtos(frames []uint64) uint64 {
-	protos := b.poolAlloc(8*uint64(len(frames)), "MmSt", true)
+	protos := b.poolAlloc(b.pte*uint64(len(frames)), "MmSt", true)
 	for i, pfn := range frames {
 		var pte uint64
 		switch {
 		case pfn == 0:
 		case b.rng.Uint64N(4) == 0:
-			pte = (pfn<<pageShift ^ b.invalidPTEMask()) | mmReadWrite<<5 | pteTransition
+			pte = b.transition(pfn, mmReadWrite)
 		default:
 			pte = pfn<<pageShift | pteValid | pteAccessed | pteNX
 		}
-		b.kernel.put(protos+8*uint64(i), pte, 8)
+		b.kernel.put(protos+b.pte*uint64(i), pte, uint32(b.pte))
 	}
 	return protos
 }
@@ -83,7 +83,7 @@ func (b *builder) dataSection(im *image, protos, size uint64) uint64 {
 		first, end := parts[i], min(parts[i+1]*pageSize, size)
 		s := b.at("_SUBSECTION", at)
 		s.set(ca, "ControlArea")
-		s.set(protos+8*first, "SubsectionBase")
+		s.set(protos+b.pte*first, "SubsectionBase")
 		s.set(first, "StartingSector")
 		s.set((end-first*pageSize)/pageSize, "NumberOfFullSectors")
 		s.set(parts[i+1]-first, "PtesInSubsection")
@@ -115,7 +115,7 @@ func (b *builder) cacheMap(im *image, protos uint64, frames []uint64, size uint6
 	views := section / viewSize
 	array := o.addr("InitialVacbs")
 	if views > 4 {
-		array = b.poolAlloc(8*views, "CcVp", false)
+		array = b.poolAlloc(b.word()*views, "CcVp", false)
 	}
 	o.set(array, "Vacbs")
 	for v := range views {
@@ -128,14 +128,14 @@ func (b *builder) cacheMap(im *image, protos uint64, frames []uint64, size uint6
 			if frames[page] != 0 && b.rng.Uint64N(2) == 0 {
 				b.kernel.mapFrame(base+i*pageSize, frames[page], b.system.bits)
 			} else {
-				b.kernel.setPTE(base+i*pageSize, (protos+8*page)<<16|ptePrototype|b.notInverted())
+				b.kernel.setPTE(base+i*pageSize, b.protoPTE(protos+b.pte*page))
 			}
 		}
 		vacb := b.poolAlloc(b.sizeof("_VACB"), "CcVa", false)
 		c := b.at("_VACB", vacb)
 		c.set(base, "BaseAddress")
 		c.set(va, "SharedCacheMap")
-		b.at("", 0).ptr(array+8*v, vacb)
+		b.at("", 0).ptr(array+b.word()*v, vacb)
 	}
 	return va
 }

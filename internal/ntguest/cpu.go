@@ -23,6 +23,10 @@ var gates = map[int]string{0: "KiDivideErrorFault", 3: "KiBreakpointTrap", 14: "
 
 // buildCPUs makes GDT, IDT, TSS, KPCR and KPRCB of each processor.
 func (b *builder) buildCPUs() {
+	if b.x86() {
+		b.buildCPUs32()
+		return
+	}
 	for i := range ncpu {
 		c := cpu{gdt: b.system.alloc(pageSize, pageSize), idt: b.system.alloc(pageSize, pageSize), tss: b.system.alloc(pageSize, pageSize)}
 		c.kpcr = 0
@@ -57,7 +61,7 @@ func (b *builder) buildCPUs() {
 		c.idle = b.idleThread(c)
 		p.set(c.idle, "CurrentThread")
 		p.set(c.idle, "IdleThread")
-		p.opt(b.kernel.root<<pageShift|2*uint64(boolBit(b.opts.KVAShadow)), "KernelDirectoryTableBase")
+		p.opt(b.kernel.dtb|2*uint64(boolBit(b.opts.KVAShadow)), "KernelDirectoryTableBase")
 		b.kernel.write(p.addr("VendorString"), []byte("AuthenticAMD"))
 		b.cpus = append(b.cpus, c)
 	}
@@ -154,7 +158,7 @@ func (b *builder) buildEntries() {
 // buildShared makes KUSER_SHARED_DATA, one page that the kernel writes and every
 // process reads.
 func (b *builder) buildShared() {
-	const kernelAddress = 0xfffff78000000000
+	kernelAddress := b.kuser()
 	b.live.kuserPFN = b.mem.alloc()
 	b.kernel.mapFrame(kernelAddress, b.live.kuserPFN, pteWrite|pteDirty|pteNX|pteGlobal)
 	o := b.at("_KUSER_SHARED_DATA", kernelAddress)
@@ -167,11 +171,23 @@ func (b *builder) buildShared() {
 	o.opt(uint64(b.build.Number), "NtBuildNumber")
 	o.set(2, "AlternativeArchitecture")
 	o.opt(0, "SystemCall") // system calls by the syscall instruction
+	if b.pae() {
+		const nxEnabled = 12 // PF_NX_ENABLED (Windows SDK, winnt.h)
+		b.kernel.put(o.addr("ProcessorFeatures")+nxEnabled, 1, 1)
+	}
+}
+
+// kuser is where the kernel has KUSER_SHARED_DATA.
+func (b *builder) kuser() uint64 {
+	if b.x86() {
+		return 0xffdf0000
+	}
+	return 0xfffff78000000000
 }
 
 // finishShared writes the times of the moment that the memory shows.
 func (b *builder) finishShared() {
-	o := b.at("_KUSER_SHARED_DATA", 0xfffff78000000000)
+	o := b.at("_KUSER_SHARED_DATA", b.kuser())
 	put := func(t uint64, field string) {
 		at := o.addr(field)
 		b.kernel.put(at, t&0xffffffff, 4)

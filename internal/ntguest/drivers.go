@@ -9,9 +9,22 @@ type driver struct {
 	held       []bool // pages that are in memory; nil for all
 }
 
-// driverFiles are mapped as drivers: files of Debian's libwine, which has kernel
+// driverFiles32 are the same of a 32-bit guest, for which no Debian package has drivers.
+var driverFiles32 = []struct{ name, file string }{
+	{"hal.dll", "libssp-0.dll"}, {"fltMgr.sys", "libatomic-1.dll"}, {"ksecdd.sys", "libgcc_s_dw2-1.dll"}, {"NDIS.SYS", "libquadmath-0.dll"},
+	{"tdi.sys", "libwinpthread-1.dll"}, {"HTTP.sys", "libgomp-1.dll"},
+}
+
+func (b *builder) driverFiles() []struct{ name, file string } {
+	if b.x86() {
+		return driverFiles32
+	}
+	return driverFiles64
+}
+
+// driverFiles64 are mapped as drivers: files of Debian's libwine, which has kernel
 // drivers of its own, and programs of the guest's kind in the place of others.
-var driverFiles = []struct{ name, file string }{
+var driverFiles64 = []struct{ name, file string }{
 	{"hal.dll", "hal.dll"}, {"fltMgr.sys", "fltmgr.sys"}, {"ksecdd.sys", "ksecdd.sys"}, {"cng.sys", "cng.sys"},
 	{"NDIS.SYS", "ndis.sys"}, {"NETIO.SYS", "netio.sys"}, {"mountmgr.sys", "mountmgr.sys"}, {"tdi.sys", "tdi.sys"},
 	{"nsiproxy.sys", "nsiproxy.sys"}, {"hidclass.sys", "hidclass.sys"}, {"hidparse.sys", "hidparse.sys"},
@@ -25,7 +38,7 @@ func (b *builder) buildDrivers() {
 	b.addModule(driver{name: "ntoskrnl.exe", path: `\SystemRoot\system32\ntoskrnl.exe`, base: b.image.base, size: b.image.size}, b.image.base+0x1000)
 	space := arena{s: b.kernel, bits: pteGlobal}
 	space.next = b.image.base + (b.image.size+1<<21)&^(1<<21-1) + 1<<21
-	for _, d := range driverFiles {
+	for _, d := range b.driverFiles() {
 		path, err := b.files.hostPath(d.file, false)
 		if err != nil {
 			panic(err)
@@ -53,7 +66,7 @@ func (b *builder) buildDrivers() {
 			b.kernel.mapFrame(base+off, pfn, bits)
 		}
 		dir := `\SystemRoot\System32\drivers\`
-		if d.file == "hal.dll" {
+		if d.name == "hal.dll" {
 			dir = `\SystemRoot\system32\`
 		}
 		m := driver{name: d.name, path: dir + d.name, base: base, size: size, file: f, held: held}
@@ -82,15 +95,15 @@ func (b *builder) trimDriver(f *peFile, img []byte, base, off, bits uint64) bool
 			return false
 		}
 	}
-	prot := uint64(f.protAt(off/pageSize)) << 5
+	prot := f.protAt(off / pageSize)
 	if b.trims(off/pageSize) && b.rng.Uint64N(2) == 0 {
-		b.kernel.setPTE(base+off, (0x1000+b.rng.Uint64N(1<<16))<<32|prot|b.notInverted())
+		b.kernel.setPTE(base+off, b.pagefilePTE(0x1000+b.rng.Uint64N(1<<16), prot))
 		return false
 	}
 	pfn := b.mem.alloc()
 	copy(b.mem.frame(pfn)[:], img[off:])
 	if b.trims(off / pageSize) {
-		b.kernel.setPTE(base+off, (pfn<<pageShift^b.invalidPTEMask())|prot|pteTransition)
+		b.kernel.setPTE(base+off, b.transition(pfn, prot))
 	} else {
 		b.kernel.mapFrame(base+off, pfn, bits)
 	}

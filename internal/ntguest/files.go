@@ -47,6 +47,9 @@ func (fs *files) hostPath(name string, wow64 bool) (string, error) {
 	if wow64 {
 		dirs = []string{filepath.Join(fs.assets, "syswow64")}
 	}
+	if fs.b.x86() {
+		dirs = append([]string{filepath.Join(fs.assets, "syswow64")}, mingwPaths()...)
+	}
 	if name == "clam.exe" {
 		dirs = []string{testfilesPath}
 	}
@@ -82,7 +85,7 @@ func (fs *files) open(host, path string, wow64 bool) *image {
 	fs.images[strings.ToLower(path)] = im
 	if strings.HasSuffix(strings.ToLower(path), ".dll") {
 		key := strings.ToLower(filepath.Base(strings.ReplaceAll(path, `\`, "/")))
-		if f.pe32 {
+		if f.pe32 && !fs.b.x86() {
 			key = "32:" + key
 		}
 		fs.byName[key] = im
@@ -152,7 +155,7 @@ func putWord(p []byte, v uint64, n int) {
 
 func (fs *files) resolve(dll, name string, ordinal uint64, pe32 bool, depth int) (uint64, bool) {
 	key := dll
-	if pe32 {
+	if pe32 && !fs.b.x86() {
 		key = "32:" + dll
 	}
 	im := fs.byName[key]
@@ -183,7 +186,7 @@ func (fs *files) closure(exe *image, extra ...string) []*image {
 	seen := map[*image]bool{}
 	var visit func(im *image)
 	add := func(name string) {
-		if exe.file.pe32 {
+		if exe.file.pe32 && !fs.b.x86() {
 			name = "32:" + name
 		}
 		if im := fs.byName[name]; im != nil && !seen[im] {

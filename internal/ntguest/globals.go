@@ -18,8 +18,8 @@ func (b *builder) writeGlobals() {
 	put("NtMajorVersion", uint64(b.build.Major), 4)
 	put("NtMinorVersion", uint64(b.build.Minor), 4)
 	put("KeNumberProcessors", uint64(len(b.cpus)), 4)
-	put("MmHighestUserAddress", b.highestUser(), 8)
-	put("MmUserProbeAddress", b.highestUser()+1, 8)
+	put("MmHighestUserAddress", b.highestUser(), b.ptr())
+	put("MmUserProbeAddress", b.highestUser()+1, b.ptr())
 	if va, ok := b.symbol("MiState"); ok && b.invalidPTEMask() != 0 {
 		b.at("_MI_SYSTEM_INFORMATION", va).set(b.invalidPTEMask(), "Hardware.InvalidPteMask")
 	}
@@ -27,14 +27,17 @@ func (b *builder) writeGlobals() {
 		put("KiKvaShadow", 1, 1)
 	}
 	start := uint64(0xffff800000000000)
-	if b.opts.LA57 {
+	switch {
+	case b.x86():
+		start = b.user
+	case b.opts.LA57:
 		start = 0xff00000000000000
 	}
-	put("MmSystemRangeStart", start, 8)
-	put("PspCidTable", b.cid.va, 8)
-	put("PsInitialSystemProcess", b.procs[0].eprocess, 8)
+	put("MmSystemRangeStart", start, b.ptr())
+	put("PspCidTable", b.cid.va, b.ptr())
+	put("PsInitialSystemProcess", b.procs[0].eprocess, b.ptr())
 	for i, c := range b.cpus {
-		k.put(b.sym("KiProcessorBlock")+8*uint64(i), c.kpcr+uint64(b.at("_KPCR", 0).must("Prcb").Offset), 8)
+		k.put(b.sym("KiProcessorBlock")+b.word()*uint64(i), b.prcb(c), b.ptr())
 	}
 	lab := fmt.Sprintf("%d.vmav_ntguest.260302-0730", b.build.Number)
 	k.write(b.sym("NtBuildLab"), append([]byte(lab), 0))
@@ -60,11 +63,11 @@ func (b *builder) writeGlobals() {
 		v := b.at("_DBGKD_GET_VERSION64", va)
 		v.set(0xf, "MajorVersion")
 		v.set(uint64(b.build.Number), "MinorVersion")
-		v.set(0x8664, "MachineType")
-		v.set(b.image.base, "KernBase")
-		v.set(b.sym("PsLoadedModuleList"), "PsLoadedModuleList")
+		v.set(uint64(b.machineType()), "MachineType")
+		v.set(b.extended(b.image.base), "KernBase")
+		v.set(b.extended(b.sym("PsLoadedModuleList")), "PsLoadedModuleList")
 		if b.build.Major < 10 {
-			v.set(b.sym("KdDebuggerDataBlock"), "DebuggerDataList")
+			v.set(b.extended(b.sym("KdDebuggerDataBlock")), "DebuggerDataList")
 		}
 	}
 	b.writeDebuggerBlock()
@@ -88,22 +91,44 @@ func (b *builder) writeDebuggerBlock() {
 		}
 		return
 	}
-	b.listInit(b.kernel, va)
+	put := func(off, v uint64) { b.kernel.put(va+off, b.extended(v), 8) }
+	put(0, va) // a list of its own, with pointers of 64 bits on every build
+	put(8, va)
 	b.kernel.write(va+0x10, []byte("KDBG"))
 	b.kernel.put(va+0x14, 0x340, 4)
-	b.kernel.put(va+0x18, b.image.base, 8)
-	b.kernel.put(va+0x48, b.sym("PsLoadedModuleList"), 8)
-	b.kernel.put(va+0x50, b.sym("PsActiveProcessHead"), 8)
-	b.kernel.put(va+0x58, b.sym("PspCidTable"), 8)
-	b.kernel.put(va+0x208, b.sym("NtBuildLab"), 8)
-	b.kernel.put(va+0x218, b.sym("KiProcessorBlock"), 8)
+	put(0x18, b.image.base)
+	put(0x48, b.sym("PsLoadedModuleList"))
+	put(0x50, b.sym("PsActiveProcessHead"))
+	put(0x58, b.sym("PspCidTable"))
+	put(0x208, b.sym("NtBuildLab"))
+	put(0x218, b.sym("KiProcessorBlock"))
 	if csd, ok := b.symbol("CmNtCSDVersion"); ok {
 		b.kernel.put(csd, 0x100, 4) // service pack 1
-		b.kernel.put(va+0x268, csd, 8)
+		put(0x268, csd)
 	}
 }
 
+// prcb is the address of a processor's KPRCB, which is part of its KPCR.
+func (b *builder) prcb(c cpu) uint64 {
+	name := "Prcb"
+	if b.x86() {
+		name = "PrcbData" // Prcb is the pointer to it
+	}
+	return b.at("_KPCR", c.kpcr).addr(name)
+}
+
+// extended is an address as 64-bit fields hold it: with its sign.
+func (b *builder) extended(va uint64) uint64 {
+	if b.x86() {
+		return uint64(int64(int32(va)))
+	}
+	return va
+}
+
 func (b *builder) highestUser() uint64 {
+	if b.x86() {
+		return b.user - 0x10001
+	}
 	if b.build.Major < 10 {
 		return 0x7fffffeffff
 	}

@@ -3,7 +3,7 @@ package ntguest
 import "fmt"
 
 // handleTable is one _HANDLE_TABLE being filled: a page of entries for each 256
-// handles, and a page of pointers to those where there is more than one.
+// handles (512 on x86), and a page of pointers to those where there is more than one.
 type handleTable struct {
 	b     *builder
 	va    uint64
@@ -11,7 +11,8 @@ type handleTable struct {
 	count uint64
 }
 
-const handlesPerPage = pageSize / 16
+// handlesPerPage is how many entries of two words fill a page.
+func (b *builder) handlesPerPage() uint64 { return pageSize / (2 * b.word()) }
 
 // newHandleTable makes a table for up to n*256 handles. Entry 0 of every page is
 // never used.
@@ -23,12 +24,12 @@ func (b *builder) newHandleTable(pid uint64, n int) *handleTable {
 	o := b.at("_HANDLE_TABLE", t.va)
 	code := t.pages[0]
 	if n > 1 {
-		if n > pageSize/8 {
+		if uint64(n) > pageSize/b.word() {
 			panic(fmt.Errorf("a handle table of %d pages", n))
 		}
 		top := b.poolAlloc(pageSize, "Obtb", true)
 		for i, p := range t.pages {
-			o.ptr(top+8*uint64(i), p)
+			o.ptr(top+b.word()*uint64(i), p)
 		}
 		code = top | 1
 	}
@@ -41,19 +42,23 @@ func (b *builder) newHandleTable(pid uint64, n int) *handleTable {
 // set makes handle refer to an address: an object's header in a process's table,
 // its body in the table of client ids.
 func (t *handleTable) set(handle, to, access uint64) {
-	entry := t.pages[handle/4/handlesPerPage] + handle/4%handlesPerPage*16
+	per := t.b.handlesPerPage()
+	entry := t.pages[handle/4/per] + handle/4%per*2*t.b.word()
 	o := object{b: t.b, s: t.b.kernel}
-	if t.b.packedHandles() {
+	switch {
+	case t.b.packedHandles() && t.b.x86():
+		t.b.kernel.put(entry, to|1, 4) // Unlocked and two bits of attributes; 29 bits of the address are in their place
+	case t.b.packedHandles():
 		// _HANDLE_TABLE_ENTRY: Unlocked, 19 bits of reference count and attributes,
 		// then bits 4 to 47 of the address.
 		t.b.kernel.put(entry, to<<16|1, 8)
 		if t.b.blob != nil && t.b.inBlob(to) {
 			t.b.fix(BootFixup{At: entry, Kind: FixReloc16})
 		}
-	} else {
+	default:
 		o.ptr(entry, to|1) // bit 0: not locked
 	}
-	t.b.kernel.put(entry+8, access, 4)
+	t.b.kernel.put(entry+t.b.word(), access, 4)
 	t.count++
 	th := t.b.at("_HANDLE_TABLE", t.va)
 	th.opt(t.count, "HandleCount")

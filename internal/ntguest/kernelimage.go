@@ -50,7 +50,7 @@ func isCode(name string) bool {
 func (b *builder) dataSpans() map[string]uint64 {
 	return map[string]uint64{
 		"KiInitialPCR": b.sizeof("_KPCR"), "KdDebuggerDataBlock": 0x400, "NtBuildLab": 64, "NtBuildLabEx": 128,
-		"ObTypeIndexTable": 8 * 64, "ObpInfoMaskToOffset": 256, "KiProcessorBlock": 8 * 64,
+		"ObTypeIndexTable": b.word() * 64, "ObpInfoMaskToOffset": 256, "KiProcessorBlock": b.word() * 64,
 		"MmProtectToValue": 4 * 32, "KdVersionBlock": 0x40, "MiState": b.sizeof("_MI_SYSTEM_INFORMATION"), "CmNtCSDVersion": 8,
 	}
 }
@@ -59,10 +59,7 @@ func (b *builder) dataSpans() map[string]uint64 {
 // discards and pages out parts of its kernel too.
 func (b *builder) buildKernel(rt []byte) error {
 	im := &b.image
-	im.base = 0xfffff80000000000 + b.rng.Uint64N(1<<10)<<21
-	if b.build.Major < 10 {
-		im.base = 0xfffff80002000000 + b.rng.Uint64N(1<<9)<<12
-	}
+	im.base = b.kernelBase()
 	code, data, mixed := map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}
 	spans := b.dataSpans()
 	var top uint64
@@ -173,8 +170,6 @@ func (b *builder) mapSet(pages map[uint64]bool, base, bits uint64) {
 const (
 	peOffset     = 0xf8
 	peOptional   = peOffset + 24
-	peDirectory  = peOptional + 112
-	peSections   = peOptional + 240
 	peTimestamp  = 0x5f3a1c27
 	exportPages  = 4
 	dirExport    = 0
@@ -184,21 +179,52 @@ const (
 	debugTypeRSD = 2 // IMAGE_DEBUG_TYPE_CODEVIEW
 )
 
+// machineType is what a PE header says that the guest's code is for.
+func (b *builder) machineType() uint16 {
+	if b.x86() {
+		return 0x14c
+	}
+	return 0x8664
+}
+
+// kernelBase is where the kernel's image lies: at random since Windows 10, at the end of what
+// the loader has used before.
+func (b *builder) kernelBase() uint64 {
+	switch {
+	case b.x86():
+		return b.kernelBase32()
+	case b.build.Major < 10:
+		return 0xfffff80002000000 + b.rng.Uint64N(1<<9)<<12
+	}
+	return 0xfffff80000000000 + b.rng.Uint64N(1<<10)<<21
+}
+
 func (b *builder) writeKernelHeaders(exportRVA, debugRVA, rtRVA uint64) {
 	h := make([]byte, pageSize)
 	le := binary.LittleEndian
 	copy(h, "MZ")
 	le.PutUint32(h[0x3c:], peOffset)
 	copy(h[peOffset:], "PE\x00\x00")
-	le.PutUint16(h[peOffset+4:], 0x8664)
+	le.PutUint16(h[peOffset+4:], b.machineType())
 	le.PutUint32(h[peOffset+8:], peTimestamp+uint32(b.build.Number))
-	le.PutUint16(h[peOffset+20:], 240)
+	optional := uint64(240)
+	if b.x86() {
+		optional = 224
+	}
+	directory, sectionTable := peOptional+optional-128, peOptional+optional
+	le.PutUint16(h[peOffset+20:], uint16(optional))
 	le.PutUint16(h[peOffset+22:], 0x22)
 	o := h[peOptional:]
 	le.PutUint16(o, 0x20b)
 	le.PutUint32(o[16:], uint32(rtRVA)) // entry point
 	le.PutUint32(o[20:], 0x1000)
 	le.PutUint64(o[24:], b.image.base)
+	if b.x86() {
+		le.PutUint16(o, 0x10b)
+		le.PutUint32(o[24:], 0x1000) // BaseOfData
+		le.PutUint32(o[28:], uint32(b.image.base))
+		le.PutUint16(h[peOffset+22:], 0x102)
+	}
 	le.PutUint32(o[32:], pageSize)
 	le.PutUint32(o[36:], 0x200)
 	for _, off := range []int{40, 44, 48} { // OS, image and subsystem versions
@@ -208,11 +234,11 @@ func (b *builder) writeKernelHeaders(exportRVA, debugRVA, rtRVA uint64) {
 	le.PutUint32(o[56:], uint32(b.image.size))
 	le.PutUint32(o[60:], 0x400)
 	le.PutUint16(o[68:], 1) // native
-	le.PutUint32(o[108:], 16)
-	le.PutUint32(h[peDirectory+8*dirExport:], uint32(exportRVA))
-	le.PutUint32(h[peDirectory+8*dirExport+4:], 0x4000)
-	le.PutUint32(h[peDirectory+8*dirDebug:], uint32(debugRVA))
-	le.PutUint32(h[peDirectory+8*dirDebug+4:], 28)
+	le.PutUint32(h[directory-4:], 16)
+	le.PutUint32(h[directory+8*dirExport:], uint32(exportRVA))
+	le.PutUint32(h[directory+8*dirExport+4:], 0x4000)
+	le.PutUint32(h[directory+8*dirDebug:], uint32(debugRVA))
+	le.PutUint32(h[directory+8*dirDebug+4:], 28)
 	sections := []struct {
 		name       string
 		start, end uint64
@@ -238,7 +264,7 @@ func (b *builder) writeKernelHeaders(exportRVA, debugRVA, rtRVA uint64) {
 	le.PutUint16(h[peOffset+6:], uint16(len(sections)))
 	raw := uint64(0x400)
 	for i, s := range sections {
-		e := h[peSections+40*i:]
+		e := h[sectionTable+40*uint64(i):]
 		copy(e[:8], s.name)
 		le.PutUint32(e[8:], uint32(s.end-s.start))
 		le.PutUint32(e[12:], uint32(s.start))

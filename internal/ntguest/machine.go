@@ -32,10 +32,6 @@ func Lay(opts Options) (m *Machine, err error) {
 			return nil, err
 		}
 	}
-	rt, err := os.ReadFile(assets + "/rt.bin")
-	if err != nil {
-		return nil, fmt.Errorf("read the guest's runtime: %w", err)
-	}
 	defer func() {
 		if r := recover(); r != nil {
 			e, ok := r.(error)
@@ -48,6 +44,12 @@ func Lay(opts Options) (m *Machine, err error) {
 	b, err := newBuilder(opts)
 	if err != nil {
 		return nil, err
+	}
+	var rt []byte
+	if !b.x86() { // the runtime is a 64-bit kernel
+		if rt, err = os.ReadFile(assets + "/rt.bin"); err != nil {
+			return nil, fmt.Errorf("read the guest's runtime: %w", err)
+		}
 	}
 	if err := b.buildKernel(rt); err != nil {
 		return nil, err
@@ -96,10 +98,14 @@ func (b *builder) finishSpaces() {
 		if p.space == b.kernel {
 			continue
 		}
-		for i := uint64(256); i < 512; i++ {
-			b.mem.put64(p.space.root<<pageShift+8*i, b.mem.get64(b.kernel.root<<pageShift+8*i))
+		if b.x86() {
+			p.space.shareKernel(b.kernel)
+			continue
 		}
-		b.mem.put64(p.space.root<<pageShift+8*b.selfIndex, p.space.root<<pageShift|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
+		for i := uint64(256); i < 512; i++ {
+			b.mem.put64(p.space.dtb+8*i, b.mem.get64(b.kernel.dtb+8*i))
+		}
+		b.mem.put64(p.space.dtb+8*b.selfIndex, p.space.dtb|pteValid|pteWrite|pteAccessed|pteDirty|pteNX)
 	}
 }
 

@@ -65,14 +65,14 @@ func (o object) store(f winstruct.Field, v uint64) {
 	switch size {
 	case 1, 2, 4, 8:
 	default:
-		size = 8 // an embedded structure that holds one word
+		size = o.b.ptr() // an embedded structure that holds one word
 	}
 	if f.BitCount != 0 {
 		mask := (uint64(1)<<f.BitCount - 1) << f.BitOffset
 		v = o.s.get(va, size)&^mask | v<<f.BitOffset&mask
 	}
 	o.s.put(va, v, size)
-	if size == 8 && f.BitCount == 0 {
+	if size == o.b.ptr() && f.BitCount == 0 {
 		o.b.pointer(va, v)
 	}
 }
@@ -82,14 +82,14 @@ func (o object) get(paths ...string) uint64 {
 	f := o.must(paths...)
 	size := f.Size
 	if size > 8 || size == 0 {
-		size = 8
+		size = o.b.ptr()
 	}
 	return f.Bits(o.s.get(o.va+uint64(f.Offset), size))
 }
 
 // ptr writes a pointer at an address, so that a template's copy follows it.
 func (o object) ptr(va, v uint64) {
-	o.s.put(va, v, 8)
+	o.s.put(va, v, o.b.ptr())
 	o.b.pointer(va, v)
 }
 
@@ -101,7 +101,7 @@ func (o object) ustr(buf uint64, text string, paths ...string) {
 	o.s.write(buf, append(raw, 0, 0))
 	o.s.put(at, uint64(len(raw)), 2)
 	o.s.put(at+2, uint64(len(raw)+2), 2)
-	o.ptr(at+8, buf)
+	o.ptr(at+o.b.word(), buf)
 }
 
 func utf16le(text string) []byte {
@@ -118,30 +118,32 @@ func utf16size(text string) uint64 { return uint64(len(utf16le(text)) + 2) }
 
 // listInit makes an empty LIST_ENTRY at va.
 func (b *builder) listInit(s *space, va uint64) {
-	s.put(va, va, 8)
-	s.put(va+8, va, 8)
-	b.pointer(va, va)
-	b.pointer(va+8, va)
+	b.link(s, va, va)
+	b.link(s, va+b.word(), va)
+}
+
+// link writes one pointer of a LIST_ENTRY.
+func (b *builder) link(s *space, va, to uint64) {
+	s.put(va, to, b.ptr())
+	b.pointer(va, to)
 }
 
 // listAppend puts entry at the tail of the list at head; both are LIST_ENTRY
 // addresses in s.
 func (b *builder) listAppend(s *space, head, entry uint64) {
-	last := s.get(head+8, 8)
-	s.put(entry, head, 8)
-	s.put(entry+8, last, 8)
-	s.put(last, entry, 8)
-	s.put(head+8, entry, 8)
-	b.pointer(entry, head)
-	b.pointer(entry+8, last)
-	b.pointer(last, entry)
-	b.pointer(head+8, entry)
+	back := b.word()
+	last := s.get(head+back, b.ptr())
+	b.link(s, entry, head)
+	b.link(s, entry+back, last)
+	b.link(s, last, entry)
+	b.link(s, head+back, entry)
 }
 
 // listRemove unlinks entry and leaves its own pointers as they are, as a rootkit
 // does.
 func (b *builder) listRemove(s *space, entry uint64) {
-	next, prev := s.get(entry, 8), s.get(entry+8, 8)
-	s.put(prev, next, 8)
-	s.put(next+8, prev, 8)
+	back := b.word()
+	next, prev := s.get(entry, b.ptr()), s.get(entry+back, b.ptr())
+	s.put(prev, next, b.ptr())
+	s.put(next+back, prev, b.ptr())
 }

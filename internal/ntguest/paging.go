@@ -22,66 +22,84 @@ const (
 	ptePFN        = 0x000ffffffffff000
 )
 
-// space is one address space: a tree of x64 page tables under a PML4, or with LA57
-// under a PML5.
+// space is one address space: a tree of page tables under a PML4, with LA57 under a PML5;
+// on x86 under a page directory, or with PAE under four.
 type space struct {
-	mem  *memory
-	root uint64            // frame number
-	top  int               // shift of the root's index: 39, or 48
-	pt   map[uint64]uint64 // page table frame by va >> 21
+	mem *memory
+	dtb uint64 // physical address of the root
+	form
+	pt map[uint64]uint64 // page table frame by va >> (pageShift+step)
 }
 
-func (b *builder) newSpace(root uint64) *space {
-	s := &space{mem: b.mem, root: root, top: 39, pt: make(map[uint64]uint64)}
-	if b.opts.LA57 {
-		s.top = 48
+// form is how the page tables of a guest are built.
+type form struct {
+	top, step uint   // shift of the root's index, bits of an index below it
+	pte       uint64 // bytes of an entry
+	user      uint64 // the user's addresses lie below
+}
+
+func (b *builder) newSpace(dtb uint64) *space {
+	s := &space{mem: b.mem, dtb: dtb, form: b.form, pt: make(map[uint64]uint64)}
+	if b.pae() {
+		s.makeDirectories()
 	}
 	return s
 }
 
+// covers is the shift of what one page table maps.
+func (f form) covers() uint { return pageShift + f.step }
+
+// index is the offset of the entry for va in a table whose entries map 1<<shift bytes.
+func (f form) index(va uint64, shift uint) uint64 { return va >> shift & (1<<f.step - 1) * f.pte }
+
 // table returns the frame of the page table that maps va, made where missing.
 func (s *space) table(va uint64) uint64 {
-	if pfn, ok := s.pt[va>>21]; ok {
+	if pfn, ok := s.pt[va>>s.covers()]; ok {
 		return pfn
 	}
 	bits := uint64(pteValid | pteWrite | pteAccessed | pteDirty)
-	if va>>47 == 0 {
+	if va < s.user {
 		bits |= pteUser
 	}
-	at := s.root
-	for shift := s.top; shift >= 21; shift -= 9 {
-		pa := at<<pageShift + va>>shift&511*8
-		entry := s.mem.get64(pa)
+	at := s.dtb
+	for shift := s.top; shift > pageShift; shift -= s.step {
+		pa := at + s.index(va, shift)
+		entry := s.mem.entry(pa, s.pte)
 		if entry == 0 {
 			entry = s.mem.alloc()<<pageShift | bits
-			s.mem.put64(pa, entry)
+			s.mem.putEntry(pa, entry, s.pte)
 		}
-		at = entry & ptePFN >> pageShift
+		at = entry & ptePFN
 	}
-	s.pt[va>>21] = at
-	return at
+	s.pt[va>>s.covers()] = at >> pageShift
+	return at >> pageShift
 }
 
 // pteAddress is the physical address of the entry that maps va.
 func (s *space) pteAddress(va uint64) uint64 {
-	return s.table(va)<<pageShift + va>>12&511*8
+	return s.table(va)<<pageShift + s.index(va, pageShift)
 }
 
 // setPTE writes the entry of va as it is.
-func (s *space) setPTE(va, pte uint64) { s.mem.put64(s.pteAddress(va), pte) }
+func (s *space) setPTE(va, pte uint64) { s.mem.putEntry(s.pteAddress(va), pte, s.pte) }
 
 // mapFrame maps one frame at va with further bits beside valid and accessed.
 func (s *space) mapFrame(va, pfn, bits uint64) {
 	s.setPTE(va, pfn<<pageShift|pteValid|pteAccessed|bits)
 }
 
+// entryOf is the entry of va, 0 where no table has one.
+func (s *space) entryOf(va uint64) uint64 {
+	pfn, ok := s.pt[va>>s.covers()]
+	if !ok {
+		return 0
+	}
+	return s.mem.entry(pfn<<pageShift+s.index(va, pageShift), s.pte)
+}
+
 // frameAt returns the frame mapped at va.
 func (s *space) frameAt(va uint64) (*frame, bool) {
-	pfn, ok := s.pt[va>>21]
-	if !ok {
-		return nil, false
-	}
-	pte := s.mem.get64(pfn<<pageShift + va>>12&511*8)
+	pte := s.entryOf(va)
 	if pte&pteValid == 0 {
 		return nil, false
 	}
@@ -154,7 +172,7 @@ func (a *arena) reserve(n, align uint64) uint64 {
 	a.next = (a.next + pageSize - 1) &^ (pageSize - 1)
 	va := (a.next + align - 1) &^ (align - 1)
 	a.next = va + n
-	for page := va &^ (1<<21 - 1); page < a.next; page += 1 << 21 {
+	for page := va &^ (1<<a.s.covers() - 1); page < a.next; page += 1 << a.s.covers() {
 		a.s.table(max(page, va))
 	}
 	return va

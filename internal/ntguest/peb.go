@@ -263,6 +263,9 @@ func (b *builder) userThread(p *process, t *thread, i int) {
 	}
 	ntdll := b.files.byName["ntdll.dll"]
 	start, ok := ntdll.file.exports["RtlUserThreadStart"]
+	if !ok && b.x86() {
+		start, ok = ntdll.file.exports["_RtlUserThreadStart"]
+	}
 	if !ok {
 		panic(fmt.Errorf("the guest's ntdll.dll does not export RtlUserThreadStart"))
 	}

@@ -54,6 +54,15 @@ func (m *memory) alloc() uint64 {
 	return pfn
 }
 
+// allocLow takes a frame below 4 GiB, where those of alloc may not be.
+func (m *memory) allocLow() uint64 {
+	pfn := uint64(0x200)
+	for m.frames[pfn] != nil {
+		pfn++
+	}
+	return m.allocAt(pfn)
+}
+
 // allocAt takes one particular frame below the allocator's range.
 func (m *memory) allocAt(pfn uint64) uint64 {
 	if pfn >= firstFreeFrame || m.frames[pfn] != nil {
@@ -92,4 +101,21 @@ func (m *memory) put64(pa uint64, v uint64) {
 
 func (m *memory) get64(pa uint64) uint64 {
 	return binary.LittleEndian.Uint64(m.frame(pa >> pageShift)[pa%pageSize:])
+}
+
+// putEntry and entry access an entry of a page table, of 4 or 8 bytes.
+func (m *memory) putEntry(pa, v, size uint64) {
+	if size == 8 {
+		m.put64(pa, v)
+		return
+	}
+	// What 32-bit entries have no room for is the bit that forbids execution.
+	binary.LittleEndian.PutUint32(m.frame(pa >> pageShift)[pa%pageSize:], uint32(v))
+}
+
+func (m *memory) entry(pa, size uint64) uint64 {
+	if size == 8 {
+		return m.get64(pa)
+	}
+	return uint64(binary.LittleEndian.Uint32(m.frame(pa >> pageShift)[pa%pageSize:]))
 }

@@ -17,7 +17,7 @@ func poolTag(tag string) uint64 { return uint64(binary.LittleEndian.Uint32([]byt
 // block that does not fit into one page gets pages of its own without a header, as
 // the big pool does.
 func (b *builder) poolAlloc(n uint64, tag string, paged bool) uint64 {
-	const header = 16
+	header := 2 * b.word()
 	a, typ := &b.nonPaged, uint64(poolNonPaged)
 	if paged {
 		a, typ = &b.paged, poolPaged
@@ -25,16 +25,16 @@ func (b *builder) poolAlloc(n uint64, tag string, paged bool) uint64 {
 	if b.blob != nil {
 		a = &b.blob.arena
 	}
-	size := (n + header + 15) &^ 15
+	size := (n + 2*header - 1) &^ (header - 1)
 	if size > pageSize {
 		return a.alloc((n+pageSize-1)&^(pageSize-1), pageSize)
 	}
 	if rest := pageSize - a.next%pageSize; rest < size {
 		a.next += rest // a block never crosses a page
 	}
-	va := a.alloc(size, 16)
+	va := a.alloc(size, header)
 	h := b.at("_POOL_HEADER", va)
-	h.set(size/16, "BlockSize")
+	h.set(size/header, "BlockSize")
 	h.set(typ|poolInUse, "PoolType")
 	if b.blob != nil {
 		// A template is no process yet: the runtime writes the tag of its copy last.
@@ -169,9 +169,9 @@ func (b *builder) buildTypes() {
 		o.set(poolTag(t.tag), "Key")
 		info.va = va
 		b.types[t.name] = info
-		b.kernel.put(b.sym("ObTypeIndexTable")+8*info.index, va, 8)
+		b.kernel.put(b.sym("ObTypeIndexTable")+b.word()*info.index, va, b.ptr())
 	}
-	b.kernel.put(b.sym("ObTypeIndexTable")+8, 0xbad0b0b0, 8) // index 1 is never used
+	b.kernel.put(b.sym("ObTypeIndexTable")+b.word(), 0xbad0b0b0, b.ptr()) // index 1 is never used
 	if va, ok := b.symbol("ObHeaderCookie"); ok {
 		b.kernel.put(va, b.cookie, 1)
 	}

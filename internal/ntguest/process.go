@@ -72,7 +72,7 @@ func (b *builder) newProcess(spec processSpec) *process {
 		}
 	}
 	p.eprocess = b.newObject("Process", "", b.sizeof("_EPROCESS"), infoQuota)
-	p.space = b.newSpace(b.mem.alloc())
+	p.space = b.newSpace(b.newRoot())
 	if spec.name == "System" {
 		p.space = b.kernel
 	}
@@ -148,7 +148,7 @@ func clip(s string, n int) string {
 // as handles of the client id table are.
 func (b *builder) nextID() uint64 {
 	b.live.lastID += 4 * (1 + b.rng.Uint64N(8))
-	if b.live.lastID/4%handlesPerPage == 0 {
+	if b.live.lastID/4%b.handlesPerPage() == 0 {
 		b.live.lastID += 4 // the first entry of a page is never used
 	}
 	return b.live.lastID
@@ -158,7 +158,7 @@ func (b *builder) nextID() uint64 {
 // shadow uses: 2 in the kernel's tables, 1 in the user's.
 func (b *builder) writeDTB(p *process) {
 	ep := b.at("_EPROCESS", p.eprocess)
-	dtb := p.space.root << pageShift
+	dtb := p.space.dtb
 	if b.opts.KVAShadow {
 		dtb |= 2
 		user := uint64(1)
@@ -173,10 +173,10 @@ func (b *builder) writeDTB(p *process) {
 
 // writeAuditName sets SeAuditProcessCreationInfo, where the full image path is kept.
 func (b *builder) writeAuditName(ep object, path string) {
-	info := b.poolAlloc(16+utf16size(path), "SeOn", false)
+	info := b.poolAlloc(2*b.word()+utf16size(path), "SeOn", false)
 	n := b.at("_OBJECT_NAME_INFORMATION", info)
 	if path != "" {
-		n.ustr(info+16, path, "Name")
+		n.ustr(info+2*b.word(), path, "Name")
 	}
 	ep.set(info, "SeAuditProcessCreationInfo.ImageFileName")
 }
@@ -210,7 +210,7 @@ func (b *builder) newThread(p *process, i int) {
 		t.stackTop = t.stackLimit + kernelStack
 	}
 	kt.set(t.stackTop, "InitialStack")
-	kt.set(t.stackTop, "StackBase")
+	kt.opt(t.stackTop, "StackBase")
 	kt.set(t.stackLimit, "StackLimit")
 	kt.set(t.stackTop-0x200, "KernelStack")
 	kt.set(p.eprocess, "Process")

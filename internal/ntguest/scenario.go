@@ -10,10 +10,11 @@ const (
 // dlls that the guest has, in the order they get their addresses. Those it makes
 // itself come first; the others are real files of Debian's libwine.
 var (
-	ownDLLs   = []string{"ntdll.dll", "kernel32.dll"}
-	realDLLs  = []string{"advapi32.dll", "sechost.dll", "ucrtbase.dll", "user32.dll", "gdi32.dll", "win32u.dll", "version.dll", "bcrypt.dll", "ws2_32.dll", "rpcrt4.dll"}
-	wow64DLLs = []string{"ntdll.dll", "kernel32.dll"}
-	thunkDLLs = []string{"wow64.dll", "wow64cpu.dll"}
+	ownDLLs    = []string{"ntdll.dll", "kernel32.dll"}
+	realDLLs   = []string{"advapi32.dll", "sechost.dll", "ucrtbase.dll", "user32.dll", "gdi32.dll", "win32u.dll", "version.dll", "bcrypt.dll", "ws2_32.dll", "rpcrt4.dll"}
+	realDLLs32 = []string{"libwinpthread-1.dll", "libgcc_s_dw2-1.dll", "libquadmath-0.dll", "libstdc++-6.dll", "libatomic-1.dll"} // of mingw-w64
+	wow64DLLs  = []string{"ntdll.dll", "kernel32.dll"}
+	thunkDLLs  = []string{"wow64.dll", "wow64cpu.dll"}
 )
 
 // sentries are the service groups whose processes work and watch their context, with
@@ -75,6 +76,35 @@ func (b *builder) scenario() []processSpec {
 		processSpec{name: "wowspin.exe", file: "spin.exe", dir: `\Program Files (x86)\Test`, parent: "explorer.exe", session: 1, threads: 1, runs: true, wow64: true},
 		processSpec{name: "clam.exe", file: "clam.exe", dir: `\Users\user\Downloads`, parent: "explorer.exe", session: 1, threads: 1, wow64: true},
 	)
+	if b.x86() {
+		return scenario32(out)
+	}
+	return out
+}
+
+// programs32 are the programs of a 32-bit guest that run a file of another name: those that
+// a 64-bit one takes from packages that have none of 32 bits, or that are 64-bit code.
+var programs32 = map[string]string{"services.exe": "service.exe", "svchost.exe": "service.exe", "spoolsv.exe": "service.exe",
+	"explorer.exe": "sleeper.exe", "conhost.exe": "service.exe", "notepad.exe": "sleeper.exe", "winver.exe": "worker.exe", "spawner.exe": "worker.exe"}
+
+// dlls32 are what some processes have beside what they import.
+var dlls32 = map[string][]string{"explorer.exe": {"libstdc++-6.dll", "libgcc_s_dw2-1.dll", "libwinpthread-1.dll"},
+	"svchost.exe": {"libatomic-1.dll"}, "notepad.exe": {"libquadmath-0.dll", "libgcc_s_dw2-1.dll"}}
+
+// scenario32 is the scenario of a guest where all programs are 32-bit.
+func scenario32(all []processSpec) []processSpec {
+	var out []processSpec
+	for _, s := range all {
+		if s.wow64 && s.file != "clam.exe" || s.name == "packed.exe" {
+			continue
+		}
+		s.wow64 = false
+		if file := programs32[s.file]; file != "" {
+			s.file = file
+		}
+		s.dlls = dlls32[s.name]
+		out = append(out, s)
+	}
 	return out
 }
 
@@ -88,6 +118,16 @@ func (b *builder) buildFiles(assets string) {
 		b.live.nextDLL = 0x7fefff00000 - b.rng.Uint64N(0x100)<<16
 	}
 	b.live.next32 = 0x77f00000 - b.rng.Uint64N(0x100)<<16
+	if b.x86() {
+		b.live.nextDLL = b.live.next32
+		if b.opts.ThreeGB {
+			b.live.next32 = 0xbff00000 - b.rng.Uint64N(0x100)<<16
+		}
+		for _, name := range append(append([]string(nil), ownDLLs...), realDLLs32...) {
+			fs.open(name, sys32+`\`+name, false)
+		}
+		return
+	}
 	for _, name := range append(append(append([]string(nil), ownDLLs...), realDLLs...), thunkDLLs...) {
 		fs.open(name, sys32+`\`+name, false)
 	}

@@ -101,7 +101,7 @@ func (fs *files) buildSection(im *image) {
 	caSize, subSize := b.sizeof("_CONTROL_AREA"), b.sizeof("_SUBSECTION")
 	im.controlArea = b.poolAlloc(caSize+subSize*uint64(len(spans)), "MmCi", false)
 	segment := b.poolAlloc(b.sizeof("_SEGMENT"), "MmSm", true)
-	im.proto = b.poolAlloc(8*pages, "MmSt", true)
+	im.proto = b.poolAlloc(b.pte*pages, "MmSt", true)
 
 	sop := b.poolAlloc(b.sizeof("_SECTION_OBJECT_POINTERS"), "FSro", false)
 	b.at("_SECTION_OBJECT_POINTERS", sop).set(im.controlArea, "ImageSectionObject")
@@ -128,7 +128,7 @@ func (fs *files) buildSection(im *image) {
 		va := im.controlArea + caSize + subSize*uint64(i)
 		o := b.at("_SUBSECTION", va)
 		o.set(im.controlArea, "ControlArea")
-		o.set(im.proto+8*s.start, "SubsectionBase")
+		o.set(im.proto+b.pte*s.start, "SubsectionBase")
 		if i+1 < len(spans) {
 			o.set(va+subSize, "NextSubsection")
 		}
@@ -145,7 +145,7 @@ func (fs *files) buildSection(im *image) {
 		copy(b.mem.frame(pfn)[:], im.content[i*pageSize:])
 		im.frames[i] = pfn
 		if pte, ok := b.trimmedProto(im, i, pfn); ok {
-			b.kernel.put(im.proto+8*i, pte, 8)
+			b.kernel.put(im.proto+b.pte*i, pte, uint32(b.pte))
 			continue
 		}
 		pte := pfn<<pageShift | pteValid | pteUser | pteAccessed
@@ -157,7 +157,7 @@ func (fs *files) buildSection(im *image) {
 		case mmReadOnly:
 			pte |= pteNX
 		}
-		b.kernel.put(im.proto+8*i, pte, 8)
+		b.kernel.put(im.proto+b.pte*i, pte, uint32(b.pte))
 	}
 	im.segment = len(fs.segments)
 	fs.segments = append(fs.segments, BootSegment{Proto: im.proto, Count: pages})
@@ -185,7 +185,7 @@ func (b *builder) newSectionObject(im *image) uint64 {
 	// Windows 7: the pointer that the symbols name Segment leads to a structure that
 	// they leave out, with the SEGMENT first.
 	inner := b.poolAlloc(8, "MmSi", true)
-	b.kernel.put(inner, b.at("_CONTROL_AREA", im.controlArea).get("Segment"), 8)
+	b.kernel.put(inner, b.at("_CONTROL_AREA", im.controlArea).get("Segment"), b.ptr())
 	b.at("_SECTION_OBJECT", va).set(inner, "Segment")
 	return va
 }

@@ -69,7 +69,8 @@ func (b *builder) newToken(p *process) uint64 {
 	facts := b.tokenFacts(account)
 	sids := append([]sidAttributes{{account, 0}}, facts.groups...)
 	fixed := uint64(b.at("_TOKEN", 0).must("VariablePart").Offset)
-	size := fixed + 16*uint64(len(sids))
+	entry := b.sizeof("_SID_AND_ATTRIBUTES")
+	size := fixed + entry*uint64(len(sids))
 	for _, s := range sids {
 		size += uint64(len(sidBytes(s.sid)))
 	}
@@ -85,9 +86,9 @@ func (b *builder) newToken(p *process) uint64 {
 	o.set(facts.enabled, "Privileges.Enabled")
 	o.set(facts.enabled, "Privileges.EnabledByDefault")
 	array := va + fixed
-	at := array + 16*uint64(len(sids))
+	at := array + entry*uint64(len(sids))
 	for i, s := range sids {
-		e := b.at("_SID_AND_ATTRIBUTES", array+16*uint64(i))
+		e := b.at("_SID_AND_ATTRIBUTES", array+entry*uint64(i))
 		e.set(at, "Sid")
 		e.set(s.attributes, "Attributes")
 		if s.sid == facts.primaryGroup {

@@ -25,7 +25,7 @@ type TruthKernel struct {
 	GUID string `json:"guid"`
 	Age  uint32 `json:"age"`
 	DTB  uint64 `json:"dtb"` // physical
-	// Levels of page tables: 4, or 5 with LA57.
+	// Levels of page tables: 4, or 5 with LA57; on x86 2, or 3 with PAE.
 	Levels int `json:"levels"`
 }
 
@@ -89,7 +89,7 @@ func (b *builder) writeTruth() {
 	t := &b.truth
 	t.Build, t.Version = b.build.Name, b.build.Version
 	id := b.build.Identity
-	t.Kernel = TruthKernel{Base: b.image.base, Size: b.image.size, PDB: id.PDB, GUID: id.GUID, Age: id.Age, DTB: b.kernel.root << pageShift, Levels: 4 + boolBit(b.opts.LA57)}
+	t.Kernel = TruthKernel{Base: b.image.base, Size: b.image.size, PDB: id.PDB, GUID: id.GUID, Age: id.Age, DTB: b.kernel.dtb, Levels: b.levels()}
 	t.Unbound = b.files.unbound
 	if t.Hidden == nil {
 		t.Hidden = []uint64{}
@@ -102,9 +102,17 @@ func (b *builder) writeTruth() {
 	}
 }
 
+// levels is how many levels the guest's page tables have.
+func (b *builder) levels() int {
+	if b.x86() {
+		return 2 + boolBit(b.pae())
+	}
+	return 4 + boolBit(b.opts.LA57)
+}
+
 func (b *builder) processTruth(p *process) TruthProcess {
 	t := TruthProcess{PID: p.pid, PPID: p.ppid, Name: clip(p.spec.name, 14), Path: p.path, Session: p.spec.session,
-		Created: p.created.UTC().Truncate(100), DTB: p.space.root << pageShift, UserDTB: p.userRoot << pageShift,
+		Created: p.created.UTC().Truncate(100), DTB: p.space.dtb, UserDTB: p.userRoot << pageShift,
 		EPROCESS: p.eprocess, PEB: p.peb, PEB32: p.peb32, Wow64: p.spec.wow64 && !p.spec.exited, Critical: p.spec.critical, SID: b.account(p.spec),
 		Threads: len(p.threads), TIDs: []uint64{}, Modules: []TruthModule{}, VADs: []TruthVAD{}}
 	if !p.exited.IsZero() {

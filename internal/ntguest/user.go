@@ -55,24 +55,19 @@ func (a *userArena) alloc(n uint64) uint64 {
 	return va
 }
 
-// ustrBytes are the sixteen bytes of a 64-bit UNICODE_STRING over a copy of text in
-// the process's heap; ustr32 are the eight of a 32-bit one.
-func (u *userSpace) ustr(at uint64, text string) {
-	raw := utf16le(text)
-	buf := u.heap.alloc(uint64(len(raw) + 2))
-	u.s.write(buf, raw)
-	u.s.put(at, uint64(len(raw)), 2)
-	u.s.put(at+2, uint64(len(raw)+2), 2)
-	u.s.put(at+8, buf, 8)
-}
+// ustr makes the UNICODE_STRING at an address, over a copy of text in the process's
+// heap; ustr32 a 32-bit one.
+func (u *userSpace) ustr(at uint64, text string) { u.ustrOf(at, text, u.b.ptr()) }
 
-func (u *userSpace) ustr32(at uint64, text string) {
+func (u *userSpace) ustr32(at uint64, text string) { u.ustrOf(at, text, 4) }
+
+func (u *userSpace) ustrOf(at uint64, text string, ptr uint32) {
 	raw := utf16le(text)
 	buf := u.heap.alloc(uint64(len(raw) + 2))
 	u.s.write(buf, raw)
 	u.s.put(at, uint64(len(raw)), 2)
 	u.s.put(at+2, uint64(len(raw)+2), 2)
-	u.s.put(at+4, buf, 4)
+	u.s.put(at+uint64(ptr), buf, ptr)
 }
 
 // mapImage maps an image with the pages its processes share and, for those the
@@ -206,7 +201,7 @@ func (u *userSpace) newVAD(v vadSpec, eprocess uint64) uint64 {
 	pages := uint64(len(v.image.content)) / pageSize
 	o.set(v.image.controlArea+b.sizeof("_CONTROL_AREA"), "Subsection")
 	o.set(v.image.proto, "FirstPrototypePte")
-	o.set(v.image.proto+8*(pages-1), "LastContiguousPte")
+	o.set(v.image.proto+b.pte*(pages-1), "LastContiguousPte")
 	o.opt(eprocess, "VadsProcess")
 	b.listInit(b.kernel, o.addr("ViewLinks"))
 	return va

@@ -74,10 +74,15 @@ func imageOf(t testing.TB, m *ntguest.Machine) source.Source {
 func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 	e := engine(t)
 	cache := NewCache()
-	for i, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000"} {
-		src, truth := guest(t, ntguest.Options{Build: build, Seed: uint64(i)})
+	for i, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000", "6.1.7601-x86", "6.1.7601-x86-pae", "10.0.19041-x86"} {
+		m, err := ntguest.Lay(ntguest.Options{Build: build, Seed: uint64(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		src, truth := imageOf(t, m), m.Truth
+		build, _, _ := strings.Cut(build, "-")
 		var last Progress
-		got, err := Domain(context.Background(), Target{Name: "win", State: "image", Source: src}, winstruct.BuiltIn(), e, cache,
+		got, err := Domain(context.Background(), Target{Name: "win", State: "image", Source: src}, winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()}, e, cache,
 			Options{MinCoverage: DefaultMinCoverage, Progress: func(p Progress) { last = p }})
 		if err != nil {
 			t.Fatal(err)

@@ -227,6 +227,14 @@ func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
 	return t
 }
 
+// Of returns the profile of an image with the structures of p and the symbols that are given,
+// RVAs in the image.
+func (p *Profile) Of(id Identity, symbols map[string]uint64) *Profile {
+	n := *p
+	n.Identity, n.symbols = id, symbols
+	return &n
+}
+
 // nameless tells whether a structure has no name in the source: symbol files
 // number such ones.
 func nameless(name string) bool {

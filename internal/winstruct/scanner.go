@@ -350,7 +350,7 @@ func (s *scanner) field() (f Field) {
 
 // check holds a profile that was read against what every profile is.
 func (p *Profile) check() error {
-	if len(p.structs) == 0 || len(p.symbols) == 0 {
+	if len(p.structs) == 0 || len(p.symbols) == 0 && p.GUID != NoGUID {
 		return errors.New("holds no structures or no symbols")
 	}
 	return p.checkHead()

@@ -25,7 +25,7 @@ const SystemDir = "/var/lib/vmav/profiles"
 
 const fileSuffix = ".json.zst"
 
-//go:embed builtin
+//go:embed builtin layouts
 var builtin embed.FS
 
 // Store finds profiles in three layers: the user's, the system's, and those that
@@ -33,7 +33,8 @@ var builtin embed.FS
 // be read is an error only for the profile it should hold. A Store keeps what it
 // loaded and is safe for concurrent use.
 type Store struct {
-	layers []layer
+	layers  []layer
+	layouts layer // of builds without symbols: see NoGUID
 
 	mu     sync.Mutex
 	loaded map[string]*Profile // by key
@@ -49,8 +50,9 @@ type layer struct {
 type Entry struct {
 	Identity Identity
 	Version  string
+	Arch     string
 	Sources  []Source
-	Layer    string // "user", "system" or "built-in"
+	Layer    string // "user", "system", "built-in" or "layout"
 	Name     string // of its file
 	Path     string // "" for built-in
 	Err      error  // why it cannot be used
@@ -76,17 +78,21 @@ func OpenStore() *Store {
 		s.layers = append(s.layers, layer{"user", dir, os.DirFS(dir)})
 	}
 	s.layers = append(s.layers, layer{"system", SystemDir, os.DirFS(SystemDir)})
-	s.layers = append(s.layers, BuiltIn().layers...)
+	b := BuiltIn()
+	s.layers, s.layouts = append(s.layers, b.layers...), b.layouts
 	return s
 }
 
 // BuiltIn is the store of what vmav was built with, and nothing else.
 func BuiltIn() *Store {
-	sub, err := fs.Sub(builtin, "builtin")
-	if err != nil {
-		panic(err) // the directory is embedded
+	sub := func(dir string) fs.FS {
+		fsys, err := fs.Sub(builtin, dir)
+		if err != nil {
+			panic(err) // the directory is embedded
+		}
+		return fsys
 	}
-	return &Store{layers: []layer{{"built-in", "", sub}}}
+	return &Store{layers: []layer{{"built-in", "", sub("builtin")}}, layouts: layer{"layout", "", sub("layouts")}}
 }
 
 // FileName is the name of a profile's file in a store.
@@ -100,6 +106,9 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
 	if err := id.Check(); err != nil {
 		return nil, err
+	}
+	if id.GUID == NoGUID {
+		return nil, &MissingError{Identity: id} // a layout is of no image
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,8 +163,20 @@ func (l layer) head(name string) (*Profile, error) {
 // List lists every profile of the store, also those that a higher layer hides,
 // ordered by version. A profile that is damaged is listed with its error.
 func (s *Store) List() []Entry {
+	return list(s.layers)
+}
+
+// Layouts lists what is known of builds without their symbols, ordered by version.
+func (s *Store) Layouts() []Entry {
+	if s.layouts.fsys == nil {
+		return nil
+	}
+	return list([]layer{s.layouts})
+}
+
+func list(layers []layer) []Entry {
 	var out []Entry
-	for _, l := range s.layers {
+	for _, l := range layers {
 		names, err := fs.Glob(l.fsys, "*"+fileSuffix)
 		if err != nil {
 			panic(err) // a bad pattern
@@ -170,7 +191,7 @@ func (s *Store) List() []Entry {
 				e.Err = err
 				e.Identity.PDB = name
 			} else {
-				e.Identity, e.Version, e.Sources = p.Identity, p.Version, p.Sources
+				e.Identity, e.Version, e.Arch, e.Sources = p.Identity, p.Version, p.Arch, p.Sources
 			}
 			out = append(out, e)
 		}
@@ -181,7 +202,7 @@ func (s *Store) List() []Entry {
 
 // Open loads the profile of an entry, also one that a higher layer hides.
 func (s *Store) Open(e Entry) (*Profile, error) {
-	for _, l := range s.layers {
+	for _, l := range append(s.layers[:len(s.layers):len(s.layers)], s.layouts) {
 		if l.name == e.Layer {
 			return l.load(e.Name)
 		}
@@ -199,13 +220,13 @@ func (s *Store) Packed(e Entry) ([]byte, error) {
 	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
 }
 
-// Near lists the profiles of the store by how near their builds are to a version of
-// Windows: by the distance of the build numbers, among those of one number the latest
+// Near lists the profiles and layouts of the store by how near their builds are to a version
+// of Windows: by the distance of the build numbers, among those of one number the latest
 // revision first. A profile without a version, or that cannot be read, is left out.
 func (s *Store) Near(version string) []Entry {
 	want := parseVersion(version)
 	var out []Entry
-	for _, e := range s.List() {
+	for _, e := range append(s.List(), s.Layouts()...) {
 		if e.Err == nil && e.Version != "" {
 			out = append(out, e)
 		}

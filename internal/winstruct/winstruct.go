@@ -25,6 +25,10 @@ type Identity struct {
 	Age  uint32 `json:"age"`
 }
 
+// NoGUID is the GUID of a layout: the structures of a version of Windows without the symbols
+// of one image of it. Layouts serve to infer profiles and are found by version only.
+const NoGUID = "00000000000000000000000000000000"
+
 // Key is the identity as symbol servers write it: GUID followed by the age in
 // hexadecimal.
 func (id Identity) Key() string { return fmt.Sprintf("%s%X", strings.ToUpper(id.GUID), id.Age) }

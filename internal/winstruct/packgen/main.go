@@ -3,6 +3,10 @@
 // each file:
 //
 //	go run ./internal/winstruct/packgen DIR internal/winstruct/builtin
+//
+// or, with -layouts, the layouts of 32-bit builds from the type definitions of Volatility 2:
+//
+//	go run ./internal/winstruct/packgen -layouts DIR internal/winstruct/layouts
 package main
 
 import (
@@ -20,11 +24,15 @@ import (
 var guests = map[string]bool{"6.1.7601.24540": true, "10.0.19041.1237": true, "10.0.22000.978": true}
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: packgen SYMBOL-FILES-DIR OUTPUT-DIR")
+	args, make := os.Args[1:], run
+	if len(args) > 0 && args[0] == "-layouts" {
+		args, make = args[1:], makeLayouts
+	}
+	if len(args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: packgen [-layouts] INPUT-DIR OUTPUT-DIR")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1], os.Args[2]); err != nil {
+	if err := make(args[0], args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "packgen:", err)
 		os.Exit(1)
 	}

@@ -1,0 +1,302 @@
+package ntguest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// builds32 are the 32-bit builds that the guest can be laid out as. What is known of them
+// is the layout of their structures: where their images have their variables is not, so that
+// the guest's kernel is an image of its own, with an identity of its own.
+var builds32 = []struct {
+	name, layout, pdb string
+	pae               bool
+}{
+	{"6.1.7601-x86", "6.1.7601.17514", "ntkrnlmp.pdb", false},
+	{"6.1.7601-x86-pae", "6.1.7601.24000", "ntkrpamp.pdb", true},
+	{"10.0.19041-x86", "10.0.19041.0", "ntkrpamp.pdb", true},
+}
+
+// Builds32 lists what Options.Build may name beside Builds: 32-bit builds, which there are
+// images of memory of, and no kernels to boot.
+func Builds32() ([]Build, error) {
+	var out []Build
+	layouts := winstruct.BuiltIn().Layouts()
+	for _, w := range builds32 {
+		for _, e := range layouts {
+			if e.Version != w.layout || e.Arch != winstruct.ArchX86 {
+				continue
+			}
+			b := newBuild(w.name, e)
+			b.X86, b.PAE, b.layout = true, w.pae, e
+			sum := sha256.Sum256([]byte("vmav NT test guest " + w.name))
+			b.Identity = winstruct.Identity{PDB: w.pdb, GUID: strings.ToUpper(hex.EncodeToString(sum[:16])), Age: 1}
+			out = append(out, b)
+		}
+	}
+	if len(out) != len(builds32) {
+		return nil, fmt.Errorf("the built-in layouts hold %d of the guest's %d 32-bit builds", len(out), len(builds32))
+	}
+	return out, nil
+}
+
+func (b *builder) x86() bool { return b.build.X86 }
+func (b *builder) pae() bool { return b.build.PAE }
+
+// ptr is the size of a pointer in bytes; word is the same, for addresses.
+func (b *builder) ptr() uint32 { return b.profile.PointerSize() }
+
+func (b *builder) word() uint64 { return uint64(b.ptr()) }
+
+// Profile is the profile of the guest's kernel: for 32-bit builds, the only one.
+func (m *Machine) Profile() *winstruct.Profile { return m.b.profile }
+
+// code32 and data32 are the symbols of the 32-bit kernel's image.
+var (
+	code32 = []string{"DbgPrint", "ExAllocatePoolWithTag", "ExFreePoolWithTag", "IoCreateDevice", "IofCompleteRequest", "KeBugCheckEx",
+		"KeInitializeEvent", "KeSetEvent", "KeWaitForSingleObject", "KiFastCallEntry", "KiSystemService", "KiTrap00", "KiTrap03", "KiTrap0E",
+		"MmGetSystemRoutineAddress", "MmMapIoSpace", "NtClose", "NtCreateFile", "NtOpenProcess", "NtQuerySystemInformation", "NtReadFile",
+		"NtTerminateProcess", "ObReferenceObjectByHandle", "ObfDereferenceObject", "PsGetCurrentProcessId", "PsGetProcessId",
+		"PsLookupProcessByProcessId", "PsSetCreateProcessNotifyRoutine", "RtlInitUnicodeString", "ZwClose", "ZwCreateFile", "memcpy", "memset"}
+	data32 = []string{"CmNtCSDVersion", "KdDebuggerDataBlock", "KdVersionBlock", "KeNumberProcessors", "KiInitialPCR", "KiInitialProcess",
+		"KiProcessorBlock", "MmHighestUserAddress", "MmProtectToValue", "MmSystemRangeStart", "MmUserProbeAddress", "NtBuildGUID", "NtBuildLab",
+		"NtBuildNumber", "ObTypeIndexTable", "ObpInfoMaskToOffset", "ObpRootDirectoryObject", "PsActiveProcessHead", "PsInitialSystemProcess",
+		"PsLoadedModuleList", "PspCidTable"}
+	data32Win10 = []string{"KdpDataBlockEncoded", "MiState", "ObHeaderCookie"}
+)
+
+// Parts of the kernel's image, RVAs.
+const (
+	code32At   = 0x6000
+	code32Step = 0x1230 // so that code lies on many pages
+	data32At   = 0x140000
+)
+
+// profile32 places the symbols of the guest's kernel.
+func (bd *Build) profile32() (*winstruct.Profile, error) {
+	layout, err := winstruct.BuiltIn().Open(bd.layout)
+	if err != nil {
+		return nil, err
+	}
+	spans := (&builder{profile: layout}).dataSpans()
+	symbols := make(map[string]uint64)
+	at := uint64(code32At)
+	for _, name := range code32 {
+		symbols[name] = at
+		at += code32Step &^ 0xf
+	}
+	at = data32At
+	names := data32
+	if bd.Major >= 10 {
+		names = append(names[:len(names):len(names)], data32Win10...)
+	}
+	for _, name := range names {
+		symbols[name] = at
+		at = (at + max(spans[name], 16) + 0x13f) &^ 0xf
+	}
+	return layout.Of(bd.Identity, symbols), nil
+}
+
+// form32 is how the page tables of a 32-bit guest are built.
+func (b *builder) form32() form {
+	f := form{top: 22, step: 10, pte: 4, user: 1 << 31}
+	if b.pae() {
+		f.top, f.step, f.pte = 30, 9, 8
+	}
+	if b.opts.ThreeGB {
+		f.user = 0xc0000000
+	}
+	return f
+}
+
+// The page tables map themselves here.
+const tables32 = 0xc0000000
+
+// newRoot32 is the physical address of four empty top entries for PAE. Windows allocates them
+// from pages below 4 GiB that hold many.
+func (b *builder) newRoot32() uint64 {
+	const size = 32
+	if len(b.roots) == 0 {
+		page := b.mem.allocLow() << pageShift
+		for off := uint64(size); off < pageSize; off += size { // the first has no process
+			b.roots = append(b.roots, page+off)
+		}
+	}
+	root := b.roots[0]
+	b.roots = b.roots[1:]
+	return root
+}
+
+// makeDirectories makes the four page directories of a PAE root, which Windows allocates with
+// it. Its entries have no rights.
+func (s *space) makeDirectories() {
+	for i := range uint64(4) {
+		s.mem.put64(s.dtb+8*i, s.mem.alloc()<<pageShift|pteValid)
+	}
+	for i := range uint64(4) {
+		s.mem.put64(s.directory(3)+8*i, s.directory(i)|pteValid|pteWrite|pteAccessed|pteDirty)
+	}
+}
+
+// directory is the physical address of one of the four.
+func (s *space) directory(i uint64) uint64 { return s.mem.get64(s.dtb+8*i) & ptePFN }
+
+// shareKernel gives a process the kernel's part of the System process's tables, with a self
+// map of its own, now that all the kernel's tables exist.
+func (s *space) shareKernel(kernel *space) {
+	for va := s.user; va < 1<<32; va += 1 << s.covers() {
+		if va>>30 == tables32>>30 && va < tables32+1<<30>>pageShift*s.pte { // the self map
+			continue
+		}
+		from, to := kernel.dtb, s.dtb
+		if s.pte == 8 {
+			from, to = kernel.directory(va>>30), s.directory(va>>30)
+		}
+		off := s.index(va, s.covers())
+		s.mem.putEntry(to+off, s.mem.entry(from+off, s.pte), s.pte)
+	}
+	s.mapItself()
+}
+
+// mapItself makes the entry for itself of a page directory without PAE.
+func (s *space) mapItself() {
+	if s.pte == 4 {
+		s.mem.putEntry(s.dtb+s.index(tables32, 22), s.dtb|pteValid|pteWrite|pteAccessed|pteDirty, 4)
+	}
+}
+
+// layoutSpaces32 makes the System process's page tables and divides the kernel's part of the
+// address space.
+func (b *builder) layoutSpaces32() {
+	b.kernel = b.newSpace(b.newRoot())
+	b.kernel.mapItself()
+	data := uint64(pteWrite | pteDirty | pteNX | pteGlobal)
+	region := func(va, withThreeGB uint64) arena {
+		if b.opts.ThreeGB {
+			va = withThreeGB
+		}
+		va += b.rng.Uint64N(16) << 16
+		return arena{s: b.kernel, start: va, next: va, bits: data}
+	}
+	b.nonPaged = region(0x85000000, 0xc9000000)
+	b.system = region(0x8c000000, 0xd8000000)
+	b.paged = region(0x92000000, 0xe8000000)
+	b.runtime = region(0xf0000000, 0xf8000000)
+}
+
+// kernelBase32 is where the kernel lies: low in its part of the address space, or above where
+// the page tables and the system's working set are.
+func (b *builder) kernelBase32() uint64 {
+	if b.opts.ThreeGB {
+		return 0xe0800000 + b.rng.Uint64N(1<<8)<<pageShift
+	}
+	return 0x82600000 + b.rng.Uint64N(1<<9)<<pageShift
+}
+
+// mingwPaths are the folders of Debian packages of mingw-w64 that have real 32-bit DLLs.
+func mingwPaths() []string {
+	paths, err := filepath.Glob("/usr/lib/gcc/i686-w64-mingw32/*-win32")
+	if err != nil {
+		panic(err) // a bad pattern
+	}
+	return append(paths, "/usr/i686-w64-mingw32/lib", "/usr/i686-w64-mingw32/bin")
+}
+
+// buildCPUs32 makes GDT, IDT, TSS, KPCR and KPRCB of each processor of a 32-bit guest.
+func (b *builder) buildCPUs32() {
+	for i := range uint64(ncpu) {
+		c := cpu{gdt: b.system.alloc(pageSize, pageSize), idt: b.system.alloc(pageSize, pageSize), tss: b.system.alloc(pageSize, pageSize)}
+		c.kpcr = b.sym("KiInitialPCR")
+		if i > 0 {
+			c.kpcr = b.system.alloc((b.sizeof("_KPCR")+pageSize-1)&^(pageSize-1), pageSize)
+		}
+		limit := b.system.reserve(kernelStack+pageSize, pageSize) + pageSize
+		for off := uint64(0); off < kernelStack; off += pageSize {
+			b.kernel.mapFrame(limit+off, b.mem.alloc(), b.system.bits)
+		}
+		c.bootStack = limit + kernelStack
+		b.writeGDT32(c)
+		b.kernel.put(c.tss+4, c.bootStack, 4) // ESP0
+		b.kernel.put(c.tss+8, 0x10, 2)
+		b.writeIDT32(c)
+		pcr := b.at("_KPCR", c.kpcr)
+		prcb := b.prcb(c)
+		pcr.set(c.kpcr, "SelfPcr")
+		pcr.set(prcb, "Prcb")
+		pcr.set(c.idt, "IDT")
+		pcr.set(c.gdt, "GDT")
+		pcr.set(c.tss, "TSS")
+		pcr.set(1, "MajorVersion")
+		pcr.set(1, "MinorVersion")
+		pcr.set(b.extended(b.sym("KdVersionBlock")), "KdVersionBlock")
+		p := b.at("_KPRCB", prcb)
+		p.set(i, "Number")
+		c.idle = b.idleThread(c)
+		p.set(c.idle, "CurrentThread")
+		p.set(c.idle, "IdleThread")
+		b.kernel.write(p.addr("VendorString"), []byte("AuthenticAMD"))
+		b.cpus = append(b.cpus, c)
+	}
+}
+
+// writeGDT32 lays out the descriptors at the selectors that x86 Windows uses.
+func (b *builder) writeGDT32(c cpu) {
+	put := func(sel, base, rest uint64) {
+		b.kernel.put(c.gdt+sel, rest|base&0xffffff<<16|base>>24<<56, 8)
+	}
+	put(0x08, 0, 0x00cf9b000000ffff)      // kernel code
+	put(0x10, 0, 0x00cf93000000ffff)      // kernel data
+	put(0x18, 0, 0x00cffb000000ffff)      // user code
+	put(0x20, 0, 0x00cff3000000ffff)      // user data
+	put(0x28, c.tss, 0x00008b00000020ab)  // TSS
+	put(0x30, c.kpcr, 0x00c0930000000001) // KPCR
+	put(0x38, 0, 0x0040f30000000fff)      // TEB
+}
+
+// writeIDT32 points each vector at the kernel's code.
+func (b *builder) writeIDT32(c cpu) {
+	for v := range uint64(256) {
+		handler := b.sym("KiSystemService")
+		if va, ok := b.symbol(fmt.Sprintf("KiTrap%02X", v)); ok && v < 0x20 {
+			if _, known := b.profile.Symbol(fmt.Sprintf("KiTrap%02X", v)); known {
+				handler = va
+			}
+		}
+		dpl := uint64(0)
+		if v == 3 || v == 4 || v >= 0x2a && v <= 0x2e {
+			dpl = 3
+		}
+		b.kernel.put(c.idt+8*v, handler&0xffff|0x08<<16|(0x8e|dpl<<5)<<40|handler>>16<<48, 8)
+	}
+}
+
+// Registers32 is what a 32-bit processor of the guest holds that shows where the kernel is.
+type Registers32 struct {
+	CR0, CR3, CR4, EFER, IDT, EIP uint64
+}
+
+// Registers32 are those of the first processor: in the kernel on System's tables, or in the
+// user mode of the process with an id.
+func (m *Machine) Registers32(pid uint64) (Registers32, bool) {
+	b := m.b
+	r := Registers32{CR0: 0x80010033, CR4: 0x6d8, IDT: b.cpus[0].idt, CR3: b.kernel.dtb, EIP: b.sym("KeBugCheckEx")}
+	if b.pae() {
+		r.CR4 |= 1 << 5
+		r.EFER = 0x800 // NX
+	}
+	if pid == 0 {
+		return r, true
+	}
+	for _, p := range b.procs {
+		if p.pid == pid && p.user != nil {
+			r.CR3, r.EIP = p.space.dtb, p.exe.base+p.exe.file.entry
+			return r, true
+		}
+	}
+	return r, false
+}

@@ -1,0 +1,17 @@
+package winstructtest
+
+import "vmav.dev/vmav/internal/winstruct"
+
+// With is a store that has one profile more.
+type With struct {
+	*winstruct.Store
+	Profile *winstruct.Profile
+}
+
+// Find returns the profile of a build.
+func (w With) Find(id winstruct.Identity) (*winstruct.Profile, error) {
+	if id == w.Profile.Identity {
+		return w.Profile, nil
+	}
+	return w.Store.Find(id)
+}

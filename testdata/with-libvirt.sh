@@ -12,7 +12,7 @@ set -euo pipefail
 # Several runs may share the daemon: each holds this lock, and the one that started the
 # daemon stops it when the others are done.
 if [ "$(id -u)" = 0 ]; then
-	exec 9>/run/lock/vmav-with-libvirt
+	exec 9>/run/vmav-with-libvirt.lock
 	flock -s 9
 fi
 
@@ -39,7 +39,7 @@ daemon() {
 
 answers() { virsh -q -c qemu:///session list >/dev/null 2>&1; }
 if [ "$(id -u)" = 0 ]; then
-	exec 8>/run/lock/vmav-with-libvirt-start
+	exec 8>/run/vmav-with-libvirt-start.lock
 	flock 8
 fi
 if [ "$(id -u)" = 0 ] && ! answers; then

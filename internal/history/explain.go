@@ -152,6 +152,9 @@ func (a *account) steps(d *Detail) {
 			if s.Kill != nil {
 				a.kill(s.Kill)
 			}
+			if s.Act != nil && s.Act.Applied != nil {
+				a.say("Seen", "applied after %s", *s.Act.Applied)
+			}
 		default:
 			a.say("Done", "%s %s %s", s.Action, s.State, s.Time.Format(clock))
 		}

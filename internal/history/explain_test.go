@@ -49,7 +49,7 @@ func TestExplainTellsWhatWasDecidedDoneAndSeen(t *testing.T) {
 	if got := show(); !strings.Contains(got, "Seen: nothing yet") || !strings.Contains(got, "Result: none") {
 		t.Errorf("of a run that was cut off:\n%s", got)
 	}
-	if err := r.Acted(ctx, verdict.Kill, "killed", killed(2552), f.ID); err != nil {
+	if err := r.Acted(ctx, verdict.Kill, "killed", killed(2552), nil, f.ID); err != nil {
 		t.Fatal(err)
 	}
 	f.Action, f.Outcome = verdict.Kill, "killed"

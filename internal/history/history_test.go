@@ -133,7 +133,7 @@ func TestStatesOfAnAction(t *testing.T) {
 	if s, err := db.Scan(ctx, r.ID()); err != nil || s.Status != StatusRunning || s.Ended != nil {
 		t.Errorf("%+v, %v", s, err)
 	}
-	step(r.Acted(ctx, verdict.Kill, "killed", killed(2552), f.ID))
+	step(r.Acted(ctx, verdict.Kill, "killed", killed(2552), nil, f.ID))
 	f.Action, f.Outcome = verdict.Kill, "killed"
 	before := verify(t, db).Records
 	d := scan(f)

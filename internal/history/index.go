@@ -91,6 +91,7 @@ type actionBody struct {
 	Entries []int64        `json:"entries"`
 	Outcome string         `json:"outcome,omitempty"`
 	Kill    *report.Kill   `json:"kill,omitempty"`
+	Act     *report.Act    `json:"act,omitempty"`
 }
 
 // killBody is the content of kindKill.

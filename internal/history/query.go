@@ -20,6 +20,7 @@ type Filter struct {
 	Signature    string // a "*" in it stands for any text
 	Action       string
 	Outcome      string // the word that it begins with: "killed", "failed", "reported"
+	SHA256       string // of what was scanned, of its evidence, or of the file in the guest's cache
 	Limit        int    // the newest; 0 for all
 }
 
@@ -69,6 +70,9 @@ func (db *DB) Entries(ctx context.Context, f Filter) ([]Entry, error) {
 	}
 	if f.Outcome != "" {
 		q.where("(e.outcome = ? OR substr(e.outcome, 1, length(?) + 1) = ? || ':')", f.Outcome, f.Outcome, f.Outcome)
+	}
+	if f.SHA256 != "" {
+		q.where("(e.sha256 = ? OR instr(l.body, ?) > 0)", f.SHA256, `"`+f.SHA256+`"`)
 	}
 	return db.entries(ctx, q, f.Limit)
 }

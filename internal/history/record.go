@@ -83,9 +83,9 @@ func (r *Recorder) Acting(ctx context.Context, action verdict.Action, ids ...int
 	return r.action(ctx, actionBody{State: StateRequested, Action: action, Entries: ids})
 }
 
-// Acted records what was seen to happen. k is the record of a kill, else nil.
-func (r *Recorder) Acted(ctx context.Context, action verdict.Action, outcome string, k *report.Kill, ids ...int64) error {
-	return r.action(ctx, actionBody{State: StateOutcome, Action: action, Entries: ids, Outcome: outcome, Kill: k})
+// Acted records what was seen to happen, with the record of a kill, or of another action.
+func (r *Recorder) Acted(ctx context.Context, action verdict.Action, outcome string, k *report.Kill, a *report.Act, ids ...int64) error {
+	return r.action(ctx, actionBody{State: StateOutcome, Action: action, Entries: ids, Outcome: outcome, Kill: k, Act: a})
 }
 
 func (r *Recorder) action(ctx context.Context, b actionBody) error {
@@ -99,7 +99,7 @@ func (r *Recorder) action(ctx context.Context, b actionBody) error {
 	return nil
 }
 
-// endBody is the content of kindEnd: a result whose findings and kills have records of
+// endBody is the content of kindEnd: a result whose findings and actions have records of
 // their own.
 type endBody struct {
 	report.DomainScan
@@ -118,12 +118,12 @@ func (r *Recorder) End(ctx context.Context, d *report.DomainScan) error {
 
 func (t *txn) end(run int64, d *report.DomainScan, at time.Time) error {
 	for i := range d.Findings {
-		if err := t.settle(run, &d.Findings[i], d.Kills, at); err != nil {
+		if err := t.settle(run, &d.Findings[i], d, at); err != nil {
 			return err
 		}
 	}
 	b := endBody{DomainScan: *d}
-	b.Findings, b.Kills = nil, nil
+	b.Findings, b.Kills, b.Actions = nil, nil, nil
 	if n := len(b.Errors); n > maxErrors {
 		b.Errors, b.Omitted = b.Errors[:maxErrors], n-maxErrors
 	}
@@ -132,7 +132,7 @@ func (t *txn) end(run int64, d *report.DomainScan, at time.Time) error {
 }
 
 // settle brings the records of a finding to its final state.
-func (t *txn) settle(run int64, f *report.Finding, kills []*report.Kill, at time.Time) error {
+func (t *txn) settle(run int64, f *report.Finding, d *report.DomainScan, at time.Time) error {
 	if f.ID == 0 {
 		if err := t.found(run, f, at); err != nil {
 			return err
@@ -146,9 +146,14 @@ func (t *txn) settle(run int64, f *report.Finding, kills []*report.Kill, at time
 		return nil
 	}
 	b := actionBody{State: StateOutcome, Action: f.Action, Entries: []int64{f.ID}, Outcome: f.Outcome}
-	for _, k := range kills {
+	for _, k := range d.Kills {
 		if f.Action == verdict.Kill && k.Target.PID == f.PID {
 			b.Kill = k
+		}
+	}
+	for _, a := range d.Actions {
+		if f.Action == a.Action && (a.Target == nil || a.Target.PID == f.PID) {
+			b.Act = a
 		}
 	}
 	_, err := t.append(kindAction, run, at, b)

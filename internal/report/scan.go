@@ -322,7 +322,20 @@ func WriteScan(w io.Writer, s *Scan, infectedOnly bool) error {
 	p.line("Findings:   %d", sum.Findings)
 	p.line("Errors:     %d", sum.Errors)
 	p.line("Time:       %.1f s", sum.Seconds)
+	if id := firstRecord(all); id != 0 {
+		p.line("Recorded:   vmav history show %d explains the first finding", id)
+	}
 	return p.err
+}
+
+// firstRecord is the smallest ID of findings that have one, else 0.
+func firstRecord(findings []Finding) (id int64) {
+	for _, f := range findings {
+		if f.ID != 0 && (id == 0 || f.ID < id) {
+			id = f.ID
+		}
+	}
+	return id
 }
 
 func databaseText(e Engine) string {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,6 +94,11 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	verify(t, db)
+	var synchronous int
+	var journal string
+	if err := db.sql.QueryRow("SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode").Scan(&synchronous, &journal); err != nil || synchronous != 2 || journal != "wal" {
+		t.Errorf("synchronous=%d, journal %s, %v; want FULL (2) and wal", synchronous, journal, err)
+	}
 	for name, mode := range map[string]fs.FileMode{"": 0o700, fileName: 0o600, keyName: 0o600} {
 		st, err := os.Stat(filepath.Join(dir, name))
 		if err != nil || st.Mode().Perm() != mode {
@@ -273,5 +279,44 @@ func TestDerivedTablesAreMadeAnewFromAnOlderVersion(t *testing.T) {
 	}
 	if got := verify(t, db).Head; got.String() != head.String() {
 		t.Errorf("the head is %s, want %s", got, head)
+	}
+}
+
+// Of runs that are recorded lazily only those leave a record that have something to say,
+// and then from their beginning on.
+func TestALazyRunThatFindsNothingLeavesNoRecord(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	run := Run{Origin: self, Operation: OperationScan, Domain: "win10"}
+	if err := db.Lazy(run).End(ctx, scan()); err != nil {
+		t.Fatal(err)
+	}
+	bad := scan()
+	bad.Status = report.StatusIncomplete
+	if err := db.Lazy(run).End(ctx, bad); err != nil {
+		t.Fatal(err)
+	}
+	r := db.Lazy(run)
+	var wg sync.WaitGroup
+	d := scan(finding(8, "A"), finding(12, "B"), finding(16, "C"))
+	for i := range d.Findings {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := r.Found(ctx, &d.Findings[i]); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	if err := r.End(ctx, d); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := db.Scans(ctx, Filter{})
+	if err != nil || len(runs) != 2 || runs[0].ID != r.ID() || runs[0].Findings != 3 || runs[1].Status != report.StatusIncomplete {
+		t.Errorf("%+v, %v", runs, err)
+	}
+	if v := verify(t, db); v.Records != 7 {
+		t.Errorf("%d records, want 2 and 5", v.Records)
 	}
 }

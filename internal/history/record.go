@@ -3,6 +3,7 @@ package history
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"vmav.dev/vmav/internal/report"
@@ -23,34 +24,63 @@ type Run struct {
 
 // Recorder records one run on one domain as it goes. It is safe for concurrent use.
 type Recorder struct {
-	db *DB
-	id int64
+	db    *DB
+	run   Run
+	began time.Time
+
+	mu sync.Mutex // held over each write
+	id int64      // 0 until the run's beginning is on disk
 }
 
 // Begin records the beginning of a run. A run that End never comes for stays unfinished.
 func (db *DB) Begin(ctx context.Context, run Run) (*Recorder, error) {
-	r := &Recorder{db: db}
-	err := db.write(ctx, func(t *txn) (err error) {
-		r.id, err = t.begin(run, time.Now())
-		return err
-	})
-	if err != nil {
+	r := db.Lazy(run)
+	if err := r.write(ctx, func(*txn, int64) error { return nil }); err != nil {
 		return nil, fmt.Errorf("record the beginning of a %s of %s: %w", run.Operation, run.Domain, err)
 	}
 	return r, nil
+}
+
+// Lazy is Begin for runs of which there are many, such as a look at each new process: the
+// beginning is recorded with the first thing there is to record, and a run that ends well
+// and has found nothing leaves no record.
+func (db *DB) Lazy(run Run) *Recorder { return &Recorder{db: db, run: run, began: time.Now()} }
+
+// write runs do in one transaction, with the number of the run, which it begins where it
+// has not begun.
+func (r *Recorder) write(ctx context.Context, do func(t *txn, run int64) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := r.id
+	err := r.db.write(ctx, func(t *txn) (err error) {
+		if id == 0 {
+			if id, err = t.begin(r.run, r.began); err != nil {
+				return err
+			}
+		}
+		return do(t, id)
+	})
+	if err == nil {
+		r.id = id
+	}
+	return err
 }
 
 func (t *txn) begin(run Run, at time.Time) (int64, error) {
 	return t.append(kindBegin, 0, at, beginBody{run.Operation, run.Origin, run.Domain, run.UUID, run.Engine})
 }
 
-// ID is the number of the run's record.
-func (r *Recorder) ID() int64 { return r.id }
+// ID is the number of the run's record, 0 while there is none.
+func (r *Recorder) ID() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.id
+}
 
 // Found records a finding with its verdict and sets its ID. When it returns nil, the
 // finding is on disk.
 func (r *Recorder) Found(ctx context.Context, f *report.Finding) error {
-	err := r.db.write(ctx, func(t *txn) (err error) { return t.found(r.id, f, time.Now()) })
+	err := r.write(ctx, func(t *txn, run int64) error { return t.found(run, f, time.Now()) })
 	if err != nil {
 		f.ID = 0
 		return fmt.Errorf("record the finding %s in process %d: %w", f.Signature, f.PID, err)
@@ -67,8 +97,8 @@ func (t *txn) found(run int64, f *report.Finding, at time.Time) (err error) {
 // Kill records that the end of a process was asked for without a finding, and returns the
 // ID of that.
 func (r *Recorder) Kill(ctx context.Context, p report.Process, dryRun bool) (id int64, err error) {
-	err = r.db.write(ctx, func(t *txn) (err error) {
-		id, err = t.append(kindKill, r.id, time.Now(), killBody{p, dryRun})
+	err = r.write(ctx, func(t *txn, run int64) (err error) {
+		id, err = t.append(kindKill, run, time.Now(), killBody{p, dryRun})
 		return err
 	})
 	if err != nil {
@@ -89,8 +119,8 @@ func (r *Recorder) Acted(ctx context.Context, action verdict.Action, outcome str
 }
 
 func (r *Recorder) action(ctx context.Context, b actionBody) error {
-	err := r.db.write(ctx, func(t *txn) error {
-		_, err := t.append(kindAction, r.id, time.Now(), b)
+	err := r.write(ctx, func(t *txn, run int64) error {
+		_, err := t.append(kindAction, run, time.Now(), b)
 		return err
 	})
 	if err != nil {
@@ -109,7 +139,10 @@ type endBody struct {
 // End records the end of a run and its result. Findings that Found was not called for are
 // recorded, too, and those whose outcome is not the recorded one get it.
 func (r *Recorder) End(ctx context.Context, d *report.DomainScan) error {
-	err := r.db.write(ctx, func(t *txn) error { return t.end(r.id, d, time.Now()) })
+	if r.ID() == 0 && d.Status == report.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
+		return nil
+	}
+	err := r.write(ctx, func(t *txn, run int64) error { return t.end(run, d, time.Now()) })
 	if err != nil {
 		return fmt.Errorf("record the end of the scan of %s: %w", d.Name, err)
 	}

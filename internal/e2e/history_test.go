@@ -46,8 +46,13 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 		cmd *exec.Cmd
 		out bytes.Buffer
 	}
+	begin := time.Now()
+	if _, errs, status := vmav(t, "scan", "-a", image, "--clamd", engine.Info().Socket); status != 1 {
+		t.Fatalf("status %d: %s", status, errs)
+	}
+	once := time.Since(begin)
 	printed, struck := map[int64]bool{}, 0
-	for range 20 {
+	for range 12 {
 		var scans []*scan
 		for range 2 {
 			s := &scan{cmd: exec.Command(bin(t, "vmav"), "scan", "-a", image, "--clamd", engine.Info().Socket, "--evidence", "--format", "jsonl")}
@@ -58,7 +63,7 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 			scans = append(scans, s)
 		}
 		// From before the history is open to after the end.
-		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
+		time.Sleep(time.Duration(rand.Float64() * 2 * float64(once)))
 		for _, s := range scans {
 			_ = s.cmd.Process.Kill()
 		}

@@ -157,8 +157,14 @@ func TestPrune(t *testing.T) {
 		}
 		sums = append(sums, sum)
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, unfinished+"1"), []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
+	for name, age := range map[string]time.Duration{"dead": 2 * staleAfter, "at-work": 0} {
+		path, at := filepath.Join(s.dir, unfinished+name), time.Now().Add(-age)
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if p, err := s.Prune(); err != nil || p.Items != 0 || p.Left != 6 {
 		t.Errorf("without limits: %+v, %v", p, err)
@@ -177,8 +183,11 @@ func TestPrune(t *testing.T) {
 		}
 	}
 	files, err := os.ReadDir(s.dir)
-	if err != nil || len(files) > 3 { // two directories and the lock
+	if err != nil || len(files) > 4 { // two directories, the lock, what is at work
 		t.Errorf("%v, %v", files, err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, unfinished+"at-work")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -174,18 +174,21 @@ func remove(e stored) error {
 	return nil
 }
 
-// removeUnfinished removes what writers left that died. The caller holds the lock, so
-// that none is at work.
+// removeUnfinished removes what writers left that died.
 func (s *Store) removeUnfinished() error {
 	files, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		if strings.HasPrefix(f.Name(), unfinished) {
-			if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil {
-				return err
-			}
+		if !strings.HasPrefix(f.Name(), unfinished) {
+			continue
+		}
+		if st, err := f.Info(); err != nil || time.Since(st.ModTime()) < staleAfter {
+			continue // finished meanwhile, or at work
+		}
+		if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
 	return nil

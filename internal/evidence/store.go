@@ -18,8 +18,12 @@ import (
 const (
 	suffix   = ".sealed"
 	lockName = "lock"
-	// unfinished begins the name of a file until it is whole.
+	// unfinished begins the name of a file until it is whole. It is removed when nothing was
+	// written to it for staleAfter: its writer has died.
 	unfinished = "new-"
+	staleAfter = time.Hour
+
+	lockWait, lockPoll = 30 * time.Second, 5 * time.Millisecond
 )
 
 // Errors a caller decides on; test with errors.Is.
@@ -91,44 +95,58 @@ func (s *Store) put(h Header, content []byte) error {
 	if len(content) > MaxContent {
 		return fmt.Errorf("it is larger than the %d bytes that one item may have", MaxContent)
 	}
-	path := s.path(h.SHA256)
-	unlock, err := s.lock()
-	if err != nil {
+	if there, err := s.again(h); err != nil || there {
 		return err
 	}
-	defer unlock()
-	switch whole, err := s.touch(path, h); {
-	case err != nil:
-		return err
-	case whole:
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
+	// Not under the lock: large contents take their time.
 	f, err := os.CreateTemp(s.dir, unfinished+"*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // where it did not get its name
 	err = write(f, h, content)
-	var size int64
+	var st fs.FileInfo
 	if err == nil {
-		var st fs.FileInfo
-		if st, err = f.Stat(); err == nil {
-			size = st.Size()
-		}
+		st, err = f.Stat()
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil {
-		err = s.makeRoom(size)
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
 	if err != nil {
+		return err
+	}
+	return s.enter(f.Name(), st.Size(), h)
+}
+
+// again notes that an item was stored once more, and tells whether it is there.
+func (s *Store) again(h Header) (bool, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	return s.touch(s.path(h.SHA256), h)
+}
+
+// enter gives a file with a whole item its name, where there is room for it.
+func (s *Store) enter(name string, size int64, h Header) error {
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	path := s.path(h.SHA256)
+	// Another process may have been faster.
+	if there, err := s.touch(path, h); err != nil || there {
+		return err
+	}
+	if err := s.makeRoom(size); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := os.Rename(name, path); err != nil {
 		return err
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
@@ -183,22 +201,23 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// lock keeps other processes from writing.
+// lock keeps other processes from writing. It waits for them, but not for one that was
+// stopped.
 func (s *Store) lock() (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-			break
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(end) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 		}
 	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	return func() { f.Close() }, nil
 }
 
 // Extract writes the content of an item to w: malware, most likely. Only where the error

@@ -103,17 +103,32 @@ func TestNothingReportedIsLostWhenWritersAreKilled(t *testing.T) {
 			cmd, out := startWriter(t, dir)
 			cmds, outs = append(cmds, cmd), append(outs, out)
 		}
-		lines := make(chan []string, len(outs))
+		lines, one := make(chan []string, len(outs)), make(chan bool, 1000)
 		for _, out := range outs {
 			go func() {
+				defer func() { // one that ended by itself is waited for no longer
+					for range 20 {
+						select {
+						case one <- true:
+						default:
+						}
+					}
+				}()
 				var all []string
 				for in := bufio.NewScanner(out); in.Scan(); {
 					all = append(all, in.Text())
+					select {
+					case one <- true:
+					default:
+					}
 				}
 				lines <- all
 			}()
 		}
-		time.Sleep(time.Duration(rng.IntN(250)) * time.Millisecond)
+		for range rng.IntN(20) {
+			<-one
+		}
+		time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
 		for _, cmd := range cmds {
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)

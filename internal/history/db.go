@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,10 @@ const (
 // busyMilliseconds is how long a process waits for the writes of others. Each is one short
 // transaction, but Prune and the derivation of tables can take seconds.
 const busyMilliseconds = 60000
+
+// How long, and how often, it waits for the lock; not for ever, as its holder may have been
+// stopped.
+const lockWait, lockPoll = busyMilliseconds * time.Millisecond, 5 * time.Millisecond
 
 // Errors a caller decides on; test with errors.Is.
 var (
@@ -76,8 +81,14 @@ func prepare(dir, path string, create bool) (*DB, error) {
 		return nil, err
 	}
 	defer lock.Close() // and with it the lock
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(end) {
+			return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+		}
 	}
 	fresh := false
 	if create {

@@ -88,6 +88,12 @@ func TestAScanIsRecordedWithItsEvidence(t *testing.T) {
 	if first.status != 1 || first.err != "" || !strings.Contains(first.out, "vmav history show 2 explains") {
 		t.Fatalf("%+v", first)
 	}
+	// Or as a policy says.
+	rule := file(t, "policy.toml", "[[rule]]\nname = 'keep'\nsignature = '*'\naction = 'report'\nevidence = true\n")
+	kept := vmavSays(append(scan, "--policy", rule, "--state-directory", filepath.Join(t.TempDir(), "kept"), "--format", "json")...)
+	if kept.status != 1 || !strings.Contains(kept.out, `"kind": "fidelity"`) {
+		t.Fatalf("%+v", kept)
+	}
 	if second := vmavSays(append(scan, "--no-history")...); second.status != 1 || strings.Contains(second.out, "vmav history") {
 		t.Fatalf("%+v", second)
 	}
@@ -240,17 +246,18 @@ func TestWhereNothingCanBeRecorded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("VMAV_STATE_DIRECTORY", filepath.Join(file, "state"))
+	plain := file(t, "file", "") // no directory
+	t.Setenv("VMAV_STATE_DIRECTORY", filepath.Join(plain, "state"))
 	scan := []string{"scan", "-a", image, "--clamd", engine.Info().Socket}
-	if s := vmavSays(scan...); s.status != 1 || strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "nothing is recorded") || !strings.Contains(s.err, file) {
+	if s := vmavSays(scan...); s.status != 1 || strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "nothing is recorded") || !strings.Contains(s.err, plain) {
 		t.Errorf("%+v", s)
 	}
-	if s := vmavSays(append(scan, "--evidence")...); s.status != 2 || !strings.Contains(s.err, file) || s.out != "" {
+	if s := vmavSays(append(scan, "--evidence")...); s.status != 2 || !strings.Contains(s.err, plain) || s.out != "" {
 		t.Errorf("with evidence: %+v", s)
+	}
+	rule := file(t, "policy.toml", "[[rule]]\nname = 'keep'\nsignature = 'x'\naction = 'report'\nevidence = true\n")
+	if s := vmavSays(append(scan, "--policy", rule)...); s.status != 2 || !strings.Contains(s.err, plain) || s.out != "" {
+		t.Errorf("with a policy that keeps evidence: %+v", s)
 	}
 	if s := vmavSays(append(scan, "--evidence", "--no-history")...); s.status != 2 || !strings.Contains(s.err, "--no-history") {
 		t.Errorf("evidence without history: %+v", s)

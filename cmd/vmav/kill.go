@@ -78,7 +78,7 @@ func runKill(c *cli.Context, e *env, v *view) error {
 		return fmt.Errorf("%s: %w", v.describe(), err)
 	}
 	opt.Paused = v.paused
-	rec, err := openRecording(c, e)
+	rec, err := openRecording(c, e, false)
 	if err != nil {
 		return err
 	}

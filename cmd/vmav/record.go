@@ -43,13 +43,19 @@ type recording struct {
 	err    error // of opening the store
 }
 
+// asksForEvidence tells whether a policy may have evidence kept.
+func asksForEvidence(p verdict.Policy) bool {
+	return slices.ContainsFunc(p.Rules, func(r verdict.Rule) bool { return r.Evidence })
+}
+
 // openRecording opens the history, unless it was not asked for. Where it cannot be opened
-// that is said once, and is an error only where evidence was asked for, which a record
-// must point to. The caller calls close.
-func openRecording(c *cli.Context, e *env) (*recording, error) {
-	wanted := c.Bool("evidence")
+// that is said once, and is an error only where evidence was asked for, by option or
+// policy, which a record must point to. The caller calls close.
+func openRecording(c *cli.Context, e *env, byPolicy bool) (*recording, error) {
+	always := c.Bool("evidence")
+	wanted := always || byPolicy
 	if c.Bool("no-history") {
-		if wanted {
+		if always {
 			return nil, errors.New("--evidence is kept for findings in the history: it does not go with --no-history")
 		}
 		return nil, nil
@@ -61,7 +67,7 @@ func openRecording(c *cli.Context, e *env) (*recording, error) {
 	dir, err := e.stateDirectory(c)
 	var r *recording
 	if err == nil {
-		r, err = newRecording(c, e, dir, history.Self(trigger, os.Args), wanted)
+		r, err = newRecording(c, e, dir, history.Self(trigger, os.Args), always, wanted)
 	}
 	if err != nil && !wanted {
 		e.warn("%v; nothing is recorded", err)
@@ -70,9 +76,9 @@ func openRecording(c *cli.Context, e *env) (*recording, error) {
 	return r, err
 }
 
-// newRecording opens the history in a state directory, and the evidence where that of
-// every finding is to be kept.
-func newRecording(c *cli.Context, e *env, dir string, o history.Origin, always bool) (*recording, error) {
+// newRecording opens the history in a state directory, and where evidence is wanted that,
+// of every finding or of those whose verdict says so.
+func newRecording(c *cli.Context, e *env, dir string, o history.Origin, always, wanted bool) (*recording, error) {
 	prune, limits, err := e.limits(c)
 	if err != nil {
 		return nil, err
@@ -82,7 +88,7 @@ func newRecording(c *cli.Context, e *env, dir string, o history.Origin, always b
 		return nil, err
 	}
 	r := &recording{e: e, db: db, origin: o, always: always, dir: evidenceDirectory(dir), limits: limits, prune: prune}
-	if always {
+	if wanted {
 		if _, err := r.evidence(); err != nil {
 			db.Close()
 			return nil, err

@@ -136,12 +136,12 @@ func runScan(c *cli.Context, e *env) error {
 		return err
 	}
 	defer done()
-	tell, err := e.notifier(c, "cli")
+	tell, err := e.notifier(c, c.String("trigger"))
 	if err != nil {
 		return err
 	}
 	defer e.told(ctx, tell)
-	rec, err := openRecording(c, e)
+	rec, err := openRecording(c, e, asksForEvidence(o.sweep.Policy))
 	if err != nil {
 		return err
 	}

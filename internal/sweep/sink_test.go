@@ -42,9 +42,15 @@ func (l *listener) Acting(_ context.Context, a verdict.Action, f []report.Findin
 	return l.err
 }
 
-func (l *listener) Acted(_ context.Context, a verdict.Action, f []report.Finding, k *report.Kill) error {
-	l.told = append(l.told, fmt.Sprintf("acted %s %d %s", a, len(f), k.Outcome))
-	if f[0].Action != a || !strings.HasPrefix(f[0].Outcome, string(k.Outcome)) {
+func (l *listener) Acted(_ context.Context, a verdict.Action, f []report.Finding, k *report.Kill, act *report.Act) error {
+	o := report.Outcome("")
+	if k != nil {
+		o = k.Outcome
+	} else {
+		o = act.Outcome
+	}
+	l.told = append(l.told, fmt.Sprintf("acted %s %d %s", a, len(f), o))
+	if f[0].Action != a || !strings.HasPrefix(f[0].Outcome, string(o)) {
 		l.told = append(l.told, "too early")
 	}
 	return l.err
@@ -104,12 +110,25 @@ func TestASinkThatFailsLeavesTheSweepIncomplete(t *testing.T) {
 			t.Errorf("%v: status %s, errors %v", fails, got.Status, got.Errors)
 		}
 	}
-	l := &listener{found: map[int64]report.Finding{}, check: func(*report.Finding, Exhibit) {}}
-	if _, err := Domain(context.Background(), Target{Name: "win", Source: source.NewCache(src, 64)}, winstruct.BuiltIn(), e, NewCache(),
-		Options{MinCoverage: DefaultMinCoverage, Policy: verdict.Policy{Action: verdict.Kill}, Sink: l}); err != nil {
-		t.Fatal(err)
-	}
-	if got := strings.Join(l.told, ", "); got != "found kill, acted kill 1 refused" {
-		t.Errorf("told: %s", got)
+	paused := false
+	target := Target{Name: "win", Source: source.NewCache(src, 64), Paused: func() bool { return paused }, Suspend: func(context.Context) error { paused = true; return nil }}
+	dry := verdict.Always(verdict.Suspend)
+	dry.DryRun = true
+	for _, c := range []struct {
+		policy verdict.Policy
+		want   string
+	}{
+		{verdict.Always(verdict.Kill), "found kill, acted kill 1 refused"},
+		{verdict.Always(verdict.Hold), "found hold, acted hold 1 refused"},
+		{dry, "found suspend, acted suspend 1 planned"},
+		{verdict.Always(verdict.Suspend), "found suspend, acting suspend 1, acted suspend 1 suspended"},
+	} {
+		l := &listener{found: map[int64]report.Finding{}, check: func(*report.Finding, Exhibit) {}}
+		if _, err := Domain(context.Background(), target, winstruct.BuiltIn(), e, NewCache(), Options{MinCoverage: DefaultMinCoverage, Policy: c.policy, Sink: l}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(l.told, ", "); got != c.want {
+			t.Errorf("told: %s, want %s", got, c.want)
+		}
 	}
 }

@@ -32,7 +32,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		UseShortOptionHandling: false,
 		Writer:                 stdout,
 		ErrWriter:              stderr,
-		Flags:                  []cli.Flag{connectFlag(), sourceFlag("VMAV_SOURCE"), configFlag("VMAV_CONFIG")},
+		Flags:                  []cli.Flag{connectFlag(), sourceFlag("VMAV_SOURCE"), configFlag("VMAV_CONFIG"), stateFlag("VMAV_STATE_DIRECTORY")},
 		Commands: []*cli.Command{
 			listCommand(e),
 			psCommand(e),
@@ -42,6 +42,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			killCommand(e),
 			dumpCommand(e),
 			rebuildCommand(e),
+			historyCommand(e),
+			evidenceCommand(e),
 			structCommand(e),
 			profileCommand(e),
 			policyCommand(e),

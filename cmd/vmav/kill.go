@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
@@ -20,13 +21,13 @@ func killCommand(e *env) *cli.Command {
 		Description: "A thread of the process is redirected to the guest's own NtTerminateProcess, with the exit\n" +
 			"status 0xc0000906. A process that never runs is ended by a service that does, its surrogate.\n" +
 			"It takes the kvm-memhook module. Critical processes of Windows are refused. What is printed\n" +
-			"was read back from the guest; docs/KILL.md tells what happens in it.\n\n" +
+			"was read back from the guest; docs/KILL.md tells what happens in it. It is recorded (vmav history).\n\n" +
 			"EXIT STATUS\n" +
 			"   0    the guest's memory shows that the process has ended; with --dry-run: it would be tried\n" +
 			"   2    refused, pending at the deadline, failed, or an error\n" +
 			"   130  interrupted",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), formatFlag(),
-			&cli.BoolFlag{Name: "dry-run", Usage: "verify all that can be, say what would be done, and touch nothing"}}, killFlags()...),
+			&cli.BoolFlag{Name: "dry-run", Usage: "verify all that can be, say what would be done, and touch nothing"}, stateFlag()}, append(recordFlags(), killFlags()...)...),
 		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runKill(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
@@ -77,12 +78,20 @@ func runKill(c *cli.Context, e *env, v *view) error {
 		return fmt.Errorf("%s: %w", v.describe(), err)
 	}
 	opt.Paused = v.paused
+	rec, err := openRecording(c, e, false)
+	if err != nil {
+		return err
+	}
+	defer rec.close()
+	run := rec.begin(c.Context, history.OperationKill, v.domain.Name, v.domain.UUID, nil)
+	record := run.kill(c.Context, p, opt.DryRun)
 	var k *report.Kill
 	if engine, err := kill.New(v.domain.Name, v.guest, v.source); err != nil {
 		k = kill.Refuse(v.domain.Name, p, err)
 	} else {
 		k = engine.Kill(c.Context, p, opt)
 	}
+	record(k)
 	switch v.format {
 	case report.JSON:
 		err = report.Document(e.stdout, k)

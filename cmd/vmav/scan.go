@@ -11,6 +11,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
@@ -26,7 +27,8 @@ func scanCommand(e *env) *cli.Command {
 			"scanned. clamd is the host's or, where none answers or --database is given, a private one for\n" +
 			"as long as the scan runs. What is done about findings, when all is scanned, is the policy's\n" +
 			"to say (docs/POLICY.md): without one nothing is changed in the guest. An action that is not\n" +
-			"known to have worked leaves the scan incomplete.",
+			"known to have worked leaves the scan incomplete. Findings are recorded in the history before they\n" +
+			"are told of (vmav history); one that could not be leaves the scan incomplete.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
@@ -36,7 +38,9 @@ func scanCommand(e *env) *cli.Command {
 			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
-		}, slices.Concat(policyFlags(), killFlags(), profileFlags())...),
+			&cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"},
+			stateFlag(),
+		}, slices.Concat(recordFlags(), policyFlags(), killFlags(), profileFlags())...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -132,11 +136,16 @@ func runScan(c *cli.Context, e *env) error {
 		return err
 	}
 	defer done()
-	tell, err := e.notifier(c, "cli")
+	tell, err := e.notifier(c, c.String("trigger"))
 	if err != nil {
 		return err
 	}
 	defer e.told(ctx, tell)
+	rec, err := openRecording(c, e, asksForEvidence(o.sweep.Policy))
+	if err != nil {
+		return err
+	}
+	defer rec.close()
 	engine, err := clam.Open(ctx, o.engine)
 	if err != nil {
 		return err
@@ -146,7 +155,7 @@ func runScan(c *cli.Context, e *env) error {
 	cache := sweep.NewCache()
 	var ended error
 	for _, t := range targets {
-		d, err := scanOne(ctx, t, profiles, engine, cache, o.sweep)
+		d, err := scanOne(ctx, t, profiles, engine, cache, o.sweep, rec)
 		out.Domains = append(out.Domains, d)
 		tell.Domain(&d, o.sweep.Policy.DryRun)
 		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
@@ -207,14 +216,18 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	return out, func() { h.Close() }, nil
 }
 
-func scanOne(ctx context.Context, st scanTarget, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options) (report.DomainScan, error) {
+func scanOne(ctx context.Context, st scanTarget, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options, rec *recording) (d report.DomainScan, err error) {
+	on := engineOf(engine.Info())
+	run := rec.begin(ctx, history.OperationScan, st.domain.Name, st.domain.UUID, &on)
+	defer func() { run.end(ctx, &d) }()
 	t, err := st.open(ctx)
 	if err != nil {
-		d := sweep.Empty(sweep.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})
+		d = sweep.Empty(sweep.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})
 		d.Reason = err.Error()
 		return d, err
 	}
 	defer t.source.Close()
+	opt.Sink = run.sink()
 	return sweep.Domain(ctx, t.sweep(), profiles, engine, cache, opt)
 }
 

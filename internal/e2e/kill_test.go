@@ -273,6 +273,7 @@ func TestLabCommandsKill(t *testing.T) {
 	var out struct {
 		Domains []struct {
 			Findings []struct {
+				ID              int64
 				PID             uint64
 				Action, Outcome string
 			}
@@ -293,11 +294,25 @@ func TestLabCommandsKill(t *testing.T) {
 			t.Fatalf("nothing found or nothing killed: %s", text)
 		}
 	}
+	// What became of each finding is in the history, in its order.
+	recorded := func(id int64, want ...string) {
+		t.Helper()
+		text, errs, status := vmav(t, "history", "show", fmt.Sprint(id))
+		at := 0
+		for _, w := range want {
+			if i := strings.Index(text[at:], w); i >= 0 {
+				at += i
+			} else {
+				t.Errorf("no %q, in this place, in the record (status %d, %q):\n%s", w, status, errs, text)
+			}
+		}
+	}
 	scan(1, "--dry-run")
 	for _, f := range out.Domains[0].Findings {
 		if f.Action != "kill" || f.Outcome != "planned" {
 			t.Errorf("a dry run: %+v", f)
 		}
+		recorded(f.ID, "Decided:   kill", "kill: planned")
 	}
 	scan(1)
 	for _, f := range out.Domains[0].Findings {
@@ -305,11 +320,25 @@ func TestLabCommandsKill(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 		g.expect(fmt.Sprintf("EXIT %d ", f.PID))
+		recorded(f.ID, "Decided:   kill", "kill requested", "kill: killed", "exit status 0xc0000906", "Result:    scanned")
 	}
 	pid := g.start("sleeper.exe")
 	text, errs, status := vmav(t, "kill", "-c", uri, g.name, strconv.FormatUint(pid, 10), "--timeout", "2m")
 	if status != 0 || !strings.Contains(text, "killed") || errs != "" {
 		t.Errorf("status %d, %q %q", status, text, errs)
+	}
+	var kills []struct {
+		ID            int64
+		Kind, Outcome string
+	}
+	decode(t, &kills, 0, "history", "--limit", "1")
+	if len(kills) != 1 || kills[0].Kind != "kill" || kills[0].Outcome != "killed" {
+		t.Errorf("the newest record: %+v", kills)
+	} else {
+		recorded(kills[0].ID, fmt.Sprintf("pid %d", pid), "by hand", "kill requested", "kill: killed")
+	}
+	if text, errs, status := vmav(t, "history", "verify"); status != 0 {
+		t.Errorf("%s %s", text, errs)
 	}
 	text, errs, status = vmav(t, "kill", "-c", uri, "--source", "qemu", g.name, strconv.FormatUint(g.start("sleeper.exe"), 10))
 	if status != 2 || !strings.Contains(text, "refused") || !strings.Contains(text, "kvm-memhook") {

@@ -51,7 +51,7 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
 	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
-		rec: &report.Kill{Domain: e.domain, Target: processOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+		rec: &report.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
 	act := func() *report.Act {
 		return &report.Act{Domain: e.domain, Action: verdict.Hold, Target: &j.rec.Target, Outcome: j.rec.Outcome, Reason: j.rec.Reason,
 			DryRun: opt.DryRun, Requested: j.rec.Requested, Applied: j.rec.Applied}
@@ -166,7 +166,7 @@ func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
 }
 
 // Target is the process that is held, as it was when that began.
-func (h *Held) Target() report.Process { return processOf(&h.job.target) }
+func (h *Held) Target() report.Process { return ProcessOf(&h.job.target) }
 
 // Done is closed once the process is held no more.
 func (h *Held) Done() <-chan struct{} { return h.done }

@@ -59,7 +59,7 @@ const Status report.NTStatus = 0xc0000906
 
 // Refuse is the record of a kill that is not even tried.
 func Refuse(domain string, p *introspect.Process, why error) *report.Kill {
-	return &report.Kill{Domain: domain, Target: processOf(p), Outcome: report.OutcomeRefused, Reason: why.Error(), Requested: time.Now().UTC()}
+	return &report.Kill{Domain: domain, Target: ProcessOf(p), Outcome: report.OutcomeRefused, Reason: why.Error(), Requested: time.Now().UTC()}
 }
 
 // DefaultTimeout is how long a kill is tried.
@@ -107,7 +107,7 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
 	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
-		rec: &report.Kill{Domain: e.domain, Target: processOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+		rec: &report.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
 	if !j.check(ctx, p) {
 		return j.rec
 	}
@@ -127,7 +127,8 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 	return j.rec
 }
 
-func processOf(p *introspect.Process) report.Process {
+// ProcessOf is a process as the record of its kill names it.
+func ProcessOf(p *introspect.Process) report.Process {
 	return report.Process{PID: p.PID, Name: p.Name, Path: p.Path, EPROCESS: report.Address(p.EPROCESS), DTB: report.Address(p.DTB), Created: p.Created}
 }
 
@@ -171,7 +172,7 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 		return false
 	}
 	j.target = procs[at]
-	j.rec.Target = processOf(&j.target)
+	j.rec.Target = ProcessOf(&j.target)
 	id, st, err := j.guest.Identify(p.EPROCESS)
 	if err != nil {
 		j.fail(report.OutcomeFailed, "identify the process", err)

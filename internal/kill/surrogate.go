@@ -177,7 +177,7 @@ func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, use
 	defer cancel()
 	t := &thread{candidate: c, saved: ev.Cookie, before: ev}
 	t.teb = ev.TEB
-	j.rec.Services = append(j.rec.Services, report.Service{Process: processOf(c.p)})
+	j.rec.Services = append(j.rec.Services, report.Service{Process: ProcessOf(c.p)})
 	t.rec = &j.rec.Services[len(j.rec.Services)-1]
 	err := t.prepare(gctx)
 	if err == nil {

@@ -31,6 +31,13 @@ func (s NTStatus) String() string { return fmt.Sprintf("0x%08x", uint32(s)) }
 // MarshalText implements encoding.TextMarshaler.
 func (s NTStatus) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *NTStatus) UnmarshalText(text []byte) error {
+	v, err := strconv.ParseUint(string(text), 0, 32)
+	*s = NTStatus(v)
+	return err
+}
+
 // Milliseconds is a duration; a number of milliseconds in JSON.
 type Milliseconds time.Duration
 
@@ -41,6 +48,16 @@ func (m Milliseconds) String() string {
 // MarshalJSON implements json.Marshaler.
 func (m Milliseconds) MarshalJSON() ([]byte, error) {
 	return json.Marshal(float64(time.Duration(m).Microseconds()) / 1000)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (m *Milliseconds) UnmarshalJSON(text []byte) error {
+	var ms float64
+	if err := json.Unmarshal(text, &ms); err != nil {
+		return err
+	}
+	*m = Milliseconds(ms * float64(time.Millisecond))
+	return nil
 }
 
 // Ways to end a process.

@@ -90,6 +90,7 @@ type SectionHash struct {
 // Finding is a signature match on one rebuilt file or memory region, or an image that
 // is not what its file is.
 type Finding struct {
+	ID        int64           `json:"id,omitempty"` // of its record in the history; 0 where it has none
 	Kind      string          `json:"kind"`
 	Domain    string          `json:"domain"`
 	PID       uint64          `json:"pid"`
@@ -108,6 +109,7 @@ type Finding struct {
 	Verdict   verdict.Verdict `json:"verdict"`
 	Action    verdict.Action  `json:"action"` // what was done
 	Outcome   string          `json:"outcome"`
+	Evidence  []Exhibit       `json:"evidence,omitempty"`
 }
 
 // Facts are what a policy is told of a finding.
@@ -119,6 +121,21 @@ func (f *Finding) Facts() verdict.Finding {
 	}
 	return out
 }
+
+// Exhibit is a part of the evidence of a finding, or why it could not be kept.
+type Exhibit struct {
+	Kind   string `json:"kind"`
+	SHA256 string `json:"sha256,omitempty"` // of its content, which it is found by
+	Size   uint64 `json:"size,omitempty"`   // of its content, in bytes
+	Error  string `json:"error,omitempty"`  // nothing was kept
+}
+
+// Kinds of exhibits.
+const (
+	ExhibitScanned  = "scanned"  // what the engine saw: the rebuilt file, or memory
+	ExhibitMemory   = "memory"   // the image as it was mapped, pages that were not present as zeros
+	ExhibitFidelity = "fidelity" // the fidelity record of the rebuilt file, JSON
+)
 
 // ScanError is something that could not be read or scanned.
 type ScanError struct {
@@ -305,7 +322,20 @@ func WriteScan(w io.Writer, s *Scan, infectedOnly bool) error {
 	p.line("Findings:   %d", sum.Findings)
 	p.line("Errors:     %d", sum.Errors)
 	p.line("Time:       %.1f s", sum.Seconds)
+	if id := firstRecord(all); id != 0 {
+		p.line("Recorded:   vmav history show %d explains the first finding", id)
+	}
 	return p.err
+}
+
+// firstRecord is the smallest ID of findings that have one, else 0.
+func firstRecord(findings []Finding) (id int64) {
+	for _, f := range findings {
+		if f.ID != 0 && (id == 0 || f.ID < id) {
+			id = f.ID
+		}
+	}
+	return id
 }
 
 func databaseText(e Engine) string {

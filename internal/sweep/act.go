@@ -62,14 +62,13 @@ func (s *sweep) act(ctx context.Context) {
 			err = errImage
 		}
 		for _, d := range all {
-			o, text := s.end(ctx, engine, err, d)
-			s.outcome(d.findings, d.action, o, text, fmt.Sprintf("%s process %d (%s)", d.action, d.process.PID, d.process.Name))
+			k, a := s.end(ctx, engine, err, d)
+			s.outcome(ctx, d.findings, d.action, k, a, fmt.Sprintf("%s process %d (%s)", d.action, d.process.PID, d.process.Name))
 		}
 	}
 	if len(s.suspends) > 0 {
 		a := s.suspend(ctx)
-		s.out.Actions = append(s.out.Actions, a)
-		s.outcome(s.suspends, verdict.Suspend, a.Outcome, a.String(), "suspend the domain")
+		s.outcome(ctx, s.suspends, verdict.Suspend, nil, a, "suspend the domain")
 	}
 }
 
@@ -78,36 +77,34 @@ var (
 	errKeep  = errors.New("a hold lasts no longer than the program that holds: vmav watch holds, and vmav scan --hold-for")
 )
 
-// end kills or holds a process. The error is why the engine could not be had.
-func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doomed) (report.Outcome, string) {
+// end kills or holds a process and returns the record of the one or the other. The error
+// is why the engine could not be had.
+func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doomed) (*report.Kill, *report.Act) {
 	opt := s.opt.Kill
 	opt.Policy, opt.DryRun = s.opt.Policy, s.opt.Policy.DryRun
 	if opt.Paused == nil {
 		opt.Paused = s.target.Paused
 	}
 	if d.action == verdict.Kill {
-		k := kill.Refuse(s.target.Name, d.process, err)
-		if err == nil {
-			k = engine.Kill(ctx, d.process, opt)
+		if err != nil {
+			return kill.Refuse(s.target.Name, d.process, err), nil
 		}
-		s.out.Kills = append(s.out.Kills, k)
-		return k.Outcome, k.String()
+		s.acting(ctx, d.findings, d.action)
+		return engine.Kill(ctx, d.process, opt), nil
 	}
 	if err == nil && s.opt.Keep == nil && !opt.DryRun {
 		err = errKeep
 	}
-	var a *report.Act
 	if err != nil {
 		k := kill.Refuse(s.target.Name, d.process, err)
-		a = &report.Act{Domain: k.Domain, Action: verdict.Hold, Target: &k.Target, Outcome: k.Outcome, Reason: k.Reason, Requested: k.Requested}
-	} else {
-		var held *kill.Held
-		if a, held = engine.Hold(ctx, d.process, opt); held != nil {
-			s.opt.Keep(held)
-		}
+		return nil, &report.Act{Domain: k.Domain, Action: verdict.Hold, Target: &k.Target, Outcome: k.Outcome, Reason: k.Reason, Requested: k.Requested}
 	}
-	s.out.Actions = append(s.out.Actions, a)
-	return a.Outcome, a.String()
+	s.acting(ctx, d.findings, d.action)
+	a, held := engine.Hold(ctx, d.process, opt)
+	if held != nil {
+		s.opt.Keep(held)
+	}
+	return nil, a
 }
 
 // suspendTime is how long libvirt may take to pause a domain.
@@ -130,6 +127,7 @@ func (s *sweep) suspend(ctx context.Context) *report.Act {
 	default:
 		ctx, cancel := context.WithTimeout(ctx, suspendTime)
 		defer cancel()
+		s.acting(ctx, s.suspends, verdict.Suspend)
 		err := s.target.Suspend(ctx)
 		switch {
 		case err != nil:
@@ -144,12 +142,43 @@ func (s *sweep) suspend(ctx context.Context) *report.Act {
 	return a
 }
 
-// outcome notes what came of an action for the findings that asked for it.
-func (s *sweep) outcome(findings []int, a verdict.Action, o report.Outcome, text, what string) {
+// acting tells the sink that the guest is about to be touched.
+func (s *sweep) acting(ctx context.Context, findings []int, a verdict.Action) {
+	if s.opt.Policy.DryRun {
+		return
+	}
+	all := s.findings(findings)
+	s.unrecorded(&all[0], s.opt.Sink.Acting(ctx, a, all))
+}
+
+// outcome notes what came of an action for the findings that asked for it: of a kill, or of
+// another.
+func (s *sweep) outcome(ctx context.Context, findings []int, action verdict.Action, k *report.Kill, a *report.Act, what string) {
+	var o report.Outcome
+	var text string
+	if k != nil {
+		s.out.Kills = append(s.out.Kills, k)
+		o, text = k.Outcome, k.String()
+	} else {
+		s.out.Actions = append(s.out.Actions, a)
+		o, text = a.Outcome, a.String()
+	}
 	for _, i := range findings {
-		s.out.Findings[i].Action, s.out.Findings[i].Outcome = a, text
+		s.out.Findings[i].Action, s.out.Findings[i].Outcome = action, text
 	}
 	if !o.Done() && s.target.State != StateImage {
 		s.fail(what, errors.New(text))
 	}
+	// What has happened is recorded also where the sweep was interrupted meanwhile.
+	all := s.findings(findings)
+	s.unrecorded(&all[0], s.opt.Sink.Acted(context.WithoutCancel(ctx), action, all, k, a))
+}
+
+// findings are those of some indices.
+func (s *sweep) findings(indices []int) []report.Finding {
+	out := make([]report.Finding, len(indices))
+	for i, at := range indices {
+		out[i] = s.out.Findings[at]
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package sweep
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 
@@ -10,7 +11,7 @@ import (
 
 // changes notes where an image in memory is not what its file is, one finding for each
 // way in which that is so.
-func (w *worker) changes(j *job, file *pe.File, f report.Finding) {
+func (w *worker) changes(ctx context.Context, j *job, img *pe.Image, file *pe.File, f report.Finding) {
 	type change struct {
 		places int
 		bytes  uint64
@@ -42,7 +43,7 @@ func (w *worker) changes(j *job, file *pe.File, f report.Finding) {
 		f.Kind, f.Signature = report.KindModified, sig
 		f.Region = &report.Region{Type: report.RegionImage, Image: f.Image, Start: f.Base + report.Address(s.first.RVA), End: f.Base + report.Address(s.first.RVA+s.first.Len())}
 		f.Detail = fmt.Sprintf("%d bytes in %d places, the first at %s: %s for %s", s.bytes, s.places, f.Region.Start, s.first.Memory, s.first.File)
-		w.found(j.process, f)
+		w.found(ctx, j.process, f, Exhibit{file.Data, img.Mem, file.Fidelity})
 	}
 }
 

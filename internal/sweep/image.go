@@ -63,11 +63,11 @@ func (w *worker) image(ctx context.Context, j *job) error {
 	case res.Signature != "":
 		found.Signature = res.Signature
 		found.Hashes = hashes(file, opt)
-		w.found(j.process, found)
+		w.found(ctx, j.process, found, Exhibit{file.Data, img.Mem, file.Fidelity})
 	case coverage < w.opt.MinCoverage:
 		w.fail(j.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
 	}
-	w.changes(j, file, found)
+	w.changes(ctx, j, img, file, found)
 	if len(file.Fidelity.MemoryOnly) == 0 {
 		return nil
 	}
@@ -124,12 +124,15 @@ func (w *worker) count(file *pe.File, fresh bool) {
 	}
 }
 
-// found decides on a finding in a process, or in the kernel where p is nil, and notes it.
-func (w *worker) found(p *introspect.Process, f report.Finding) {
+// found decides on a finding in a process, or in the kernel where p is nil, has it
+// recorded and notes it.
+func (w *worker) found(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit) {
 	f.Subject = w.subject(p)
 	f.Domain, f.PID, f.Process = w.target.Name, f.Subject.PID, f.Subject.Name
 	f.Verdict = verdict.Decide(w.opt.Policy, f.Facts(), f.Subject)
 	f.Action, f.Outcome = verdict.Report, "reported"
+	// What was found is recorded also where the sweep was interrupted meanwhile.
+	w.unrecorded(&f, w.opt.Sink.Found(context.WithoutCancel(ctx), &f, x))
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.doom(p, f.Verdict.Action, len(w.out.Findings))

@@ -140,7 +140,7 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 	}
 	if res.Signature != "" {
 		f.Signature, f.SHA256 = res.Signature, fmt.Sprintf("%x", sum)
-		w.found(p, f)
+		w.found(ctx, p, f, Exhibit{Scanned: view.Data})
 		return nil
 	}
 	if !region.PE {
@@ -155,7 +155,7 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 	}
 	if res.Signature != "" {
 		f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, pe.Options{})
-		w.found(p, f)
+		w.found(ctx, p, f, Exhibit{file.Data, img.Mem, file.Fidelity})
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ type Options struct {
 	Keep        func(*kill.Held) // takes over what is held, and releases it; nil where nobody can
 	MinCoverage float64          // share of a file's bytes below which its scan counts as incomplete
 	Progress    func(Progress)
+	Sink        Sink // nil for none
 }
 
 // Progress is how far a sweep is.
@@ -88,6 +89,9 @@ type sweep struct {
 func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, cache *Cache, opt Options) (report.DomainScan, error) {
 	if opt.Jobs <= 0 {
 		opt.Jobs = 2
+	}
+	if opt.Sink == nil {
+		opt.Sink = noSink{}
 	}
 	begin := time.Now()
 	s := &sweep{target: t, opt: opt, engine: engine, cache: cache, out: Empty(t), mappings: NewMappings(), files: NewFiles()}

@@ -15,6 +15,7 @@ name=vmav-demo-$$
 vmav=bin/vmav
 work=$(mktemp -d "${TMPDIR:-/tmp}/vmav-demo.XXXXXX")
 chmod 711 "$work" # libvirt's QEMU reads the guest's kernel from here
+export VMAV_STATE_DIRECTORY=$work/state # this host's history is not the demo's
 
 cleanup() {
 	status=$?

@@ -1,0 +1,322 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+var self = Origin{Trigger: TriggerCLI, Who: Who{UID: 1000, User: "ann"}, Command: "vmav scan win10"}
+
+func openDB(t testing.TB, dir string) *DB {
+	t.Helper()
+	db, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func finding(pid uint64, signature string) report.Finding {
+	return report.Finding{Kind: report.KindSignature, Domain: "win10", PID: pid, Process: "malware.exe", Image: `C:\Temp\malware.exe`, Base: 0x140000000,
+		Size: 0x8000, Signature: signature, SHA256: strings.Repeat("ab", 32), Hashes: &report.Hashes{ImportHash: "x"},
+		Fidelity: report.Fidelity{Form: report.FormFile, Coverage: 1, Exact: true, Base: "checksum"},
+		Verdict:  verdict.Verdict{Action: verdict.Report, Reason: "policy"}, Action: verdict.Report, Outcome: "reported"}
+}
+
+func scan(f ...report.Finding) *report.DomainScan {
+	return &report.DomainScan{Name: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", State: "running", Status: report.StatusScanned, Build: "10.0.19041",
+		Processes: 45, Images: 153, Files: 44, Bytes: 12345678, Findings: f, Errors: []report.ScanError{}, Timing: report.Timing{Total: 1.5}}
+}
+
+func killed(pid uint64) *report.Kill {
+	status, dead := report.NTStatus(0xC0000906), report.Milliseconds(40123*time.Microsecond)
+	return &report.Kill{Domain: "win10", Target: report.Process{PID: pid, Name: "malware.exe"}, Outcome: report.OutcomeKilled,
+		Method: report.MethodDirect, Requested: time.Now().UTC(), Dead: &dead, ExitStatus: &status}
+}
+
+func verify(t testing.TB, db *DB) Verified {
+	t.Helper()
+	v, err := db.Verify(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestARecordedScanIsReadBackWhole(t *testing.T) {
+	ctx := context.Background()
+	dir := filepath.Join(t.TempDir(), "state")
+	db := openDB(t, dir)
+	d := scan(finding(2552, "Vmav.Test.Malware"), finding(2560, "Other"))
+	d.Findings[1].Verdict.Action, d.Findings[1].Action, d.Findings[1].Outcome = verdict.Kill, verdict.Kill, "killed"
+	d.Kills = []*report.Kill{killed(2560)}
+	want := append([]report.Finding{}, d.Findings...)
+	e := &report.Engine{Version: "ClamAV 1.4.6", Database: "27000"}
+	id, err := db.RecordScan(ctx, self, e, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	db = openDB(t, dir) // another process
+	all, err := db.Entries(ctx, Filter{})
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d entries, %v", len(all), err)
+	}
+	for i, got := range []Entry{all[1], all[0]} {
+		if got.ID == 0 || got.ID != d.Findings[i].ID || got.Scan != id || got.UUID != d.UUID || got.Trigger != TriggerCLI {
+			t.Errorf("%+v, want id %d of scan %d", got, d.Findings[i].ID, id)
+		}
+		got.Finding.ID = 0
+		if !reflect.DeepEqual(got.Finding, want[i]) {
+			t.Errorf("got  %+v\nwant %+v", got.Finding, want[i])
+		}
+	}
+	s, err := db.Scan(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Origin != self || s.Status != report.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil || s.Ended.Before(s.Began) {
+		t.Errorf("%+v", s)
+	}
+	if got := s.Result; got.Bytes != d.Bytes || got.Images != d.Images || got.Timing != d.Timing || got.Build != d.Build || len(got.Findings) != 0 {
+		t.Errorf("%+v", got)
+	}
+	verify(t, db)
+	var synchronous int
+	var journal string
+	if err := db.sql.QueryRow("SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode").Scan(&synchronous, &journal); err != nil || synchronous != 2 || journal != "wal" {
+		t.Errorf("synchronous=%d, journal %s, %v; want FULL (2) and wal", synchronous, journal, err)
+	}
+	for name, mode := range map[string]fs.FileMode{"": 0o700, fileName: 0o600, keyName: 0o600} {
+		st, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%q: %v, %v; want mode %o", name, st.Mode(), err, mode)
+		}
+	}
+}
+
+// A finding's state goes from decided over requested to its outcome, each recorded when
+// it comes about, so that a run that is cut off says how far it got.
+func TestStatesOfAnAction(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := finding(2552, "Vmav.Test.Malware")
+	f.Verdict.Action = verdict.Kill
+	state := func() string {
+		t.Helper()
+		all, err := db.Entries(ctx, Filter{})
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%d entries, %v", len(all), err)
+		}
+		return string(all[0].Action) + " " + all[0].Outcome
+	}
+	var got []string
+	step := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, state())
+	}
+	step(r.Found(ctx, &f))
+	step(r.Acting(ctx, verdict.Kill, f.ID))
+	if s, err := db.Scan(ctx, r.ID()); err != nil || s.Status != StatusRunning || s.Ended != nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+	step(r.Acted(ctx, verdict.Kill, "killed", killed(2552), nil, f.ID))
+	f.Action, f.Outcome = verdict.Kill, "killed"
+	before := verify(t, db).Records
+	d := scan(f)
+	step(r.End(ctx, d))
+	if n := verify(t, db).Records - before; n != 1 {
+		t.Errorf("the end of a run that was recorded as it went made %d records, want 1", n)
+	}
+	want := []string{"kill decided", "kill requested", "kill killed", "kill killed"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	detail, err := db.Show(ctx, f.ID)
+	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 || *detail.Steps[1].Kill.Dead != report.Milliseconds(40123*time.Microsecond) {
+		t.Errorf("%+v, %v", detail, err)
+	}
+}
+
+// Findings and outcomes that nobody recorded on the way are recorded by the end.
+func TestTheEndRecordsWhatIsNot(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := finding(8, "A"), finding(12, "B")
+	if err := r.Found(ctx, &a); err != nil {
+		t.Fatal(err)
+	}
+	a.Action, a.Outcome = verdict.Kill, "failed: the guest went away"
+	d := scan(a, b)
+	for range maxErrors + 7 {
+		d.Errors = append(d.Errors, report.ScanError{What: "w", Error: "e"})
+	}
+	if err := r.End(ctx, d); err != nil {
+		t.Fatal(err)
+	}
+	for outcome, want := range map[string]string{"failed": "A", "reported": "B", "fail": "", "failed: the guest went away": "A"} {
+		got, err := db.Entries(ctx, Filter{Outcome: outcome})
+		if err != nil || len(got) > 1 || (len(got) == 1) != (want != "") || len(got) == 1 && got[0].Signature != want {
+			t.Errorf("outcome %s: %+v, %v; want %q", outcome, got, err, want)
+		}
+	}
+	if s, err := db.Scan(ctx, r.ID()); err != nil || len(s.Result.Errors) != maxErrors || s.Omitted != 7 || len(d.Errors) != maxErrors+7 {
+		t.Errorf("%d errors and %d omitted, %v", len(s.Result.Errors), s.Omitted, err)
+	}
+	verify(t, db)
+}
+
+func TestFilters(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	for i, name := range []string{"win10", "win11", "win10"} {
+		d := scan(finding(uint64(4*i+8), "Win.Trojan["+name+"]"), finding(uint64(4*i+80), "Vmav.Modified.Code"))
+		d.Name, d.UUID = name, "6f0d9c1a-0000-4000-8000-00000000ABC"+string(rune('0'+i))
+		for j := range d.Findings {
+			d.Findings[j].Domain = name
+		}
+		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	middle := time.Now()
+	if _, err := db.RecordScan(ctx, self, nil, scan(finding(4000, "Late"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		f    Filter
+		want int
+	}{
+		{Filter{}, 7}, {Filter{Domain: "win10"}, 5}, {Filter{Domain: "6f0d9c1a-0000-4000-8000-00000000abc1"}, 2}, {Filter{Domain: "win"}, 0},
+		{Filter{Signature: "Win.Trojan*"}, 3}, {Filter{Signature: "Win.Trojan[win1?]"}, 0}, {Filter{Signature: "*[win10]"}, 2}, {Filter{Signature: "Late"}, 1},
+		{Filter{Action: "kill"}, 0}, {Filter{Action: "report"}, 7}, {Filter{Outcome: "reported"}, 7},
+		{Filter{Since: middle}, 1}, {Filter{Until: middle}, 6}, {Filter{Limit: 3}, 3}, {Filter{Domain: "win10", Signature: "Vmav.*", Limit: 1}, 1},
+	} {
+		got, err := db.Entries(ctx, c.f)
+		if err != nil || len(got) != c.want {
+			t.Errorf("%+v: %d entries, %v; want %d", c.f, len(got), err, c.want)
+		}
+	}
+	if got, err := db.Scans(ctx, Filter{Domain: "win10", Limit: 2}); err != nil || len(got) != 2 || got[0].ID <= got[1].ID {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := db.Show(ctx, 1000); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("a record that is not there: %v", err)
+	}
+}
+
+func TestWhatIsNotAHistoryIsRefused(t *testing.T) {
+	if _, err := OpenExisting(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory without one: %v", err)
+	}
+	for name, c := range map[string]struct {
+		do   func(dir string) error
+		want string
+	}{
+		"no key":         {func(dir string) error { return os.Remove(filepath.Join(dir, keyName)) }, "is gone"},
+		"short key":      {func(dir string) error { return os.WriteFile(filepath.Join(dir, keyName), []byte("x"), 0o600) }, "not of 32 bytes"},
+		"key for all":    {func(dir string) error { return os.Chmod(filepath.Join(dir, keyName), 0o644) }, "0600"},
+		"not a database": {func(dir string) error { return os.WriteFile(filepath.Join(dir, fileName), make([]byte, 4096), 0o600) }, "not a database"},
+		"a newer one":    {func(dir string) error { return raw(dir, "PRAGMA user_version=1000") }, "newer vmav"},
+	} {
+		dir := t.TempDir()
+		db, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.Close()
+		if err := c.do(dir); err != nil {
+			t.Fatal(err)
+		}
+		if db, err := Open(dir); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), filepath.Join(dir, fileName)) {
+			t.Errorf("%s: %v; want it to name the file and say %q", name, err, c.want)
+			if db != nil {
+				db.Close()
+			}
+		}
+	}
+}
+
+// The tables that queries read are derived anew when their version changes.
+func TestDerivedTablesAreMadeAnewFromAnOlderVersion(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	db := openDB(t, dir)
+	if _, err := db.RecordScan(ctx, self, nil, scan(finding(8, "A"))); err != nil {
+		t.Fatal(err)
+	}
+	head := verify(t, db).Head
+	db.Close()
+	if err := raw(dir, "DROP TABLE entries", "CREATE TABLE entries (old TEXT)", "DROP TABLE steps", "PRAGMA user_version=0"); err != nil {
+		t.Fatal(err)
+	}
+	db = openDB(t, dir)
+	if got, err := db.Entries(ctx, Filter{}); err != nil || len(got) != 1 || got[0].Signature != "A" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got := verify(t, db).Head; got.String() != head.String() {
+		t.Errorf("the head is %s, want %s", got, head)
+	}
+}
+
+// Of runs that are recorded lazily only those leave a record that have something to say,
+// and then from their beginning on.
+func TestALazyRunThatFindsNothingLeavesNoRecord(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	run := Run{Origin: self, Operation: OperationScan, Domain: "win10"}
+	if err := db.Lazy(run).End(ctx, scan()); err != nil {
+		t.Fatal(err)
+	}
+	bad := scan()
+	bad.Status = report.StatusIncomplete
+	if err := db.Lazy(run).End(ctx, bad); err != nil {
+		t.Fatal(err)
+	}
+	r := db.Lazy(run)
+	var wg sync.WaitGroup
+	d := scan(finding(8, "A"), finding(12, "B"), finding(16, "C"))
+	for i := range d.Findings {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := r.Found(ctx, &d.Findings[i]); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	if err := r.End(ctx, d); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := db.Scans(ctx, Filter{})
+	if err != nil || len(runs) != 2 || runs[0].ID != r.ID() || runs[0].Findings != 3 || runs[1].Status != report.StatusIncomplete {
+		t.Errorf("%+v, %v", runs, err)
+	}
+	if v := verify(t, db); v.Records != 7 {
+		t.Errorf("%d records, want 2 and 5", v.Records)
+	}
+}

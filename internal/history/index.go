@@ -1,0 +1,158 @@
+package history
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// indexVersion is the version of the derived tables. It goes up with every change of
+// index or apply; the tables are then derived anew.
+const indexVersion = 1
+
+// Kinds of records.
+const (
+	kindBegin   = "begin"   // of a run: a scan of one domain, or a kill by hand
+	kindFinding = "finding" // a report.Finding as it was decided on
+	kindKill    = "kill"    // a kill that somebody asked for without a finding
+	kindAction  = "action"  // a change of state of what is done for findings
+	kindEnd     = "end"     // of a run
+	kindPrune   = "prune"   // older records were removed
+)
+
+// index is the schema of the derived tables; %s is the database they are in. Times are
+// nanoseconds since 1970.
+const index = `
+DROP TABLE IF EXISTS %[1]s.scans;
+DROP TABLE IF EXISTS %[1]s.entries;
+DROP TABLE IF EXISTS %[1]s.steps;
+CREATE TABLE %[1]s.scans (
+	id INTEGER PRIMARY KEY, operation TEXT NOT NULL, began INTEGER NOT NULL, ended INTEGER,
+	domain TEXT NOT NULL, uuid TEXT NOT NULL, trigger TEXT NOT NULL, status TEXT NOT NULL, findings INTEGER NOT NULL
+);
+CREATE TABLE %[1]s.entries (
+	id INTEGER PRIMARY KEY, scan INTEGER NOT NULL, at INTEGER NOT NULL, domain TEXT NOT NULL, uuid TEXT NOT NULL,
+	signature TEXT NOT NULL, sha256 TEXT NOT NULL, action TEXT NOT NULL, outcome TEXT NOT NULL
+);
+CREATE TABLE %[1]s.steps (seq INTEGER NOT NULL, entry INTEGER NOT NULL, PRIMARY KEY (entry, seq)) WITHOUT ROWID;
+CREATE INDEX %[1]s.entries_at ON entries (at);
+CREATE INDEX %[1]s.entries_domain ON entries (domain, at);
+CREATE INDEX %[1]s.entries_scan ON entries (scan);
+CREATE INDEX %[1]s.scans_began ON scans (began);
+`
+
+// derived are the tables of index with what a record is called whose row differs.
+var derived = []struct{ table, id string }{{"scans", "id"}, {"entries", "id"}, {"steps", "entry"}}
+
+// derive makes the derived tables of a database from the log.
+func (t *txn) derive(schema string) error {
+	if _, err := t.ExecContext(t.ctx, fmt.Sprintf(index, schema)); err != nil {
+		return err
+	}
+	return t.each(0, func(r *row) error {
+		if err := t.apply(schema, r); err != nil {
+			return fmt.Errorf("record %d: %w", r.seq, err)
+		}
+		return nil
+	})
+}
+
+// Operations of a run.
+const (
+	OperationScan = "scan"
+	OperationKill = "kill"
+)
+
+// StatusRunning is the status of a run that has not ended, or was cut off.
+const StatusRunning = "unfinished"
+
+// beginBody is the content of kindBegin.
+type beginBody struct {
+	Operation string         `json:"operation"`
+	Origin    Origin         `json:"origin"`
+	Domain    string         `json:"domain"`
+	UUID      string         `json:"uuid,omitempty"`
+	Engine    *report.Engine `json:"engine,omitempty"`
+}
+
+// States of an action, in their order. The state "decided" is the record of the finding.
+const (
+	StateDecided   = "decided"
+	StateRequested = "requested"
+	StateOutcome   = "outcome"
+)
+
+// actionBody is the content of kindAction.
+type actionBody struct {
+	State   string         `json:"state"`
+	Action  verdict.Action `json:"action"`
+	Entries []int64        `json:"entries"`
+	Outcome string         `json:"outcome,omitempty"`
+	Kill    *report.Kill   `json:"kill,omitempty"`
+	Act     *report.Act    `json:"act,omitempty"`
+}
+
+// killBody is the content of kindKill.
+type killBody struct {
+	Process report.Process `json:"process"`
+	DryRun  bool           `json:"dry_run,omitempty"`
+}
+
+// apply adds a record to the derived tables. It reads nothing but the record and them.
+func (t *txn) apply(schema string, r *row) error {
+	exec := func(query string, args ...any) error {
+		_, err := t.ExecContext(t.ctx, fmt.Sprintf(query, schema), args...)
+		return err
+	}
+	switch r.kind {
+	case kindBegin:
+		var b beginBody
+		if err := json.Unmarshal([]byte(r.body), &b); err != nil {
+			return err
+		}
+		return exec("INSERT INTO %s.scans VALUES (?, ?, ?, NULL, ?, ?, ?, ?, 0)", r.seq, b.Operation, r.at, b.Domain, b.UUID, b.Origin.Trigger, StatusRunning)
+	case kindFinding:
+		var f report.Finding
+		if err := json.Unmarshal([]byte(r.body), &f); err != nil {
+			return err
+		}
+		action, outcome := f.Verdict.Action, StateDecided
+		if action == verdict.Report {
+			outcome = f.Outcome
+		}
+		if err := exec("UPDATE %s.scans SET findings = findings + 1 WHERE id = ?", r.scan); err != nil {
+			return err
+		}
+		return exec("INSERT INTO %[1]s.entries SELECT ?, ?, ?, ?, uuid, ?, ?, ?, ? FROM %[1]s.scans WHERE id = ?2",
+			r.seq, r.scan, r.at, f.Domain, f.Signature, f.SHA256, string(action), outcome)
+	case kindKill:
+		return exec("INSERT INTO %[1]s.entries SELECT ?, ?, ?, domain, uuid, '', '', ?, ? FROM %[1]s.scans WHERE id = ?2",
+			r.seq, r.scan, r.at, string(verdict.Kill), StateDecided)
+	case kindAction:
+		var b actionBody
+		if err := json.Unmarshal([]byte(r.body), &b); err != nil {
+			return err
+		}
+		outcome := b.Outcome
+		if b.State != StateOutcome {
+			outcome = b.State
+		}
+		for _, id := range b.Entries {
+			if err := exec("INSERT OR IGNORE INTO %s.steps VALUES (?, ?)", r.seq, id); err != nil {
+				return err
+			}
+			if err := exec("UPDATE %s.entries SET action = ?, outcome = ? WHERE id = ?", string(b.Action), outcome, id); err != nil {
+				return err
+			}
+		}
+	case kindEnd:
+		var d endBody
+		if err := json.Unmarshal([]byte(r.body), &d); err != nil {
+			return err
+		}
+		return exec("UPDATE %s.scans SET ended = ?, status = ? WHERE id = ?", r.at, d.Status, r.scan)
+	}
+	return nil // a kind of a newer vmav, or one that no query asks for
+}

@@ -1,0 +1,216 @@
+package history
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// maxErrors bounds the errors that are kept of one run: a hostile guest makes as many as
+// it likes, and must not push older records out with them.
+const maxErrors = 200
+
+// Run says what is begun.
+type Run struct {
+	Origin
+	Operation    string // OperationScan or OperationKill
+	Domain, UUID string
+	Engine       *report.Engine // nil where none scans
+}
+
+// Recorder records one run on one domain as it goes. It is safe for concurrent use.
+type Recorder struct {
+	db    *DB
+	run   Run
+	began time.Time
+
+	mu sync.Mutex // held over each write
+	id int64      // 0 until the run's beginning is on disk
+}
+
+// Begin records the beginning of a run. A run that End never comes for stays unfinished.
+func (db *DB) Begin(ctx context.Context, run Run) (*Recorder, error) {
+	r := db.Lazy(run)
+	if err := r.write(ctx, func(*txn, int64) error { return nil }); err != nil {
+		return nil, fmt.Errorf("record the beginning of a %s of %s: %w", run.Operation, run.Domain, err)
+	}
+	return r, nil
+}
+
+// Lazy is Begin for runs of which there are many, such as a look at each new process: the
+// beginning is recorded with the first thing there is to record, and a run that ends well
+// and has found nothing leaves no record.
+func (db *DB) Lazy(run Run) *Recorder { return &Recorder{db: db, run: run, began: time.Now()} }
+
+// write runs do in one transaction, with the number of the run, which it begins where it
+// has not begun.
+func (r *Recorder) write(ctx context.Context, do func(t *txn, run int64) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := r.id
+	err := r.db.write(ctx, func(t *txn) (err error) {
+		if id == 0 {
+			if id, err = t.begin(r.run, r.began); err != nil {
+				return err
+			}
+		}
+		return do(t, id)
+	})
+	if err == nil {
+		r.id = id
+	}
+	return err
+}
+
+func (t *txn) begin(run Run, at time.Time) (int64, error) {
+	return t.append(kindBegin, 0, at, beginBody{run.Operation, run.Origin, run.Domain, run.UUID, run.Engine})
+}
+
+// ID is the number of the run's record, 0 while there is none.
+func (r *Recorder) ID() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.id
+}
+
+// Found records a finding with its verdict and sets its ID. When it returns nil, the
+// finding is on disk.
+func (r *Recorder) Found(ctx context.Context, f *report.Finding) error {
+	err := r.write(ctx, func(t *txn, run int64) error { return t.found(run, f, time.Now()) })
+	if err != nil {
+		f.ID = 0
+		return fmt.Errorf("record the finding %s in process %d: %w", f.Signature, f.PID, err)
+	}
+	return nil
+}
+
+func (t *txn) found(run int64, f *report.Finding, at time.Time) (err error) {
+	f.ID = 0 // the record's own number is not in it
+	f.ID, err = t.append(kindFinding, run, at, f)
+	return err
+}
+
+// Kill records that the end of a process was asked for without a finding, and returns the
+// ID of that.
+func (r *Recorder) Kill(ctx context.Context, p report.Process, dryRun bool) (id int64, err error) {
+	err = r.write(ctx, func(t *txn, run int64) (err error) {
+		id, err = t.append(kindKill, run, time.Now(), killBody{p, dryRun})
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("record the kill of process %d: %w", p.PID, err)
+	}
+	return id, nil
+}
+
+// Acting records that an action is about to be carried out for the entries with some IDs:
+// it may touch the guest from now on.
+func (r *Recorder) Acting(ctx context.Context, action verdict.Action, ids ...int64) error {
+	return r.action(ctx, actionBody{State: StateRequested, Action: action, Entries: ids})
+}
+
+// Acted records what was seen to happen, with the record of a kill, or of another action.
+func (r *Recorder) Acted(ctx context.Context, action verdict.Action, outcome string, k *report.Kill, a *report.Act, ids ...int64) error {
+	return r.action(ctx, actionBody{State: StateOutcome, Action: action, Entries: ids, Outcome: outcome, Kill: k, Act: a})
+}
+
+func (r *Recorder) action(ctx context.Context, b actionBody) error {
+	err := r.write(ctx, func(t *txn, run int64) error {
+		_, err := t.append(kindAction, run, time.Now(), b)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record the state %s of action %s: %w", b.State, b.Action, err)
+	}
+	return nil
+}
+
+// endBody is the content of kindEnd: a result whose findings and actions have records of
+// their own.
+type endBody struct {
+	report.DomainScan
+	Omitted int `json:"errors_omitted,omitempty"`
+}
+
+// End records the end of a run and its result. Findings that Found was not called for are
+// recorded, too, and those whose outcome is not the recorded one get it.
+func (r *Recorder) End(ctx context.Context, d *report.DomainScan) error {
+	if r.ID() == 0 && d.Status == report.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
+		return nil
+	}
+	err := r.write(ctx, func(t *txn, run int64) error { return t.end(run, d, time.Now()) })
+	if err != nil {
+		return fmt.Errorf("record the end of the scan of %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+func (t *txn) end(run int64, d *report.DomainScan, at time.Time) error {
+	for i := range d.Findings {
+		if err := t.settle(run, &d.Findings[i], d, at); err != nil {
+			return err
+		}
+	}
+	b := endBody{DomainScan: *d}
+	b.Findings, b.Kills, b.Actions = nil, nil, nil
+	if n := len(b.Errors); n > maxErrors {
+		b.Errors, b.Omitted = b.Errors[:maxErrors], n-maxErrors
+	}
+	_, err := t.append(kindEnd, run, at, b)
+	return err
+}
+
+// settle brings the records of a finding to its final state.
+func (t *txn) settle(run int64, f *report.Finding, d *report.DomainScan, at time.Time) error {
+	if f.ID == 0 {
+		if err := t.found(run, f, at); err != nil {
+			return err
+		}
+	}
+	var action, outcome string
+	if err := t.QueryRowContext(t.ctx, "SELECT action, outcome FROM entries WHERE id = ? AND scan = ?", f.ID, run).Scan(&action, &outcome); err != nil {
+		return fmt.Errorf("finding %d of run %d: %w", f.ID, run, err)
+	}
+	if action == string(f.Action) && outcome == f.Outcome {
+		return nil
+	}
+	b := actionBody{State: StateOutcome, Action: f.Action, Entries: []int64{f.ID}, Outcome: f.Outcome}
+	for _, k := range d.Kills {
+		if f.Action == verdict.Kill && k.Target.PID == f.PID {
+			b.Kill = k
+		}
+	}
+	for _, a := range d.Actions {
+		if f.Action == a.Action && (a.Target == nil || a.Target.PID == f.PID) {
+			b.Act = a
+		}
+	}
+	_, err := t.append(kindAction, run, at, b)
+	return err
+}
+
+// RecordScan records the finished scan of one domain at once and sets the IDs of its
+// findings. When it returns nil, all is on disk. The engine may be nil. It returns the
+// number of the scan's record.
+func (db *DB) RecordScan(ctx context.Context, o Origin, e *report.Engine, d *report.DomainScan) (int64, error) {
+	var id int64
+	err := db.write(ctx, func(t *txn) (err error) {
+		now := time.Now()
+		began := now.Add(-time.Duration(d.Timing.Total * float64(time.Second)))
+		if id, err = t.begin(Run{o, OperationScan, d.Name, d.UUID, e}, began); err != nil {
+			return err
+		}
+		return t.end(id, d, now)
+	})
+	if err != nil {
+		for i := range d.Findings {
+			d.Findings[i].ID = 0
+		}
+		return 0, fmt.Errorf("record the scan of %s: %w", d.Name, err)
+	}
+	return id, nil
+}

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/notify"
 )
 
@@ -125,8 +128,19 @@ secret_file = %q
 		t.Errorf("%+v, and the domain is %s", out, state())
 	}
 	virsh(t, "resume", g.name)
-	if state() != "running" {
-		t.Errorf("the domain is %s", state())
+	// Another run of the domain than the one that was looked at is not suspended.
+	h, err := domain.Connect(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	d, err := h.Find(g.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.ID++
+	if err := h.Suspend(context.Background(), d); !errors.Is(err, domain.ErrNotRunning) || state() != "running" {
+		t.Errorf("%v, and the domain is %s", err, state())
 	}
 
 	mu.Lock()

@@ -284,7 +284,7 @@ func TestGuardsHold(t *testing.T) {
 func TestUnreachedIsTrue(t *testing.T) {
 	p := pick{rand.New(rand.NewSource(2))}
 	said := 0
-	for range 20000 {
+	for range 8000 {
 		policy := p.policy(t)
 		for i := range policy.Rules {
 			policy.Rules[i].Name = string(rune('A' + i))

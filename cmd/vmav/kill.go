@@ -9,6 +9,7 @@ import (
 
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/policy"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -38,17 +39,21 @@ func killFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.DurationFlag{Name: "timeout", Value: kill.DefaultTimeout, Usage: "give up a kill after this `TIME`"},
 		&cli.StringFlag{Name: "surrogate", Value: "allow", Usage: "`allow` services to end a process that never runs itself, or never"},
-		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; can be repeated (default: svchost.exe, spoolsv.exe in \\Windows\\System32)"},
+		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; can be repeated (default: those of the policy)"},
 	}
 }
 
-// parseKill reads killFlags.
-func parseKill(c *cli.Context) (o kill.Options, err error) {
+// parseKill reads killFlags, over what a policy says.
+func parseKill(c *cli.Context, p policy.Policy) (o kill.Options, err error) {
 	o.Timeout = c.Duration("timeout")
 	if o.Timeout < 100*time.Millisecond || o.Timeout > kill.MaxTimeout {
 		return o, fmt.Errorf("a timeout of %v: 100ms to %v are possible", o.Timeout, kill.MaxTimeout)
 	}
-	o.DryRun = c.Bool("dry-run")
+	o.DryRun = c.Bool("dry-run") || p.DryRun
+	if !c.IsSet("surrogate") && !c.IsSet("surrogate-program") {
+		o.Policy.Surrogates = p.Surrogates
+		return o, nil
+	}
 	switch s := c.String("surrogate"); s {
 	case "allow":
 		if o.Policy.Surrogates = c.StringSlice("surrogate-program"); len(o.Policy.Surrogates) == 0 {
@@ -62,7 +67,11 @@ func parseKill(c *cli.Context) (o kill.Options, err error) {
 }
 
 func runKill(c *cli.Context, e *env, v *view) error {
-	opt, err := parseKill(c)
+	policy, err := e.policy(c)
+	if err != nil {
+		return err
+	}
+	opt, err := parseKill(c, policy)
 	if err != nil {
 		return err
 	}

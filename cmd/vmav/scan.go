@@ -63,16 +63,11 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if err != nil {
 		return o, err
 	}
-	how, err := parseKill(c)
+	how, err := parseKill(c, policy)
 	if err != nil {
 		return o, err
 	}
-	if !c.IsSet("surrogate") && !c.IsSet("surrogate-program") {
-		how.Policy.Surrogates = policy.Surrogates
-	}
-	policy.Surrogates = how.Policy.Surrogates
-	policy.DryRun = policy.DryRun || how.DryRun
-	how.DryRun = policy.DryRun
+	policy.Surrogates, policy.DryRun = how.Policy.Surrogates, how.DryRun
 	switch action := c.String("action"); {
 	case how.DryRun && c.Bool("dry-run") && !policy.Acts():
 		return o, errors.New("--dry-run is for --action kill and policies that do something: this one touches no guest")

@@ -55,6 +55,11 @@ func Default() (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
+	return in(dir, state, runtime), nil
+}
+
+// in is what holds without any file, with the directories given.
+func in(dir, state, runtime string) Config {
 	return Config{
 		Source:         "auto",
 		StateDirectory: state, RuntimeDirectory: runtime, Policy: filepath.Join(dir, policyName),
@@ -65,7 +70,7 @@ func Default() (Config, error) {
 		Evidence: Evidence{Keep: 90 * day, MaxSize: 5 << 30},
 		Cache:    Cache{MaxSize: 256 << 20},
 		Report:   Report{Journal: true},
-	}, nil
+	}
 }
 
 const day = 24 * time.Hour

@@ -2,7 +2,7 @@ package notify
 
 import (
 	"context"
-	"errors"
+	"fmt"
 
 	"github.com/coreos/go-systemd/v22/journal"
 )
@@ -17,13 +17,6 @@ const (
 // that Event.fields gives it.
 type journald struct{}
 
-func openJournal() (journald, error) {
-	if !journal.Enabled() {
-		return journald{}, errors.New("systemd's journal does not answer at /run/systemd/journal/socket; set journal = false where there is none")
-	}
-	return journald{}, nil
-}
-
 func (journald) name() string { return "journal" }
 func (journald) log() bool    { return true }
 func (journald) close() error { return nil }
@@ -37,5 +30,8 @@ func (journald) send(_ context.Context, e *Event) error {
 		vars["VMAV_"+k] = v
 	}
 	priority := map[level]journal.Priority{levelInfo: journal.PriInfo, levelWarning: journal.PriWarning, levelError: journal.PriErr}[e.level()]
-	return journal.Send(e.text(), priority, vars)
+	if err := journal.Send(e.text(), priority, vars); err != nil {
+		return fmt.Errorf("%w (set journal = false where there is none)", err)
+	}
+	return nil
 }

@@ -42,7 +42,12 @@ func runJournal() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
 		return err
 	}
-	if _, err := Open(config.Report{Journal: true}, Options{}); err == nil || !strings.Contains(err.Error(), "journal") {
+	n, err := Open(config.Report{Journal: true}, Options{})
+	if err != nil {
+		return err
+	}
+	n.Domain(scan(), false)
+	if err := n.Close(context.Background()); err == nil || !strings.Contains(err.Error(), "journal: 1 events were not delivered") {
 		return fmt.Errorf("without a journal: %v", err)
 	}
 	if n, err := Open(config.Report{Journal: true}, Options{Default: true}); err != nil || len(n.outlets) != 0 {
@@ -55,7 +60,7 @@ func runJournal() error {
 	if err != nil {
 		return err
 	}
-	n, err := Open(config.Report{Journal: true}, Options{Trigger: "cli"})
+	n, err = Open(config.Report{Journal: true}, Options{Trigger: "cli"})
 	if err != nil {
 		return err
 	}
@@ -136,11 +141,7 @@ func TestSyslog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s, err := openSyslog(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := notifier(s)
+	n := notifier(&syslogd{socket: socket})
 	f := finding("rule", false)
 	f.Outcome = "failed: x"
 	n.Domain(scan(f), false)
@@ -165,7 +166,9 @@ func TestSyslog(t *testing.T) {
 			t.Errorf("%q, want %s…%s", got, want.prefix, want.text)
 		}
 	}
-	if _, err := openSyslog(socket + "-none"); err == nil {
-		t.Error("no error without a syslog")
+	n = notifier(&syslogd{socket: socket + "-none"})
+	n.Domain(scan(), false)
+	if err := n.Close(context.Background()); err == nil || !strings.Contains(err.Error(), "syslog: 1 events were not delivered") {
+		t.Errorf("without a syslog: %v", err)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/journal"
+
 	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/report"
 )
@@ -31,26 +33,20 @@ type Notifier struct {
 	metrics *metrics // nil for none
 }
 
-// Open prepares to tell everyone that c names. The caller closes the Notifier.
+// Open prepares to tell everyone that c names. Who does not answer now may do so when
+// there is something to tell: that is no error of Open, what cannot be is. The caller
+// closes the Notifier.
 func Open(c config.Report, opt Options) (*Notifier, error) {
 	n := &Notifier{opt: opt}
 	n.host, _ = os.Hostname() // "" where the kernel does not say
 	var sinks []sink
 	if c.Journal {
-		j, err := openJournal()
-		if err != nil && !opt.Default {
-			return nil, err
-		}
-		if err == nil {
-			sinks = append(sinks, j)
+		if !opt.Default || journal.Enabled() {
+			sinks = append(sinks, journald{})
 		}
 	}
 	if c.Syslog {
-		s, err := openSyslog("")
-		if err != nil {
-			return nil, err
-		}
-		sinks = append(sinks, s)
+		sinks = append(sinks, &syslogd{})
 	}
 	if len(c.Notify) > 0 {
 		sinks = append(sinks, &command{argv: c.Notify, timeout: commandTimeout})
@@ -226,19 +222,20 @@ func (o *outlet) stop() {
 // linger is how long a sink gets to notice that its time is over.
 const linger = 2 * time.Second
 
-// wait waits for the queue to empty, and closes the sink.
-func (o *outlet) wait(ctx context.Context) error {
+// wait waits for the queue to empty, and closes the sink, unless that stands still.
+func (o *outlet) wait(ctx context.Context) (err error) {
+	defer o.cancel()
 	select {
 	case <-o.done:
+		err = o.sink.close()
 	case <-ctx.Done():
 		o.cancel()
 		select {
 		case <-o.done:
+			err = o.sink.close()
 		case <-time.After(linger):
 		}
 	}
-	o.cancel()
-	err := o.sink.close()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.lost == 0 && o.waiting == 0 {

@@ -2,31 +2,42 @@ package notify
 
 import (
 	"context"
-	"fmt"
 	"log/syslog"
 )
 
 // syslogd is the host's syslog, under the facility daemon.
-type syslogd struct{ w *syslog.Writer }
-
-// openSyslog connects to the syslog of a socket; "" is the host's.
-func openSyslog(socket string) (*syslogd, error) {
-	network := ""
-	if socket != "" {
-		network = "unixgram"
-	}
-	w, err := syslog.Dial(network, socket, syslog.LOG_DAEMON|syslog.LOG_INFO, "vmav")
-	if err != nil {
-		return nil, fmt.Errorf("connect to syslog: %w", err)
-	}
-	return &syslogd{w}, nil
+type syslogd struct {
+	socket string         // "" for the host's
+	w      *syslog.Writer // nil until there is something to tell
 }
 
-func (*syslogd) name() string   { return "syslog" }
-func (*syslogd) log() bool      { return true }
-func (s *syslogd) close() error { return s.w.Close() }
+// connect connects to syslog, unless that was done. The writer itself connects anew
+// where syslog was started anew.
+func (s *syslogd) connect() (err error) {
+	if s.w != nil {
+		return nil
+	}
+	network := ""
+	if s.socket != "" {
+		network = "unixgram"
+	}
+	s.w, err = syslog.Dial(network, s.socket, syslog.LOG_DAEMON|syslog.LOG_INFO, "vmav")
+	return err
+}
+
+func (*syslogd) name() string { return "syslog" }
+func (*syslogd) log() bool    { return true }
+func (s *syslogd) close() error {
+	if s.w == nil {
+		return nil
+	}
+	return s.w.Close()
+}
 
 func (s *syslogd) send(_ context.Context, e *Event) error {
+	if err := s.connect(); err != nil {
+		return err
+	}
 	switch e.level() {
 	case levelError:
 		return s.w.Err(e.text())

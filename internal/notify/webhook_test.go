@@ -25,6 +25,13 @@ type server struct {
 	got     []request
 }
 
+// requests are those that were answered.
+func (s *server) requests() []request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]request(nil), s.got...)
+}
+
 type request struct {
 	header http.Header
 	body   []byte
@@ -91,7 +98,7 @@ func TestWebhookDeliversAndSigns(t *testing.T) {
 	if err := w.send(context.Background(), e); err != nil || len(*pauses) > 0 {
 		t.Fatal(err, *pauses)
 	}
-	r := s.got[0]
+	r := s.requests()[0]
 	var back Event
 	if err := json.Unmarshal(r.body, &back); err != nil || back.ID != e.ID || back.Finding.PID != 812 {
 		t.Errorf("%v: %s", err, r.body)
@@ -120,11 +127,12 @@ func TestWebhookTriesAgain(t *testing.T) {
 	if err := w.send(context.Background(), event()); err != nil {
 		t.Fatal(err)
 	}
-	if len(s.got) != 5 {
-		t.Fatalf("%d requests", len(s.got))
+	got := s.requests()
+	if len(got) != 5 {
+		t.Fatalf("%d requests", len(got))
 	}
-	for _, r := range s.got {
-		if r.header.Get(EventHeader) != s.got[0].header.Get(EventHeader) || string(r.body) != string(s.got[0].body) {
+	for _, r := range got {
+		if r.header.Get(EventHeader) != got[0].header.Get(EventHeader) || string(r.body) != string(got[0].body) {
 			t.Error("the tries differ")
 		}
 	}
@@ -151,8 +159,8 @@ func TestWebhookGivesUp(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), fmt.Sprintf("try %d", tt.tries)) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%v, want %s at try %d", err, tt.want, tt.tries)
 		}
-		if len(s.got) != tt.tries {
-			t.Errorf("%s: %d requests, want %d", tt.want, len(s.got), tt.tries)
+		if n := len(s.requests()); n != tt.tries {
+			t.Errorf("%s: %d requests, want %d", tt.want, n, tt.tries)
 		}
 	}
 }
@@ -182,8 +190,8 @@ func TestSlowServers(t *testing.T) {
 	if err := w.send(context.Background(), event()); err != nil {
 		t.Errorf("after one try too slow: %v", err)
 	}
-	if len(s.got) != 2 {
-		t.Errorf("%d requests", len(s.got))
+	if n := len(s.requests()); n != 2 {
+		t.Errorf("%d requests", n)
 	}
 	// In the middle of a try, the end.
 	s = serve(t, slow)
@@ -191,13 +199,7 @@ func TestSlowServers(t *testing.T) {
 	n := notifier(w)
 	f := finding("r", true)
 	n.Finding("win10", "", &f, false)
-	for {
-		s.mu.Lock()
-		asked := len(s.got) > 0
-		s.mu.Unlock()
-		if asked {
-			break
-		}
+	for len(s.requests()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

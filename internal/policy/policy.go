@@ -16,6 +16,7 @@ import (
 // Bounds of a policy.
 const (
 	MaxRules     = 1000
+	MaxPatterns  = 10000     // in all rules and allowlists
 	MaxHashFile  = 128 << 20 // bytes of one list of hashes
 	maxName      = 100       // bytes of a rule's name
 	maxHashFiles = 100
@@ -64,21 +65,22 @@ func Parse(name string, data []byte, readList func(path string) ([]byte, error))
 	p := Default()
 	t.Bool("dry_run", &p.DryRun)
 	t.Strings("surrogate", &p.Surrogates, program)
-	p.Allow = parseAllow(t.Table("allow"), readList)
+	r := &reader{}
+	p.Allow = r.allow(t.Table("allow"), readList)
 	rules := t.Tables("rule")
 	if len(rules) > MaxRules {
 		t.Fail("rule", "%d rules: %d are possible", len(rules), MaxRules)
 		rules = nil
 	}
 	names := make(map[string]int)
-	for _, r := range rules {
-		rule := parseRule(r)
+	for _, t := range rules {
+		rule := r.rule(t)
 		if first := names[rule.Name]; first > 0 {
-			r.Fail("name", "%q is the name of the rule of line %d, too", rule.Name, first)
+			t.Fail("name", "%q is the name of the rule of line %d, too", rule.Name, first)
 		} else if rule.Name != "" {
-			names[rule.Name] = r.Line()
+			names[rule.Name] = t.Line()
 		}
-		p.Rules, p.Lines = append(p.Rules, rule), append(p.Lines, r.Line())
+		p.Rules, p.Lines = append(p.Rules, rule), append(p.Lines, t.Line())
 	}
 	if err := f.Done(); err != nil {
 		return Policy{}, err
@@ -90,7 +92,10 @@ func Parse(name string, data []byte, readList func(path string) ([]byte, error))
 	return p, nil
 }
 
-func parseAllow(t *tomlfile.Table, readList func(string) ([]byte, error)) (a verdict.Allow) {
+// reader counts what is read of a policy.
+type reader struct{ patterns int }
+
+func (r *reader) allow(t *tomlfile.Table, readList func(string) ([]byte, error)) (a verdict.Allow) {
 	a.Hashes = hashes(t, "hash")
 	var files []string
 	t.Strings("hash_file", &files, nil)
@@ -109,7 +114,7 @@ func parseAllow(t *tomlfile.Table, readList func(string) ([]byte, error)) (a ver
 			t.Fail("hash_file", "%w", err)
 		}
 	}
-	a.Paths = patterns(t, "path", imageGlob)
+	a.Paths = r.globs(t, "path", imageGlob)
 	return a
 }
 
@@ -122,10 +127,15 @@ func imageGlob(s string) (verdict.Glob, error) {
 	return verdict.NewPathGlob(s)
 }
 
-// patterns reads a list of patterns.
-func patterns(t *tomlfile.Table, key string, read func(string) (verdict.Glob, error)) (out []verdict.Glob) {
+// globs reads a list of patterns.
+func (r *reader) globs(t *tomlfile.Table, key string, read func(string) (verdict.Glob, error)) (out []verdict.Glob) {
 	var texts []string
 	t.Strings(key, &texts, func(s string) error {
+		if r.patterns++; r.patterns == MaxPatterns+1 {
+			return fmt.Errorf("more than %d patterns", MaxPatterns)
+		} else if r.patterns > MaxPatterns {
+			return nil // that was said
+		}
 		g, err := read(s)
 		if err == nil {
 			out = append(out, g)

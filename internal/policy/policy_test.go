@@ -106,6 +106,7 @@ func TestErrors(t *testing.T) {
 		{rule + "image = '\\Device\\HarddiskVolume1\\x.dll'", "policy.toml:4: rule[0].image: pattern"},
 		{"surrogate = '\\Device\\HarddiskVolume1\\x.exe'", "policy.toml:1: surrogate: "},
 		{"surrogate = '\\Windows\\*'", "write a path without its volume"},
+		{rule + "process = [" + strings.Repeat("'x',", 6000) + "]\nsignature = [" + strings.Repeat("'x',", 6000) + "]", "more than 10000 patterns"},
 		{strings.Repeat(rule, MaxRules+1), "1001 rules: 1000 are possible"},
 	} {
 		p, err := Parse("policy.toml", []byte(tt.text), noLists)

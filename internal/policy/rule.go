@@ -12,8 +12,8 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// parseRule reads a [[rule]].
-func parseRule(t *tomlfile.Table) verdict.Rule {
+// rule reads a [[rule]].
+func (rd *reader) rule(t *tomlfile.Table) verdict.Rule {
 	r := verdict.Rule{Notify: true}
 	t.String("name", &r.Name, name)
 	if !t.Has("name") {
@@ -21,17 +21,17 @@ func parseRule(t *tomlfile.Table) verdict.Rule {
 	}
 	t.Strings("kind", &r.Kinds, tomlfile.OneOf(verdict.Kinds()...))
 	nonEmpty(t, "kind")
-	r.Signatures = patterns(t, "signature", verdict.NewGlob)
-	r.Processes = patterns(t, "process", processGlob)
-	r.Paths = patterns(t, "path", verdict.NewPathGlob)
-	r.Images = patterns(t, "image", imageGlob)
-	r.Parents = patterns(t, "parent", func(s string) (verdict.Glob, error) {
+	r.Signatures = rd.globs(t, "signature", verdict.NewGlob)
+	r.Processes = rd.globs(t, "process", processGlob)
+	r.Paths = rd.globs(t, "path", verdict.NewPathGlob)
+	r.Images = rd.globs(t, "image", imageGlob)
+	r.Parents = rd.globs(t, "parent", func(s string) (verdict.Glob, error) {
 		if strings.Contains(s, `\`) {
 			return verdict.NewPathGlob(s)
 		}
 		return verdict.NewGlob(s)
 	})
-	r.Domains = patterns(t, "domain", verdict.NewGlob)
+	r.Domains = rd.globs(t, "domain", verdict.NewGlob)
 	if r.Hashes = hashes(t, "hash"); len(r.Hashes) == 0 {
 		r.Hashes = nil
 	}

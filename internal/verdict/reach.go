@@ -72,11 +72,15 @@ func kindsCover(a, b []string) bool {
 	return !slices.ContainsFunc(or(b), func(k string) bool { return !slices.Contains(or(a), k) })
 }
 
+// maxCompared bounds the pairs of patterns that are compared of two rules. Beyond it
+// nothing is said.
+const maxCompared = 1000
+
 func globsCover(a, b []Glob) bool {
 	if len(a) == 0 {
 		return true
 	}
-	return len(b) > 0 && !slices.ContainsFunc(b, func(g Glob) bool {
+	return len(b) > 0 && len(a)*len(b) <= maxCompared && !slices.ContainsFunc(b, func(g Glob) bool {
 		return !slices.ContainsFunc(a, func(c Glob) bool { return c.covers(g) })
 	})
 }

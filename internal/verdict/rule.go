@@ -86,7 +86,7 @@ func (r *Rule) match(f Finding, s Subject) (bool, []string) {
 		c.fails(form == r.Form, "its form is %s", form)
 	}
 	if r.MinCoverage > 0 {
-		c.fails(f.Coverage >= r.MinCoverage, "%.4g of it is known, %.4g is asked for", f.Coverage, r.MinCoverage)
+		c.fails(f.Coverage >= r.MinCoverage, "%.4g %% of it is known, %.4g %% is asked for", 100*f.Coverage, 100*r.MinCoverage)
 	}
 	if r.Exact != nil {
 		c.fails(f.Exact == *r.Exact, "it is %s", map[bool]string{true: "exact", false: "not exact"}[f.Exact])

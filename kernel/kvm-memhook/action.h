@@ -56,7 +56,9 @@ bool kmh_stop(struct kmh_vm *vm, struct kmh_action *act, u32 type, u32 reason);
 struct kmh_action *kmh_next(struct kmh_vm *vm, unsigned long pass);
 
 /* guard.c */
+enum kmh_guards { KMH_GUARDS_HOLD, KMH_GUARDS_LATER, KMH_GUARDS_BROKEN };
 int kmh_guards_find(struct kmh_vm *vm, struct kmh_action *act);
+enum kmh_guards kmh_guards_look(const struct kmh_action *act);
 
 /* deliver.c: in the probe. */
 void kmh_finish(struct kmh_vm *vm, struct kmh_action *act);

@@ -87,25 +87,6 @@ static bool kmh_matches(const struct kmh_action *act, const struct kmh_state *st
 	return !(act->seen && kmh_seen(act, st->teb));
 }
 
-enum kmh_guards { KMH_GUARDS_HOLD, KMH_GUARDS_LATER, KMH_GUARDS_BROKEN };
-
-static enum kmh_guards kmh_look(const struct kmh_action *act)
-{
-	u32 i;
-
-	for (i = 0; i < act->a.guards; i++) {
-		const struct kmh_guard *g = &act->guard[i];
-		u64 word;
-
-		if (!g->page || g->stale)
-			return KMH_GUARDS_LATER; /* the worker finds the page again */
-		word = READ_ONCE(*(u64 *)(page_address(g->page) + g->offset));
-		if ((word & g->mask) != g->value)
-			return KMH_GUARDS_BROKEN;
-	}
-	return KMH_GUARDS_HOLD;
-}
-
 /* Does the processor take a new RIP? One outside user space is not entered with. */
 static bool kmh_rip_possible(const struct kmh_action *act, const struct kmh_state *st)
 {
@@ -192,7 +173,7 @@ static bool kmh_deliver(struct kmh_vm *vm, struct kvm_vcpu *vcpu, struct kmh_act
 		return false;
 	if ((a->flags & KVM_MEMHOOK_ACTION_SAVE || a->type == KVM_MEMHOOK_ACTION_RESTORE) && !kmh_fpu_live())
 		return false;
-	switch (kmh_look(act)) {
+	switch (kmh_guards_look(act)) {
 	case KMH_GUARDS_LATER:
 		return false;
 	case KMH_GUARDS_BROKEN:

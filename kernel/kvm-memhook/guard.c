@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Guards: words of guest memory that the probe looks at. Their pages are looked up
- * in process context and held by a reference; when the VMM changes what backs one,
- * the guard is stale, holds its action back, and is looked up again.
+ * Guards: words of guest memory that the probe looks at, and for holds the worker.
+ * Their pages are looked up in process context and held by a reference; when the VMM
+ * changes what backs one, the guard is stale, holds its action back, and is looked
+ * up again.
  */
 #include <linux/mm.h>
 
@@ -52,6 +53,24 @@ int kmh_guards_find(struct kmh_vm *vm, struct kmh_action *act)
 		if (READ_ONCE(act->guard[i].stale))
 			err = kmh_guard_find(vm, &act->guard[i]);
 	return err;
+}
+
+/* kmh_guards_look() - do all conditions hold?; under vm->lock */
+enum kmh_guards kmh_guards_look(const struct kmh_action *act)
+{
+	u32 i;
+
+	for (i = 0; i < act->a.guards; i++) {
+		const struct kmh_guard *g = &act->guard[i];
+		u64 word;
+
+		if (!g->page || g->stale)
+			return KMH_GUARDS_LATER; /* the worker finds the page again */
+		word = READ_ONCE(*(u64 *)(page_address(g->page) + g->offset));
+		if ((word & g->mask) != g->value)
+			return KMH_GUARDS_BROKEN;
+	}
+	return KMH_GUARDS_HOLD;
 }
 
 /* kmh_actions_invalidate() - the VMM changes what backs [start, end); does not sleep */

@@ -18,6 +18,28 @@
 /* Held tables are looked at again so often: the guest may have added an entry. */
 #define KMH_HOLD_PASSES 16
 
+/*
+ * Is a hold's process still the one that was meant? Its table is looked at in every
+ * pass, as a process can be ended from outside while it is held, and its table's
+ * page be something else soon after. Returns false where nothing is to be done.
+ */
+static bool kmh_hold_guarded(struct kmh_vm *vm, struct kmh_action *act)
+{
+	enum kmh_guards look;
+	unsigned long flags;
+
+	if (kmh_guards_find(vm, act)) {
+		kmh_stop(vm, act, KVM_MEMHOOK_EVENT_CANCELLED, KVM_MEMHOOK_REASON_MOVED);
+		return false;
+	}
+	raw_spin_lock_irqsave(&vm->lock, flags);
+	look = kmh_guards_look(act);
+	raw_spin_unlock_irqrestore(&vm->lock, flags);
+	if (look == KMH_GUARDS_BROKEN)
+		kmh_stop(vm, act, KVM_MEMHOOK_EVENT_CANCELLED, KVM_MEMHOOK_REASON_GUARD);
+	return look == KMH_GUARDS_HOLD;
+}
+
 static void kmh_hold_pass(struct kmh_vm *vm, struct kmh_action *act)
 {
 	struct kvm_memhook_event ev = {
@@ -27,7 +49,7 @@ static void kmh_hold_pass(struct kmh_vm *vm, struct kmh_action *act)
 	unsigned long flags;
 	long changed;
 
-	if (!READ_ONCE(h->possible) || h->passes++ % KMH_HOLD_PASSES)
+	if (!READ_ONCE(h->possible) || !kmh_hold_guarded(vm, act) || h->passes++ % KMH_HOLD_PASSES)
 		return;
 	changed = kmh_hold_apply(vm, act);
 	if (changed < 0) {

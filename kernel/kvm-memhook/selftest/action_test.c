@@ -275,7 +275,31 @@ static void hold(void)
 		WANT_EQ(pml4e >> 63, 0);
 		guest_moves(&g, D_CHECKS);
 	}
+	/* A guard that fails before: never applied; while it lasts: released. */
+	*guest_word(&g, D_GUARD) = 5;
+	a.cookie = 50;
+	a.timeout_ms = 20000;
+	guard(&a, ~0ULL, 6);
+	WANT_EQ(action_add(fd, &a), 0);
+	want_event(fd, &ev, KVM_MEMHOOK_EVENT_CANCELLED, 50);
+	WANT_EQ(ev.reason, KVM_MEMHOOK_REASON_GUARD);
+	guest_moves(&g, D_CHECKS);
+	a.cookie = 51;
+	guard(&a, ~0ULL, 5);
+	WANT_EQ(action_add(fd, &a), 0);
+	want_event(fd, &ev, KVM_MEMHOOK_EVENT_APPLIED, 51);
+	was = *guest_word(&g, D_CHECKS);
+	usleep(50000);
+	WANT_EQ(*guest_word(&g, D_CHECKS), was);
+	*guest_word(&g, D_GUARD) = 6;
+	want_event(fd, &ev, KVM_MEMHOOK_EVENT_CANCELLED, 51);
+	WANT_EQ(ev.reason, KVM_MEMHOOK_REASON_GUARD);
+	memcpy(&pml4e, g.v.low + G_PML4, 8);
+	WANT_EQ(pml4e >> 63, 0);
+	guest_moves(&g, D_CHECKS);
 	/* The client goes: released. */
+	a.guards = 0;
+	memset(a.guard, 0, sizeof(a.guard));
 	a.cookie = 99;
 	a.timeout_ms = 60000;
 	WANT_EQ(action_add(fd, &a), 0);

@@ -199,7 +199,9 @@ struct kvm_memhook_hooks {
 /*
  * A condition on guest memory, looked at in the moment of delivery while this
  * vCPU stands still: (*(u64 *)gpa & mask) == value. If it does not hold the
- * action ends as cancelled and nothing is done.
+ * action ends as cancelled and nothing is done. A HOLD's guards are looked at before
+ * it is applied and about once a millisecond for as long as it lasts; the first
+ * that does not hold releases it.
  */
 struct kvm_memhook_guard {
 	__u64 gpa;		/* guest RAM, a multiple of 8 */

@@ -61,6 +61,7 @@ type Rebuilder struct {
 
 	sum      uint64 // of the file's words, modulo 65535, as long as relocations are not undone
 	sumKnown bool
+	summing  bool // sum is that of the merged file
 	solver   sumSolver
 	solved   bool // solver holds this image's equation
 
@@ -140,8 +141,9 @@ func (r *Rebuilder) copyBytes() {
 	}
 	r.data = r.data[:size]
 	r.fid.FileSize = size
-	r.sum, r.sumKnown = 0, r.checkSumUsable()
-	done := uint64(0) // file bytes before it are accounted for
+	_, base := r.cachedBase()
+	r.sum, r.sumKnown = 0, !base && r.checkSumUsable() // no need to look for a base that is known
+	done := uint64(0)                                  // file bytes before it are accounted for
 	for _, s := range r.lay.byOffset {
 		if s.off > done {
 			r.assume(done, s.off)

@@ -231,7 +231,7 @@ func (r *Rebuilder) mayBeWritten(s *Section) bool {
 // section has.
 func (r *Rebuilder) written(page uint64) bool {
 	switch r.img.Pages[page] {
-	case Prototype, FileCache, OtherProcess, Absent:
+	case Prototype, PagedIn, FileCache, OtherProcess, Absent:
 		return false
 	case Private:
 		return true

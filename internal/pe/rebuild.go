@@ -233,6 +233,7 @@ func (r *Rebuilder) account(s span, done uint64) {
 	b.Private += n[Private]
 	b.FileCache += n[FileCache]
 	b.Other += n[OtherProcess]
+	b.PagedIn += n[PagedIn]
 }
 
 // assume zero-fills file bytes that are never mapped.
@@ -285,7 +286,7 @@ func (r *Rebuilder) sectionOwned(rva, n uint64) bool {
 	}
 	for p := rva / PageSize; p <= (rva+max(n, 1)-1)/PageSize; p++ {
 		switch r.img.Pages[p] {
-		case Resident, Transition, Prototype:
+		case Resident, Transition, Prototype, PagedIn:
 		default:
 			return false
 		}

@@ -32,7 +32,7 @@ func dumpCommand(e *env) *cli.Command {
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`; without it DOMAIN-PID-NAME in this directory"},
 			&cli.StringFlag{Name: "module", Usage: "base `NAME` of the module, or its base address as 0x…"},
 			&cli.BoolFlag{Name: "all", Usage: "every module of the process, into a directory"},
-			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}}, profileFlags()...),
+			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}}, append(pageInFlags(), profileFlags()...)...),
 		Action:       func(c *cli.Context) error { return runDump(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -49,6 +49,10 @@ func runDump(c *cli.Context, e *env) error {
 	}
 	if c.Bool("all") && c.String("module") != "" {
 		return errors.New("--all and --module exclude each other")
+	}
+	pageIn, pageInOptions, err := parsePageIn(c)
+	if err != nil {
+		return err
 	}
 	g, err := t.guest(c, e)
 	if err != nil {
@@ -71,6 +75,14 @@ func runDump(c *cli.Context, e *env) error {
 		return err
 	}
 	d := dumper{env: e, target: t.describe(), domain: t.domain.Name, process: p, raw: c.Bool("raw"), copier: sweep.NewCopier(g, mappings, sweep.NewFiles())}
+	if pageIn {
+		pager, err := sweep.OpenPager(g, t.source, pageInOptions)
+		if err != nil {
+			return fmt.Errorf("%s: %w", t.describe(), err)
+		}
+		defer pager.Close()
+		d.copier.PageIn(pager)
+	}
 	if c.Bool("all") {
 		return d.all(c.Context, c.Path("output"), mods, problems)
 	}

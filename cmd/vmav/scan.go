@@ -26,9 +26,10 @@ func scanCommand(e *env) *cli.Command {
 		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
 			"scanned. clamd is the host's or, where none answers or --database is given, a private one for\n" +
 			"as long as the scan runs. What is done about findings, when all is scanned, is the policy's\n" +
-			"to say (docs/POLICY.md): without one nothing is changed in the guest. An action that is not\n" +
-			"known to have worked leaves the scan incomplete. Findings are recorded in the history before they\n" +
-			"are told of (vmav history); one that could not be leaves the scan incomplete.",
+			"to say (docs/POLICY.md): without one nothing is changed in the guest; --page-in has it read in\n" +
+			"what is in no memory. An action that is not known to have worked leaves the scan incomplete.\n" +
+			"Findings are recorded in the history before they are told of (vmav history); one that could\n" +
+			"not be leaves the scan incomplete.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
@@ -40,7 +41,7 @@ func scanCommand(e *env) *cli.Command {
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
 			&cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"},
 			stateFlag(),
-		}, slices.Concat(recordFlags(), policyFlags(), killFlags(), profileFlags())...),
+		}, slices.Concat(recordFlags(), pageInFlags(), policyFlags(), killFlags(), profileFlags())...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -76,6 +77,10 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	case c.IsSet("action") && policy.Acts(verdict.Kill, verdict.Hold) && text(c, "source") == string(domain.QEMU):
 		return o, fmt.Errorf("action %s needs the kvm-memhook module: it does not go with --source qemu", action)
 	}
+	pageIn, pageInOptions, err := parsePageIn(c)
+	if err != nil {
+		return o, err
+	}
 	if n := c.Int("parallel"); n < 1 || n > 64 {
 		return o, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
 	}
@@ -106,7 +111,7 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 		o.engine.Databases = c.StringSlice("database")
 	}
 	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
-		Policy: policy.Policy, Kill: how, Progress: bar.show}
+		Policy: policy.Policy, Kill: how, Progress: bar.show, PageIn: pageIn, PageInOptions: pageInOptions}
 	if o.holds != nil {
 		o.sweep.Keep = o.holds.keep
 	}

@@ -27,7 +27,8 @@ type Mapping struct {
 }
 
 // Mapping reads how va is mapped, from the tables themselves and not from a copy of
-// them. The error wraps ErrNotPresent where the processor would fault.
+// them. The error wraps ErrNotPresent where the processor would fault; Entry and PTE are
+// then those of the entry for which it would, and Entry is 0 where there is none.
 func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 	m := Mapping{User: true, Writable: true, Executable: true, size: as.f.pte}
 	absent := &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
@@ -49,7 +50,7 @@ func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 		}
 		m.PTE = binary.LittleEndian.Uint64(buf[:])
 		if m.PTE&pteValid == 0 {
-			return Mapping{}, absent
+			return m, absent
 		}
 		if shift != 30 || f.wide() { // the four entries at the top of PAE have no rights
 			m.User = m.User && m.PTE&pteUser != 0

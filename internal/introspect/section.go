@@ -33,6 +33,10 @@ type Subsection struct {
 // copies of their own.
 func (s *Subsection) Writable() bool { return s.Protection&7 >= 4 }
 
+// Readable tells whether processes may read its pages: the lower bits of a protection
+// index are 0 for no access, and the upper ones say guard page or no access.
+func (s *Subsection) Readable() bool { return s.Protection&7 != 0 && s.Protection>>3&2 == 0 }
+
 // Executable tells whether its pages may be executed.
 func (s *Subsection) Executable() bool { return executable(s.Protection) }
 

@@ -40,13 +40,19 @@ func (b *builder) trimmedProto(im *image, page, pfn uint64) (pte uint64, trimmed
 	}
 	im.frames[page] = 0
 	delete(b.mem.frames, pfn)
+	return b.filePTE(im, page), true
+}
+
+// filePTE is the prototype PTE of a page that must be read from the file: it leads to
+// the page's subsection.
+func (b *builder) filePTE(im *image, page uint64) uint64 {
 	subsection := im.controlArea + b.sizeof("_CONTROL_AREA")
 	for i, s := range im.file.spans() {
 		if page >= s.start && page < s.end {
 			subsection += b.sizeof("_SUBSECTION") * uint64(i)
 		}
 	}
-	return b.subsectionPTE(subsection, prot), true
+	return b.subsectionPTE(subsection, im.file.protAt(page))
 }
 
 // leaveOut decides whether a process lacks a shared page of an image: those that no

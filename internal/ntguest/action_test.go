@@ -106,11 +106,17 @@ func TestPageIn(t *testing.T) {
 					g.expect(fmt.Sprintf(`^FAULT %d %s %#x$`, pid, regexp.QuoteMeta(name), va))
 				}
 				g.heartbeats(1)
-				if name == "burn.exe" {
-					g.send("trim %d", pid)
-					g.expect(`^TRIMMED \d+$`)
-					if state, pa := g.page(pid, kernel32.base); state != "section" || pa == 0 {
-						t.Errorf("%s: the trimmed page is %q at %#x", name, state, pa)
+				for _, verb := range []string{"trim", "evict"} {
+					if name != "burn.exe" {
+						break
+					}
+					g.send("%s %d", verb, pid)
+					if out := g.expect(`^(TRIMM|EVICT)ED (\d+)$`)[2]; out == "0" {
+						t.Errorf("%s: nothing to %s", name, verb)
+					}
+					want := map[string]string{"trim": "section", "evict": "file"}[verb]
+					if state, pa := g.page(pid, kernel32.base); state != want || (pa != 0) != (want == "section") {
+						t.Errorf("%s: after %s the page is %q at %#x", name, verb, state, pa)
 					}
 					fault(kernel32.base)
 					state, pa := g.page(pid, kernel32.base)

@@ -9,7 +9,7 @@ package ntguest
 // it has room for, BootNone an offset or index that a build lacks.
 const (
 	BootMagic   uint64 = 0x544f4f424d41564e
-	BootVersion uint32 = 2
+	BootVersion uint32 = 3
 	BootMaxCPU         = 4
 	BootNone    uint32 = 0xffffffff
 
@@ -133,12 +133,13 @@ type BootOff struct {
 	PcrUserRSPShadow  uint32 `c:"pcr_user_rsp_shadow"`
 }
 
-// BootSegment is one section object: its prototype PTEs and the frames that hold
-// its file content.
+// BootSegment is one section object: its prototype PTEs, the frames that hold its file
+// content, and what the PTEs are while their pages are in the file alone.
 type BootSegment struct {
 	Proto   uint64 `c:"proto"`
 	Backing uint64 `c:"backing"`
 	Count   uint64 `c:"count"`
+	File    uint64 `c:"file"`
 }
 
 // BootRegion is a run of user pages, [Start, End), of one kind and protection.

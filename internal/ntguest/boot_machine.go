@@ -304,6 +304,7 @@ func (w *bootWriter) segments() {
 	sort.Slice(images, func(i, j int) bool { return images[i].segment < images[j].segment })
 	for _, im := range images {
 		backing := make([]uint32, len(im.content)/pageSize)
+		file := make([]uint64, len(backing))
 		w.imagePages[im.segment] = len(backing)
 		for i := range backing {
 			var pfn uint64
@@ -314,9 +315,9 @@ func (w *bootWriter) segments() {
 				pfn = b.mem.alloc()
 				copy(b.mem.frame(pfn)[:], im.content[i*pageSize:])
 			}
-			backing[i] = uint32(pfn)
+			backing[i], file[i] = uint32(pfn), b.filePTE(im, uint64(i))
 		}
-		segs[im.segment] = BootSegment{Proto: im.proto, Backing: w.put(backing), Count: uint64(len(backing))}
+		segs[im.segment] = BootSegment{Proto: im.proto, Backing: w.put(backing), Count: uint64(len(backing)), File: w.put(file)}
 	}
 	w.boot.Segments = table(w, segs)
 }

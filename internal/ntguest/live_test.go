@@ -393,6 +393,8 @@ func TestLiveStorm(t *testing.T) {
 		if i%5 == 0 {
 			g.send("trim %d", pids[2])
 			g.expect(`^TRIMMED \d+$`)
+			g.send("evict %d", pids[2])
+			g.expect(`^EVICTED \d+$`)
 			g.start("wowworker.exe")
 		}
 		free()

@@ -54,10 +54,11 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	if !r.fid.Headers.own() && r.hdr.Dirs[dirBaseReloc].RVA == 0 && r.opt.PreferredBase == 0 {
 		return r.img.Base, BaseUndecided
 	}
-	r.solver, r.solved = r.newSumSolver()
-	if v, ok := r.cachedBase(); ok && r.fid.Headers.own() {
+	r.solved = false
+	if v, ok := r.cachedBase(); ok {
 		return v, BaseCache
 	}
+	r.solver, r.solved = r.newSumSolver()
 	if !r.movable() {
 		return r.img.Base, BaseFixed
 	}

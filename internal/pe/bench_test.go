@@ -94,13 +94,15 @@ func TestAllocations(t *testing.T) {
 }
 
 // BenchmarkSweep goes over a hundred different images, more than any cache holds,
-// as a sweep over a guest does; rebuilt as they are and with the section's pages under the
-// process's own copies, and copied.
+// as a sweep over a guest does; rebuilt as they are, with the section's pages under the
+// process's own copies, and with the whole file in the guest's cache to compare with; and
+// copied.
 func BenchmarkSweep(b *testing.B) {
 	l := &petest.Loader{Rand: rand.New(rand.NewSource(1))}
 	var images, shared []*pe.Image
 	var bases []uint64
-	var size, largest int
+	var files [][]pe.FilePage
+	var size, largest, fileSize int
 	for i, path := range corpusFiles(b) {
 		file, err := os.ReadFile(path)
 		if err != nil {
@@ -119,32 +121,50 @@ func BenchmarkSweep(b *testing.B) {
 		}
 		images, bases = append(images, imageOf(path, m)), append(bases, h.ImageBase)
 		shared = append(shared, sharedImage(path, m))
-		size, largest = size+len(m.Mem), max(largest, len(m.Mem))
+		files = append(files, []pe.FilePage{{Data: file}})
+		size, largest, fileSize = size+len(m.Mem), max(largest, len(m.Mem), len(file)), fileSize+len(file)
 	}
 	for _, c := range []struct {
 		name   string
 		images []*pe.Image
-	}{{"rebuild", images}, {"rebuild with the section's pages", shared}} {
+		files  [][]pe.FilePage // in the guest's cache
+	}{{"rebuild", images, nil}, {"rebuild with the section's pages", shared, nil}, {"rebuild and compare with the cached file", shared, files}} {
 		b.Run(c.name, func(b *testing.B) {
 			var rb pe.Rebuilder
 			b.SetBytes(int64(size))
+			if c.files != nil {
+				b.SetBytes(int64(size + fileSize))
+			}
 			b.ReportAllocs()
 			for i := 0; i < b.N; i++ {
 				for j, img := range c.images {
-					if _, err := rb.Rebuild(img, pe.Options{PreferredBase: bases[j]}); err != nil {
+					opt := pe.Options{PreferredBase: bases[j]}
+					if c.files != nil {
+						opt.FilePages, opt.FileSize = c.files[j], uint64(len(c.files[j][0].Data))
+					}
+					if _, err := rb.Rebuild(img, opt); err != nil {
 						b.Fatal(err)
 					}
 				}
 			}
 		})
 	}
-	b.Run("copy", func(b *testing.B) {
-		dst := make([]byte, largest)
-		b.SetBytes(int64(size))
-		for i := 0; i < b.N; i++ {
-			for _, img := range images {
-				copy(dst, img.Mem)
-			}
+	for _, both := range []bool{false, true} {
+		name, bytes := "copy", size
+		if both {
+			name, bytes = "copy image and cached file", size+fileSize
 		}
-	})
+		b.Run(name, func(b *testing.B) {
+			dst := make([]byte, largest)
+			b.SetBytes(int64(bytes))
+			for i := 0; i < b.N; i++ {
+				for j, img := range images {
+					copy(dst, img.Mem)
+					if both {
+						copy(dst, files[j][0].Data)
+					}
+				}
+			}
+		})
+	}
 }

@@ -24,6 +24,9 @@ func (f *Fidelity) Describe() []string {
 	if n := f.Bytes.Missing; n > 0 {
 		say("%d bytes are on pages that are not present, in %d runs of the image; zeros stand in for them.", n, len(f.MissingRVAs))
 	}
+	if n := f.Bytes.PagedIn; n > 0 {
+		say("%d bytes were not in memory until the guest read them in on request.", n)
+	}
 	if n := f.Bytes.Unknown; n > 0 {
 		say("%d bytes were changed by the loader in ways that could not be undone: %s.", n, f.unknownCauses())
 	}

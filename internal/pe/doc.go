@@ -20,8 +20,9 @@
 //     changed) and for what is never mapped: the section's own page under the
 //     process's copy ([Image].Shared), then the file's own cached page
 //     ([Options].FilePages), then the copy as it is now;
-//  2. for everything else the page of the mapping, resident, in transition or by its
-//     prototype entry, with what the loader did to it undone: it is what runs, and
+//  2. for everything else the page of the mapping, resident, in transition, by its
+//     prototype entry, or read in by the guest when it was asked to ([PagedIn]), with what
+//     the loader did to it undone: it is what runs, and
 //     where it differs from the section's page or from the cached file the difference
 //     is a [Conflict], not a correction;
 //  3. the cached page, for what the mapping does not have;

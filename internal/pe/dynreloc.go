@@ -10,16 +10,21 @@ import (
 // of kernel variables such as the base of the page tables, which the kernel
 // replaces by where it has put them.
 const (
-	dynImportTransfer = 3
-	dynAddress        = 0x10000
+	dynImportTransfer   = 3 // IMAGE_DYNAMIC_RELOCATION_GUARD_IMPORT_CONTROL_TRANSFER
+	dynIndirectTransfer = 4 // IMAGE_DYNAMIC_RELOCATION_GUARD_INDIR_CONTROL_TRANSFER
+	dynSwitchBranch     = 5 // IMAGE_DYNAMIC_RELOCATION_GUARD_SWITCHTABLE_BRANCH
+	dynARM64X           = 6 // IMAGE_DYNAMIC_RELOCATION_ARM64X
+	dynOverride         = 7 // IMAGE_DYNAMIC_RELOCATION_FUNCTION_OVERRIDE
+	dynAddress          = 0x10000
 )
 
 // maxDynTables bounds the tables of one image; real ones have less than ten.
 const maxDynTables = 64
 
 // undoDynamicRelocations undoes what a kernel applies from the dynamic value
-// relocation table: calls through the import address table that were rewritten as
-// retpolines, and addresses of kernel structures that are randomised. It comes
+// relocation table: indirect calls and jumps that were rewritten as retpolines, calls of
+// functions that have a variant for this processor, addresses of kernel structures that
+// are randomised, and what turns an image for one processor into one for another. It comes
 // before the base relocations, as it writes words in terms of the actual base.
 // Everything it writes is reconstructed and is recorded as in doubt.
 func (r *Rebuilder) undoDynamicRelocations() {
@@ -51,54 +56,16 @@ func (r *Rebuilder) undoDynamicRelocations() {
 		switch {
 		case symbol == dynImportTransfer && r.hdr.Machine == machineAMD64:
 			r.undoImportTransfers(&w)
+		case symbol == dynIndirectTransfer && r.hdr.Machine == machineAMD64:
+			r.undoIndirectTransfers(&w, c.field(c.off.dispatch))
+		case symbol == dynSwitchBranch && r.hdr.Machine == machineAMD64:
+			r.undoSwitchBranches(&w)
+		case symbol == dynARM64X:
+			r.undoARM64X(&w)
+		case symbol == dynOverride && r.hdr.Machine == machineAMD64:
+			r.undoOverrides(from, at)
 		case symbol >= dynAddress:
 			r.undoMovedAddresses(&w, symbol)
-		}
-	}
-}
-
-// undoImportTransfers turns retpolines back into the calls and jumps that the
-// file has. An entry is a word: page offset (12 bits), whether it is a call, and
-// the index of the import slot (19 bits). In the file there is
-//
-//	call [rip+slot]; nop dword [rax+rax]   or   jmp [rip+slot]; int3 …
-//
-// and in memory, if the processor needs it,
-//
-//	mov r10, [rip+slot]; call stub         or   mov r10, [rip+slot]; jmp stub
-//
-// 12 bytes in either form ("Mitigating Spectre variant 2 with Retpoline on
-// Windows", Microsoft).
-func (r *Rebuilder) undoImportTransfers(w *relocWalker) {
-	le := binary.LittleEndian
-	const length = 12
-	iat := uint64(r.hdr.Dirs[dirIAT].RVA)
-	for {
-		blk, ok := w.next()
-		if !ok {
-			return
-		}
-		for e := blk.entries; len(e) >= 4; e = e[4:] {
-			v := le.Uint32(e)
-			rva := blk.page + uint64(v&0xfff)
-			if !r.img.present(rva, length) {
-				continue
-			}
-			b := r.img.Mem[rva : rva+length]
-			slot := iat + uint64(v>>13)*8
-			disp := uint32(slot - (rva + 7))
-			if b[0] != 0x4c || b[1] != 0x8b || b[2] != 0x15 || le.Uint32(b[3:]) != disp {
-				continue
-			}
-			was := [length]byte{0x48, 0xff, 0x15, 0, 0, 0, 0, 0x0f, 0x1f, 0x44, 0, 0}
-			want := byte(0xe8)
-			if v>>12&1 == 0 {
-				was = [length]byte{0x48, 0xff, 0x25, 0, 0, 0, 0, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc}
-				want = 0xe9
-			}
-			if le.PutUint32(was[3:], disp); b[7] == want {
-				r.putDoubtful(rva, was[:])
-			}
 		}
 	}
 }

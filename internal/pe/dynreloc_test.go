@@ -31,27 +31,44 @@ func kernelFile() (file []byte, sites, words []uint32) {
 		le.PutUint64(text[w-0x1000:], pteBase+uint64(8*i))
 	}
 	rdata := make([]byte, 0x400)
-	le.PutUint32(rdata, 0x140)        // load config
-	le.PutUint32(rdata[0xe0:], 0x200) // table, in section 2
-	le.PutUint16(rdata[0xe4:], 2)
-	table := le.AppendUint32(nil, 1)
-	table = le.AppendUint32(table, 0)
-	block := func(symbol uint64, entries []byte) {
-		table = le.AppendUint64(table, symbol)
-		table = le.AppendUint32(table, uint32(8+len(entries)))
-		table = le.AppendUint32(table, 0x1000)
-		table = le.AppendUint32(table, uint32(8+len(entries)))
-		table = append(table, entries...)
-	}
+	var table dynTable
+	block := table.add
 	block(3, le.AppendUint32(le.AppendUint32(nil, sites[0]&0xfff|1<<12|0<<13), sites[1]&0xfff|1<<13))
 	block(pteBase, le.AppendUint16(le.AppendUint16(nil, uint16(words[0]&0xfff|10<<12)), uint16(words[1]&0xfff|10<<12)))
-	le.PutUint32(table[4:], uint32(len(table)-8))
-	copy(rdata[0x200:], table)
+	table.place(rdata)
 	b := petest.Builder{Is64: true, Base: 0x1c0000000, DLLFlags: 0x40, Subsystem: 1,
 		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: text, Flags: codeFlags}, {Name: ".rdata", RVA: 0x2000, Data: rdata, Flags: dataFlags}, {Name: ".idata", RVA: 0x3000, Data: idata, Flags: dataFlags}},
 		Relocs:   []petest.Reloc{{RVA: 0x1500, Type: 10}},
 		Dirs:     map[int][2]uint32{1: {0x3000, 40}, 10: {0x2000, 0x140}, 12: {0x3000 + 200, 32}}}
 	return b.File(), sites, words
+}
+
+// dynTable is a dynamic value relocation table.
+type dynTable []byte
+
+// add adds the relocations of a symbol, in one block for the page at 0x1000.
+func (d *dynTable) add(symbol uint64, entries []byte) {
+	le := binary.LittleEndian
+	b := le.AppendUint32(le.AppendUint32(nil, 0x1000), uint32(8+len(entries)))
+	d.addRaw(symbol, append(b, entries...))
+}
+
+// addRaw adds what is behind the header of a symbol.
+func (d *dynTable) addRaw(symbol uint64, b []byte) {
+	le := binary.LittleEndian
+	*d = append(le.AppendUint32(le.AppendUint64(*d, symbol), uint32(len(b))), b...)
+}
+
+// place makes rdata, which is section 2, begin with a load configuration that leads to the
+// table.
+func (d dynTable) place(rdata []byte) {
+	le := binary.LittleEndian
+	le.PutUint32(rdata, 0x140)
+	le.PutUint32(rdata[0xe0:], 0x200)
+	le.PutUint16(rdata[0xe4:], 2)
+	le.PutUint32(rdata[0x200:], 1) // version
+	le.PutUint32(rdata[0x204:], uint32(len(d)))
+	copy(rdata[0x208:], d)
 }
 
 // importSection64 is importSection for x64.

@@ -50,6 +50,7 @@ type ByteCounts struct {
 	DemandZero uint64 `json:"demand_zero"`
 	FileCache  uint64 `json:"file_cache"`
 	Other      uint64 `json:"other_process"`
+	PagedIn    uint64 `json:"paged_in"`     // of pages that the guest has read in on request
 	Derived    uint64 `json:"derived"`      // not present, but known from another part of the image, such as its import names
 	Assumed    uint64 `json:"assumed_zero"` // never mapped
 	Missing    uint64 `json:"missing"`      // not present

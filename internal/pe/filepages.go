@@ -23,6 +23,10 @@ const maxConflicts = 256
 // for the rebuilt file is to be the file; a difference in a section that is not
 // writable is a conflict, and the mapping's bytes stay, for they are what runs.
 func (r *Rebuilder) mergeFilePages() {
+	// Where the cache has all of the file, the merged bytes are summed up on the way,
+	// while they are in the processor's cache.
+	r.sum, r.summing = 0, len(r.opt.FilePages) == 1 && r.opt.FilePages[0].Offset == 0 &&
+		len(r.opt.FilePages[0].Data) >= len(r.data) && r.checkSumUsable()
 	slices.SortStableFunc(r.gaps, func(a, b Gap) int { return compareU64(a.Start, b.Start) })
 	for i := range r.opt.FilePages {
 		p := &r.opt.FilePages[i]
@@ -55,8 +59,12 @@ func (r *Rebuilder) fillOverlay() {
 	r.sumKnown = false
 }
 
-// cachedBase reads the preferred base from the cached header of the file.
+// cachedBase reads the preferred base from the cached header of the file, where the
+// layout that says its place is the file's own.
 func (r *Rebuilder) cachedBase() (uint64, bool) {
+	if r.madeUp || !r.fid.Headers.own() {
+		return 0, false
+	}
 	at, size := r.hdr.imageBaseField()
 	from, to := uint64(at), uint64(at)+uint64(size)
 	for i := range r.opt.FilePages {
@@ -89,6 +97,9 @@ func (r *Rebuilder) compareFilePage(p *FilePage, end uint64) {
 			r.known(off, next)
 		default:
 			r.compareCode(s, off, dst, src)
+		}
+		if r.summing {
+			r.sum += residue(dst, off)
 		}
 		off = next
 	}

@@ -91,9 +91,13 @@ func (r *Rebuilder) checkSum() {
 		return // or it proves nothing, for it was used up to find the base
 	}
 	c.Checked = true
-	if r.solved && len(r.opt.FilePages) == 0 { // nothing has changed the file since but relocations
+	switch {
+	case r.solved && len(r.opt.FilePages) == 0: // nothing has changed the file since but relocations
 		c.Computed = sumToCheckSum(r.solver.after(r.fid.Base.Actual, r.fid.Base.Preferred), len(r.data))
-	} else {
+	case r.summing:
+		field := uint64(r.hdr.checkSumField())
+		c.Computed = sumToCheckSum((r.sum%65535+65535-residue(r.data[field:field+4], field))%65535, len(r.data))
+	default:
 		c.Computed = CheckSum(r.data, int(r.hdr.checkSumField()))
 	}
 	c.Matches = c.Computed == c.Header
@@ -227,7 +231,7 @@ func (r *Rebuilder) mayBeWritten(s *Section) bool {
 // section has.
 func (r *Rebuilder) written(page uint64) bool {
 	switch r.img.Pages[page] {
-	case Prototype, FileCache, OtherProcess, Absent:
+	case Prototype, PagedIn, FileCache, OtherProcess, Absent:
 		return false
 	case Private:
 		return true

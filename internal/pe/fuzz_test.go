@@ -31,8 +31,9 @@ func fuzzSeeds(f *testing.F) [][]byte {
 func fuzzImages(f *testing.F) [][]byte {
 	l := &petest.Loader{Rand: rand.New(rand.NewSource(5)), Widen: true}
 	kernel, _, _ := kernelFile()
+	overrides, _ := overrideFile()
 	var images [][]byte
-	for _, s := range append(fuzzSeeds(f), kernel, dotNetFile()) {
+	for _, s := range append(fuzzSeeds(f), kernel, dotNetFile(), overrides, arm64xFile()) {
 		m, err := l.Map(s, 0x5000000)
 		if err != nil {
 			continue
@@ -51,7 +52,7 @@ func edited(images [][]byte, which uint8, edits []byte, base, mask uint64) *pe.I
 	n := len(mem) / pe.PageSize
 	img := &pe.Image{Name: "fuzz", Base: base &^ 0xfff, Mem: mem, Pages: make([]pe.Origin, n)}
 	for i := range img.Pages {
-		img.Pages[i] = pe.Origin(mask >> (4 * (i % 16)) & 7)
+		img.Pages[i] = pe.Origin(mask >> (4 * (i % 16)) & 15 % (uint64(pe.PagedIn) + 1))
 		if img.Pages[i] == pe.Absent {
 			clear(img.Mem[i*pe.PageSize : (i+1)*pe.PageSize])
 		}

@@ -90,8 +90,9 @@ func authenticode(d hash.Hash, file []byte, h *Headers) []byte {
 
 // ImportHash is the MD5 over the names of all imports in order: "module.name"
 // in lower case with the module's extension removed, joined by commas. It is ""
-// for a file that imports nothing. Imports by ordinal count as "ord" and the number;
-// other tools know names for the ordinals of some libraries, and then differ.
+// for a file that imports nothing. Imports by ordinal count by the name that the ordinal
+// has in the libraries of ordinalNames, else as "ord" and the number: it is the hash that
+// pefile and all who follow it compute.
 func ImportHash(file []byte, h *Headers) string {
 	le := binary.LittleEndian
 	at, ok := fileOffset(h, h.Dirs[dirImport].RVA, len(file))
@@ -124,7 +125,9 @@ func ImportHash(file []byte, h *Headers) string {
 			}
 			name := ""
 			if v>>(8*ps-1) != 0 {
-				name = "ord" + strconv.Itoa(int(uint16(v)))
+				if name = ordinalNames[lib][uint16(v)]; name == "" {
+					name = "ord" + strconv.Itoa(int(uint16(v)))
+				}
 			} else if name, ok = fileString(file, h, uint32(v)+2); !ok {
 				break
 			}

@@ -17,12 +17,13 @@ type loadConfigOffsets struct {
 	cookie, guardTable, guardCount, guardFlags uint32
 	check, dispatch                            uint32 // GuardCFCheckFunctionPointer, GuardCFDispatchFunctionPointer
 	xfgCheck, xfgDispatch, xfgTable            uint32 // GuardXFG*FunctionPointer
+	castGuard, memcpy                          uint32 // CastGuardOsDeterminedFailureMode, GuardMemcpyFunctionPointer
 	dynOffset, dynSection                      uint32 // DynamicValueRelocTableOffset, -Section
 }
 
 var (
-	loadConfig32 = loadConfigOffsets{0x3c, 0x50, 0x54, 0x58, 0x48, 0x4c, 0xac, 0xb0, 0xb4, 0x88, 0x8c}
-	loadConfig64 = loadConfigOffsets{0x58, 0x80, 0x88, 0x90, 0x70, 0x78, 0x118, 0x120, 0x128, 0xe0, 0xe4}
+	loadConfig32 = loadConfigOffsets{0x3c, 0x50, 0x54, 0x58, 0x48, 0x4c, 0xac, 0xb0, 0xb4, 0xb8, 0xbc, 0x88, 0x8c}
+	loadConfig64 = loadConfigOffsets{0x58, 0x80, 0x88, 0x90, 0x70, 0x78, 0x118, 0x120, 0x128, 0x130, 0x138, 0xe0, 0xe4}
 )
 
 // loadConfig is a view of the load configuration directory in memory.
@@ -194,6 +195,8 @@ func (r *Rebuilder) restoreGuards(c *loadConfig) {
 		{c.field(c.off.xfgCheck), r.isCheckNop},
 		{c.field(c.off.xfgDispatch), func(rva uint64) bool { return r.jumpsThrough(rva, dispatchSlot) }},
 		{c.field(c.off.xfgTable), func(rva uint64) bool { return r.jumpsThrough(rva, dispatchSlot) }},
+		{c.field(c.off.castGuard), nil}, // functions of the runtime's that nothing tells from others
+		{c.field(c.off.memcpy), nil},
 	} {
 		if !r.inImage(g.slot) || !r.img.present(g.slot-r.img.Base, ps) {
 			continue
@@ -203,9 +206,11 @@ func (r *Rebuilder) restoreGuards(c *loadConfig) {
 		if now == 0 || r.inImage(now) {
 			continue
 		}
-		target, n := r.guardTarget(c, g.match)
-		if n != 1 {
-			target, n = r.guardSearch(g.match)
+		target, n := uint64(0), 0
+		if g.match != nil {
+			if target, n = r.guardTarget(c, g.match); n != 1 {
+				target, n = r.guardSearch(g.match)
+			}
 		}
 		if n != 1 {
 			// Of two equal stubs of the linker's the first is the likely one, of many

@@ -84,6 +84,10 @@ func signatureParity(t *testing.T, percent int, share float64) {
 	sigs := makeSignatures(t, rnd, cases, importHashes(t, dir, cases))
 	dbs := map[string]*bytes.Buffer{}
 	for _, s := range sigs {
+		if s.db == "cbc" { // a program has a file of its own
+			writeFile(t, filepath.Join(dir, "db", s.name+".cbc"), []byte(s.line))
+			continue
+		}
 		if dbs[s.db] == nil {
 			dbs[s.db] = new(bytes.Buffer)
 		}
@@ -95,21 +99,27 @@ func signatureParity(t *testing.T, percent int, share float64) {
 	onOriginal := clamHits(t, dir, "original")
 	onRebuilt := clamHits(t, dir, "rebuilt")
 	luck := 0
-	made, can, hit := map[pe.SignatureKind]int{}, map[pe.SignatureKind]int{}, map[pe.SignatureKind]int{}
+	rows := map[parityRow]*parityCounts{}
 	for _, s := range sigs {
 		file := fmt.Sprintf("%03d", s.file)
-		made[s.kind]++
+		row := rows[parityRow{s.db, s.kind}]
+		if row == nil {
+			row = new(parityCounts)
+			rows[parityRow{s.db, s.kind}] = row
+		}
+		row.made++
 		if !onOriginal[file+" "+s.name] {
-			t.Logf("%s does not hit its original %s: %s", s.name, file, s.line)
+			t.Logf("%s (%s, %s) does not hit its original %s", s.name, s.db, s.kind, cases[s.file].path)
 			continue
 		}
+		row.original++
 		got := onRebuilt[file+" "+s.name]
 		if got {
-			hit[s.kind]++
+			row.rebuilt++
 		}
 		switch predict(&cases[s.file], &s) {
 		case pe.SupportYes:
-			can[s.kind]++
+			row.predicted++
 			if !got {
 				t.Errorf("%s (%s) was predicted to hit %s and does not: %s", s.name, s.kind, cases[s.file].path, s.line)
 			}
@@ -121,20 +131,41 @@ func signatureParity(t *testing.T, percent int, share float64) {
 		}
 	}
 	var all, yes int
-	for k, n := range made {
-		t.Logf("%-13s %4d signatures, %4d predicted to hit, %4d hit", k, n, can[k], hit[k])
-		if k != pe.SigFileHash && k != pe.SigEndOfFile {
-			all, yes = all+n, yes+can[k]
+	for _, db := range []string{"hdb", "hsb", "mdb", "msb", "imp", "ndb", "ldb", "yara", "cbc"} {
+		for _, k := range parityKinds {
+			row := rows[parityRow{db, k}]
+			if row == nil {
+				continue
+			}
+			t.Logf("%-4s %-13s %4d signatures, %4d hit the original, %4d predicted to hit the rebuilt file, %4d hit it",
+				db, k, row.made, row.original, row.predicted, row.rebuilt)
+			if row.original*20 < row.made*19 {
+				t.Errorf("%s %s: %d of %d signatures do not hit their original", db, k, row.made-row.original, row.made)
+			}
+			if k != pe.SigFileHash && k != pe.SigEndOfFile {
+				all, yes = all+row.made, yes+row.predicted
+			}
 		}
 	}
 	t.Logf("%d hit against the prediction", luck)
 	if luck*50 > all {
 		t.Errorf("%d of %d hit that were predicted not to", luck, all)
 	}
-	if len(made) < 8 || float64(yes) < share*float64(all) {
-		t.Errorf("%d kinds of signatures; %d of %d predicted to hit", len(made), yes, all)
+	if len(rows) < 18 || float64(yes) < share*float64(all) {
+		t.Errorf("%d kinds of signatures; %d of %d predicted to hit", len(rows), yes, all)
 	}
 }
+
+// parityRow is a row of the test's table: a kind of database, and what its signatures
+// look at.
+type parityRow struct {
+	db   string
+	kind pe.SignatureKind
+}
+
+type parityCounts struct{ made, original, predicted, rebuilt int }
+
+var parityKinds = []pe.SignatureKind{pe.SigFileHash, pe.SigSectionHash, pe.SigImportHash, pe.SigBody, pe.SigEntryPoint, pe.SigSection, pe.SigAbsolute, pe.SigEndOfFile}
 
 // predict says from the fidelity record alone whether a signature can hit.
 func predict(c *parityCase, s *paritySig) pe.Support {
@@ -181,6 +212,7 @@ func makeSignatures(t *testing.T, rnd *rand.Rand, cases []parityCase, imports []
 		}
 		tail := uint64(len(b) - 48)
 		add(pe.SigEndOfFile, "ndb", tail, 32, 0, "NAME:1:EOF-48:%x", b[tail:tail+32])
+		programs := 0
 		for j, s := range c.h.Sections {
 			end := uint64(s.RawOffset) + uint64(s.RawSize)
 			if s.RawSize == 0 || s.RawOffset == 0 || end > uint64(len(b)) {
@@ -195,12 +227,35 @@ func makeSignatures(t *testing.T, rnd *rand.Rand, cases []parityCase, imports []
 			add(pe.SigBody, "ndb", off, 32, 0, "NAME:1:*:%x", b[off:off+32])
 			add(pe.SigAbsolute, "ndb", off, 32, 0, "NAME:1:%d:%x", off, b[off:off+32])
 			add(pe.SigSection, "ndb", off, 32, 0, "NAME:1:S%d+%d:%x", j, off-uint64(s.RawOffset), b[off:off+32])
+			// With a byte left open: the engine's matcher of fixed bytes knows no ranges.
+			add(pe.SigSection, "ndb", off, 32, 0, "NAME:1:SE%d:%x??%x", j, b[off:off+15], b[off+16:off+32])
+			if j == len(c.h.Sections)-1 {
+				add(pe.SigSection, "ndb", off, 32, 0, "NAME:1:SL+%d:%x", off-uint64(s.RawOffset), b[off:off+32])
+			}
 			add(pe.SigBody, "ldb", off, 32, 0, "NAME;Engine:81-255,Target:1,NumberOfSections:%d-%[1]d;0&1;%[2]x;%[3]x",
 				len(c.h.Sections), b[off:off+16], b[off+16:off+32])
 			add(pe.SigBody, "yara", off, 32, 0, "rule NAME { strings: $a = { %x } condition: $a }", b[off:off+32])
+			add(pe.SigAbsolute, "yara", off, 32, 0, "rule NAME { strings: $a = { %x } condition: $a at %d }", b[off:off+32], off)
+			add(pe.SigEndOfFile, "yara", off, 32, 0, "rule NAME { strings: $a = { %x } condition: $a and filesize == %d }", b[off:off+32], len(b))
+			add(pe.SigEndOfFile, "ldb", off, 32, 0, "NAME;Engine:81-255,Target:1,FileSize:%d-%[1]d;0;%[2]x", len(b), b[off:off+32])
+			if mapped := off - uint64(s.RawOffset) + 32; programs < 2 && mapped <= uint64(s.VirtualSize) {
+				n := len(sigs)
+				if add(pe.SigSection, "cbc", off, 32, 0, "%x", b[off:off+32]); len(sigs) > n {
+					programs++
+					rva := s.VirtualAddress + uint32(off-uint64(s.RawOffset)) + 16
+					sigs[n].line = bytecodeSignature(sigs[n].name, fmt.Sprintf("%x", b[off:off+16]), rva, b[off+16:off+32])
+				}
+			}
 			if ep := c.h.EntryPoint; ep >= s.VirtualAddress && ep-s.VirtualAddress+16 <= s.RawSize {
 				at := uint64(s.RawOffset + ep - s.VirtualAddress)
 				add(pe.SigEntryPoint, "ndb", at, 16, 0, "NAME:1:EP+0:%x", b[at:at+16])
+				if at+32 <= end {
+					add(pe.SigEntryPoint, "ndb", at+9, 16, 0, "NAME:1:EP+9:%x", b[at+9:at+25])
+				}
+				if at >= uint64(s.RawOffset)+24 {
+					add(pe.SigEntryPoint, "ndb", at-24, 16, 0, "NAME:1:EP-24:%x", b[at-24:at-8])
+				}
+				add(pe.SigEntryPoint, "yara", at, 16, 0, "rule NAME { strings: $a = { %x } condition: $a at entrypoint }", b[at:at+16])
 				add(pe.SigEntryPoint, "ldb", at, 16, 0, "NAME;Engine:81-255,Target:1,EntryPoint:%d-%[1]d;0;EP+0:%[2]x", at, b[at:at+16])
 			}
 		}
@@ -246,7 +301,7 @@ func importHashes(t *testing.T, dir string, cases []parityCase) []string {
 
 // clamHits scans a folder and returns "file signature" for every hit.
 func clamHits(t *testing.T, dir, sub string) map[string]bool {
-	cmd := exec.Command("clamscan", "--allmatch", "--no-summary", "-d", filepath.Join(dir, "db"), filepath.Join(dir, sub))
+	cmd := exec.Command("clamscan", "--allmatch", "--bytecode-unsigned=yes", "--no-summary", "-d", filepath.Join(dir, "db"), filepath.Join(dir, sub))
 	out, err := cmd.Output()
 	if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 1) {
 		t.Fatalf("clamscan %s: %v: %s", sub, err, e.Stderr)

@@ -16,6 +16,7 @@ const (
 	Private                    // a copy-on-write page of this process: it was written and may differ from the file
 	FileCache                  // from the file's own bytes in the guest's cache, see Options.FilePages
 	OtherProcess               // another process's own copy: its loader has changed it as this one's would have
+	PagedIn                    // the section's page, which the guest has read in because it was asked to
 	numOrigins
 )
 
@@ -38,6 +39,8 @@ func (o Origin) String() string {
 		return "file-cache"
 	case OtherProcess:
 		return "other-process"
+	case PagedIn:
+		return "paged-in"
 	}
 	return "unknown"
 }

@@ -61,6 +61,7 @@ type Rebuilder struct {
 
 	sum      uint64 // of the file's words, modulo 65535, as long as relocations are not undone
 	sumKnown bool
+	summing  bool // sum is that of the merged file
 	solver   sumSolver
 	solved   bool // solver holds this image's equation
 
@@ -140,8 +141,9 @@ func (r *Rebuilder) copyBytes() {
 	}
 	r.data = r.data[:size]
 	r.fid.FileSize = size
-	r.sum, r.sumKnown = 0, r.checkSumUsable()
-	done := uint64(0) // file bytes before it are accounted for
+	_, base := r.cachedBase()
+	r.sum, r.sumKnown = 0, !base && r.checkSumUsable() // no need to look for a base that is known
+	done := uint64(0)                                  // file bytes before it are accounted for
 	for _, s := range r.lay.byOffset {
 		if s.off > done {
 			r.assume(done, s.off)
@@ -231,6 +233,7 @@ func (r *Rebuilder) account(s span, done uint64) {
 	b.Private += n[Private]
 	b.FileCache += n[FileCache]
 	b.Other += n[OtherProcess]
+	b.PagedIn += n[PagedIn]
 }
 
 // assume zero-fills file bytes that are never mapped.
@@ -283,7 +286,7 @@ func (r *Rebuilder) sectionOwned(rva, n uint64) bool {
 	}
 	for p := rva / PageSize; p <= (rva+max(n, 1)-1)/PageSize; p++ {
 		switch r.img.Pages[p] {
-		case Resident, Transition, Prototype:
+		case Resident, Transition, Prototype, PagedIn:
 		default:
 			return false
 		}

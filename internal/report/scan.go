@@ -32,6 +32,7 @@ type Fidelity struct {
 	Exact    bool    `json:"exact"`    // the file itself, up to its overlay
 	Base     string  `json:"base"`     // how its preferred base was found
 	Missing  uint64  `json:"missing"`  // bytes whose pages were not present
+	PagedIn  uint64  `json:"paged_in"` // bytes that the guest read in because it was asked to
 }
 
 // Forms of what the engine sees.
@@ -164,10 +165,11 @@ type DomainScan struct {
 	Source    string      `json:"source,omitempty"`
 	Processes int         `json:"processes"`
 	Images    int         `json:"images"`
-	Files     int         `json:"files"`   // distinct rebuilt files that the engine saw
-	Bytes     uint64      `json:"bytes"`   // that the engine saw
-	Regions   int         `json:"regions"` // of executable memory outside of files
-	Partial   int         `json:"partial"` // images scanned with pages missing, above the limit
+	Files     int         `json:"files"`    // distinct rebuilt files that the engine saw
+	Bytes     uint64      `json:"bytes"`    // that the engine saw
+	Regions   int         `json:"regions"`  // of executable memory outside of files
+	Partial   int         `json:"partial"`  // images scanned with pages missing, above the limit
+	PageIns   int         `json:"page_ins"` // pages that the guest was made to read in
 	Findings  []Finding   `json:"findings"`
 	Errors    []ScanError `json:"errors"`
 	Kills     []*Kill     `json:"kills,omitempty"`   // one for each process that was to be killed

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/pagein"
 	"vmav.dev/vmav/internal/pe"
 )
 
@@ -27,6 +28,7 @@ type Copier struct {
 	guest    *introspect.Guest
 	mappings *Mappings
 	files    *Files
+	pager    *pagein.Pager
 
 	mem     []byte
 	origins []introspect.PageOrigin
@@ -35,6 +37,8 @@ type Copier struct {
 	shared  []byte
 	from    []introspect.PageOrigin
 	run     []pe.SharedPage
+
+	wanted []uint64 // pages that are nowhere in memory
 
 	exports   *pe.ExportIndex // of exportsOf, made when a rebuild asks for it
 	exportsOf *introspect.Process
@@ -90,7 +94,9 @@ func (c *Copier) Read(ctx context.Context, p *introspect.Process, m *introspect.
 	if err := c.readShared(ctx, v, img); err != nil {
 		return nil, opt, err
 	}
-	c.section(ctx, p, m, img, &opt)
+	if err := c.section(ctx, p, m, img, &opt); err != nil {
+		return nil, opt, err
+	}
 	return img, opt, ctx.Err()
 }
 
@@ -132,7 +138,7 @@ func (c *Copier) readShared(ctx context.Context, v *introspect.VAD, img *pe.Imag
 // section adds what the section object leads to: its own account of the layout, the
 // cached file, and other processes' copies of what is in neither. What cannot be read
 // of them is not there: the image itself is.
-func (c *Copier) section(ctx context.Context, p *introspect.Process, m *introspect.Module, img *pe.Image, opt *pe.Options) {
+func (c *Copier) section(ctx context.Context, p *introspect.Process, m *introspect.Module, img *pe.Image, opt *pe.Options) error {
 	v := m.VAD()
 	subs, err := c.guest.Subsections(v)
 	if err != nil {
@@ -143,17 +149,22 @@ func (c *Copier) section(ctx context.Context, p *introspect.Process, m *introspe
 	if file != nil {
 		opt.FilePages, opt.FileSize = file.pages, file.size
 	}
+	c.wanted = c.wanted[:0]
 	for _, s := range subs {
-		if s.Writable() {
-			continue // another process's data is not this one's, and not the file's
-		}
 		for i := uint64(0); i < s.Pages && s.First+i < uint64(len(img.Pages)); i++ {
 			page := s.First + i
-			if img.Pages[page] == pe.Absent && i*pe.PageSize < s.Size && !file.holds(s.Offset+i*pe.PageSize, min(pe.PageSize, s.Size-i*pe.PageSize)) {
+			if img.Pages[page] != pe.Absent || i*pe.PageSize >= s.Size || file.holds(s.Offset+i*pe.PageSize, min(pe.PageSize, s.Size-i*pe.PageSize)) {
+				continue
+			}
+			if !s.Writable() { // another process's data is not this one's, and not the file's
 				c.fromOthers(ctx, p, v, img, page)
+			}
+			if img.Pages[page] == pe.Absent && s.Readable() {
+				c.wanted = append(c.wanted, page)
 			}
 		}
 	}
+	return c.pageIn(ctx, p, v, img)
 }
 
 // fromOthers takes a page that is nowhere else from a process that has a copy of its

@@ -164,7 +164,7 @@ func (s *sweep) parent(p *introspect.Process) (parent *introspect.Process) {
 }
 
 func fidelity(f *pe.Fidelity) report.Fidelity {
-	return report.Fidelity{Form: report.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing}
+	return report.Fidelity{Form: report.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing, PagedIn: f.Bytes.PagedIn}
 }
 
 func sortFindings(f []report.Finding) {

@@ -12,6 +12,7 @@ import (
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/pagein"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
@@ -38,8 +39,12 @@ type Options struct {
 	Kill        kill.Options     // for the policy's kills and holds; its own policy is Policy
 	Keep        func(*kill.Held) // takes over what is held, and releases it; nil where nobody can
 	MinCoverage float64          // share of a file's bytes below which its scan counts as incomplete
-	Progress    func(Progress)
-	Sink        Sink // nil for none
+	Sink        Sink             // nil for none
+	// PageIn has the guest read in what is in no memory of the images that are mapped;
+	// PageInOptions bound that.
+	PageIn        bool
+	PageInOptions pagein.Options
+	Progress      func(Progress)
 }
 
 // Progress is how far a sweep is.
@@ -71,6 +76,7 @@ type sweep struct {
 	procs    []introspect.Process
 	mappings *Mappings
 	files    *Files
+	pager    *pagein.Pager // nil where the guest is not asked for pages
 
 	mu  sync.Mutex
 	out report.DomainScan
@@ -142,7 +148,17 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 		return nil
 	}
 	s.out.Status = report.StatusScanned
+	if s.opt.PageIn {
+		if s.pager, err = OpenPager(g, s.target.Source, s.opt.PageInOptions); err != nil {
+			s.fail("page in", err)
+		} else {
+			defer s.pager.Close()
+		}
+	}
 	err = s.work(ctx, jobs)
+	if s.pager != nil {
+		s.out.PageIns = s.pager.Pages()
+	}
 	if err == nil {
 		s.act(ctx)
 		err = ctx.Err()
@@ -286,6 +302,7 @@ func (s *sweep) work(ctx context.Context, jobs []job) error {
 		go func() {
 			defer wg.Done()
 			w := worker{sweep: s, copier: NewCopier(s.guest, s.mappings, s.files)}
+			w.copier.PageIn(s.pager)
 			for j := range queue {
 				if j.regions {
 					if err := w.regions(ctx, j.process); err != nil {

@@ -33,6 +33,16 @@ func Guarded(a Action, s Subject) string {
 	return ""
 }
 
+// PageIn says why a process must not be asked to have pages of its files read in, or ""
+// where it may: where that fails a thread of it gets an exception, so it must not be one
+// that must not end; and one that is hidden does not run as others do.
+func PageIn(s Subject) string {
+	if s.Hidden {
+		return "it is hidden"
+	}
+	return Guard(s)
+}
+
 // Guard says why a process must not be killed or held, or "" where nothing speaks
 // against it.
 func Guard(s Subject) string {

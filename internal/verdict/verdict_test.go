@@ -347,3 +347,16 @@ func TestUnreached(t *testing.T) {
 		}
 	}
 }
+
+func TestPageInLeavesAlone(t *testing.T) {
+	user := Subject{PID: 812, Name: "notepad.exe"}
+	if why := PageIn(user); why != "" {
+		t.Errorf("an ordinary process: %s", why)
+	}
+	for _, s := range []Subject{{PID: 812, Name: "a.exe", Hidden: true}, {PID: 812, Name: "a.exe", Critical: true}, {PID: 812, Name: "LSASS.EXE"},
+		{PID: 812, Name: "a.exe", Exited: true}, {PID: 4, Name: "System"}, {PID: 812, Name: "a.exe", Inferred: true}, {Kernel: true}} {
+		if PageIn(s) == "" {
+			t.Errorf("%+v may be asked for pages", s)
+		}
+	}
+}

@@ -2,7 +2,8 @@
 # The project's benchmark: what docs/PERFORMANCE.md quotes.
 #
 # With VOLATILITY3 and VOLATILITY3_SYMBOLS set (docs/TESTING.md), `vmav ps` on a 4 GiB
-# image is timed beside Volatility 3's pslist on the same file.
+# image is timed beside Volatility 3's pslist on the same file, and `vmav dump --all` beside
+# its dlllist --dump.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 GO=${GO:-go}
@@ -10,6 +11,7 @@ GO=${GO:-go}
 "$GO" test ./internal/e2e -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/introspect -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/pe -run '^$' -bench Sweep -benchtime "${BENCHTIME:-2s}"
+"$GO" test ./internal/sweep -run '^$' -bench EveryModule -benchtime "${BENCHTIME:-2s}"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,3 +26,6 @@ for _ in 1 2 3; do
 	fi
 	echo "$line"
 done
+if [ -n "${VOLATILITY3:-}" ]; then
+	testdata/bench/dump.sh "$work/guest.raw"
+fi

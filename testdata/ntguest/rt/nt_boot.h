@@ -20,7 +20,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define NT_BOOT_MAGIC   0x544f4f424d41564eULL /* "NVAMBOOT" */
-#define NT_BOOT_VERSION 2
+#define NT_BOOT_VERSION 3
 #define NT_MAX_CPU      4
 #define NT_NONE         0xffffffffu /* an offset or index that this build lacks */
 
@@ -79,13 +79,15 @@ struct nt_off {
 
 /*
  * A section's image or data: count pages, each with a prototype PTE (an array
- * of u64 at proto) and a frame of the RAM disk that holds its file content
- * (array of u32 pfn at backing; 0 means a page of zeros).
+ * of u64 at proto), a frame of the RAM disk that holds its file content (array of
+ * u32 pfn at backing; 0 means a page of zeros), and what its prototype PTE is while
+ * it is in the file alone (array of u64 at file).
  */
 struct nt_segment {
 	u64 proto;
 	u64 backing;
 	u64 count;
+	u64 file;
 };
 
 /* Kinds of nt_region. */

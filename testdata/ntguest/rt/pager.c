@@ -380,3 +380,64 @@ u64 trim(struct proc *p)
 	flush_remote(p);
 	return n;
 }
+
+/*
+ * Whether a process has the frame of a section's page, out of its working set if out
+ * is set where nothing of its own is lost by that.
+ */
+static int held(struct proc *q, const struct nt_region *r, u64 va, u64 pfn, int out)
+{
+	const struct nt_region *own;
+	u64 *pte;
+
+	if (q->state == P_FREE || q->state == P_EXITED || !q->id.regions)
+		return 0;
+	own = region_of(q, va);
+	if (!own || own->kind != NT_REGION_IMAGE || own->segment != r->segment)
+		return 0;
+	pte = pte_of(q->id.dtb, va);
+	if (!pte || (*pte & PTE_V ? PFN(*pte) : is_transition(*pte) ? invalid_pfn(*pte) : ~0ULL) != pfn)
+		return 0;
+	if (!out || !(*pte & PTE_V) || prot_of_pte(*pte) != own->prot)
+		return 1;
+	*pte = 0;
+	return 0;
+}
+
+/*
+ * Take the pages of p's images that nobody has written to out of all memory: out of
+ * every process, and out of their sections. They are in the files alone then. Returns
+ * how many.
+ */
+u64 evict(struct proc *p)
+{
+	u64 n = 0;
+
+	for (int drop = 0; drop < 2; drop++) { /* a frame is used again only when no processor can reach it */
+		for (u32 i = 0; i < p->id.regions; i++) {
+			const struct nt_region *r = &p->regions[i];
+			if (r->kind != NT_REGION_IMAGE)
+				continue;
+			for (u64 va = r->start; va < r->end; va += PAGE) {
+				u64 page, pfn = pfn_of_proto(r, va);
+				const struct nt_segment *s = segment_page(r, va, &page);
+				int kept = 0;
+				if (!s || pfn == ~0ULL)
+					continue;
+				for (u32 k = 0; k < MAX_PROCS; k++)
+					kept |= held(&procs[k], r, va, pfn, !drop);
+				if (!drop || kept)
+					continue;
+				at64(s->proto)[page] = at64(s->file)[page];
+				if (at32(s->backing)[page] != pfn)
+					frame_free(pfn);
+				n++;
+			}
+		}
+		for (u32 k = 0; !drop && k < MAX_PROCS; k++)
+			if (procs[k].state != P_FREE && procs[k].state != P_EXITED)
+				flush_remote(&procs[k]);
+		write_cr3(read_cr3());
+	}
+	return n;
+}

@@ -133,6 +133,7 @@ u32 user_protect(struct proc *p, u64 va, u64 size, u32 prot, u32 *old);
 u32 user_alloc(struct proc *p, u64 *va, u64 *size, u32 prot);
 u32 user_free(struct proc *p, u64 *va, u64 *size);
 u64 trim(struct proc *p);
+u64 evict(struct proc *p);
 const char *page_state(struct proc *p, u64 va, u64 *pa);
 int user_peek(struct proc *p, u64 va, u32 *value); /* without paging in; 0, or -1 */
 

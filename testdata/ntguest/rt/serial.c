@@ -205,6 +205,10 @@ static void command(char *s)
 		p = named(arg);
 		if (p)
 			answer("TRIMMED", trim(p));
+	} else if (same(verb, "evict")) {
+		p = named(arg);
+		if (p)
+			answer("EVICTED", evict(p));
 	} else if (same(verb, "pages")) {
 		p = named(arg);
 		if (p)

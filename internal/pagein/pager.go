@@ -75,7 +75,8 @@ type usage struct {
 }
 
 // Open makes a pager for a guest. src is the guest's source; a cache before it is passed
-// by. It fails with ErrNoModule where src can only read, and with ErrInferred.
+// by. It fails with ErrNoModule where src can only read, with ErrInferred, and with
+// introspect.ErrActions32 for a 32-bit guest.
 func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
 	if c, ok := src.(*source.Cache); ok {
 		src = c.Source
@@ -84,8 +85,11 @@ func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
 	if !ok {
 		return nil, ErrNoModule
 	}
-	if g.Kernel().Inferred != "" {
+	switch k := g.Kernel(); {
+	case k.Inferred != "":
 		return nil, ErrInferred
+	case k.Bits == 32:
+		return nil, fmt.Errorf("page in: Windows %s is %d-bit: %w", k.Version, k.Bits, introspect.ErrActions32)
 	}
 	if opt.Refuse == nil {
 		return nil, errors.New("page in: nothing says which processes must be left alone")

@@ -20,11 +20,11 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 FUZZTIME ?= 30s
 
-.PHONY: help deps demo-deps build test demo bench lint fuzz install clean packages test-packages
+.PHONY: help deps demo-deps build test demo bench lint fuzz install clean packages test-packages test-packages-kvm
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-kvm test-kvm-all test-kvm-kills test-kvm-debug bench-kvm module-matrix"
+	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-debug bench-kvm module-matrix"
 
 # What building, the demo and running vmav take; deps adds what the tests read.
 demo-deps:
@@ -64,6 +64,7 @@ test-kvm-debug:
 # The tests boot guests as libvirt domains and read them.
 test: build lint
 	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
+	@$(MAKE) --no-print-directory test-packages
 	@$(MAKE) --no-print-directory test-kvm
 
 demo: demo-deps
@@ -95,9 +96,12 @@ install: build
 packages: build
 	@packaging/build.sh
 
-# Installed, upgraded and purged in a Debian of its own.
+# Installed, upgraded and purged in a Debian of its own: in a container, and in the lab with
+# the module (some 20 minutes).
 test-packages: build
 	@packaging/test.sh
+test-packages-kvm: build
+	@packaging/test.sh lab
 
 clean:
 	rm -rf bin build

@@ -58,6 +58,9 @@ mount)
 	mkdir -p "$2/upper" "$2/work" "$2/root"
 	# The kernel's headers, and the compiler they belong to, are those that the lab builds with.
 	mount -t overlay overlay -o "lowerdir=$dir/root:$ROOT,upperdir=$2/upper,workdir=$2/work" "$2/root"
+	# The kernel's modules lie beside its headers, as if its package were installed.
+	cp "$MODULES"/modules.* "$2/root/lib/modules/$RELEASE/"
+	ln -s "${MODULES#"$ROOT"}/kernel" "$2/root/lib/modules/$RELEASE/kernel"
 	;;
 umount)
 	umount "$2/root" 2>/dev/null || umount -l "$2/root"

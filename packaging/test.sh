@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
-# Tests the Debian packages of build/packages: lintian, then in a Debian of its own that
-# systemd boots in a container: install, use, upgrade, remove, purge (test/inside.sh). It
-# takes root, or sudo, for the container; the host keeps nothing of it.
+# Tests the Debian packages in a Debian of their own (root.sh), which systemd boots: they are
+# installed, used on a guest, upgraded, removed and purged (test/inside.sh).
+#
+#   test.sh        in a container on this kernel, with an emulated guest; lintian before
+#   test.sh lab    in the nested lab, with DKMS, the module and a KVM guest (docs/MODULE.md)
+#
+# It takes root, or sudo; the host keeps nothing of it. bin/ must be there (make build).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/.."
 export VMAV_CACHE=${VMAV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmav}
+where=${1:-container}
 
-if [ "${1:-}" != inside ]; then
+if [ "${2:-}" != prepared ]; then
 	packaging/root.sh fetch
 	packaging/build.sh
 	packaging/test/previous.sh build/packages build/packages/previous
-	if [ "$(id -u)" = 0 ]; then exec "$0" inside; else exec sudo VMAV_CACHE="$VMAV_CACHE" "$0" inside; fi
+	if [ "$(id -u)" = 0 ]; then exec "$0" "$where" prepared; else exec sudo VMAV_CACHE="$VMAV_CACHE" "$0" "$where" prepared; fi
 fi
 
 dir=$(mktemp -d /var/tmp/vmav-packages.XXXXXX)
@@ -26,24 +31,40 @@ cleanup() {
 packaging/root.sh mount "$dir"
 trap cleanup EXIT
 root=$dir/root
-mkdir -p "$root/test/old" "$root/test/new"
+mkdir -p "$root"/test/{old,new,guest}
+chmod 777 "$root/test/guest" # libvirt's QEMU reads and writes here
 cp build/packages/*.deb "$root/test/new"
 cp build/packages/previous/*.deb "$root/test/old"
 cp packaging/test/*.sh "$root/test"
+guest() {
+	bin/ntguest domain --build 10.0.19041 --type "$1" --name win10 --kernel "$root/test/guest/guest.elf" \
+		--console-log "$root/test/guest/console.log" | sed "s#$root/#/#g" >"$root/test/guest/domain.xml"
+	rm -f "$root/test/guest/console.log"
+}
+
+if [ "$where" = lab ]; then
+	guest kvm
+	kernel/kvm-memhook/lab/run.sh -r "$root" -t 7200 -o build/packages/lab 6.1 /test/inside.sh lab
+	exit
+fi
 
 echo "== lintian"
 systemd-nspawn --quiet -D "$root" --register=no --keep-unit --pipe \
-	sh -c 'lintian --allow-root --fail-on error,warning /test/new/*.deb' 2>>"$dir/console" || { echo "test.sh: lintian complains" >&2; exit 1; }
+	sh -c 'lintian --allow-root --fail-on error,warning /test/new/*.deb' 2>>"$dir/console" ||
+	{ echo "test.sh: lintian complains" >&2; exit 1; }
 
-packaging/test/unit.sh "$root" /test/inside.sh
 echo "== boot"
+guest qemu
+packaging/test/unit.sh "$root" "/test/inside.sh container"
+: >"$root/test/output"
 timeout 900 systemd-nspawn --quiet -D "$root" --register=no --keep-unit --machine="vmav-test-$$" --private-network \
-	--capability=all --console=pipe --boot </dev/null >"$dir/console" 2>&1 &
+	--capability=all --console=pipe --boot </dev/null >>"$dir/console" 2>&1 &
 container=$!
-touch "$root/test/output"
 tail -q -n +1 -f --pid=$container "$root/test/output" &
+shown=$!
 wait $container || true
 container=
+wait $shown
 status=$(cat "$root/test/status" 2>/dev/null || echo none)
 if [ "$status" != 0 ]; then
 	tail -n 20 "$dir/console" >&2

@@ -2,10 +2,15 @@ package main
 
 import (
 	"io"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/verdict"
 )
 
 // TestManualHasEveryOption holds the manual's form against the command line itself. That the
@@ -64,6 +69,52 @@ func TestManualEscapes(t *testing.T) {
 		manText(&b, c.in)
 		if b.String() != c.want {
 			t.Errorf("manText(%q) = %q, want %q", c.in, b.String(), c.want)
+		}
+	}
+}
+
+// keys are what the first group of a pattern matches in files of the project.
+func keys(t *testing.T, pattern string, files ...string) map[string]bool {
+	t.Helper()
+	out := make(map[string]bool)
+	for _, file := range files {
+		text, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+			out[m[1]] = true
+		}
+	}
+	if len(out) < 10 {
+		t.Fatalf("%v: %d keys found, which cannot be all", files, len(out))
+	}
+	return out
+}
+
+// TestManualsOfFilesHaveEveryKey holds vmav.toml(5) against the settings as they are
+// packaged, and vmav-policy(5) against what reads policies.
+func TestManualsOfFilesHaveEveryKey(t *testing.T) {
+	for _, c := range []struct {
+		page  string
+		known map[string]bool
+	}{
+		{"packaging/man/vmav.toml.5", keys(t, `(?m)^#?([a-z_]+) = `, "packaging/vmav.toml")},
+		{"packaging/man/vmav-policy.5", keys(t, `(?:t, |t\.\w+\()"([a-z_]+)"[,)]`, "internal/policy/rule.go", "internal/policy/policy.go")},
+	} {
+		documented := keys(t, `(?m)^\.It Cm ([a-z_]+)$`, c.page)
+		for _, word := range []string{"allow", "rule"} { // tables have headings of their own
+			delete(c.known, word)
+		}
+		for key := range c.known {
+			if !documented[key] {
+				t.Errorf("%s does not describe the key %s", c.page, key)
+			}
+		}
+		for key := range documented {
+			if !c.known[key] && !slices.Contains(verdict.Actions(), key) {
+				t.Errorf("%s describes %s, which is no key", c.page, key)
+			}
 		}
 	}
 }

@@ -3,4 +3,4 @@
 SHELL=/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
-17 3 * * *  root  test -d /run/systemd/system || test ! -x /usr/bin/vmav || vmav scan --all --infected
+17 3 * * *  root  test -d /run/systemd/system || test ! -x /usr/bin/vmav || vmav scan --all --infected --resume --deadline 8h

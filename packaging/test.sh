@@ -30,6 +30,8 @@ cleanup() {
 }
 packaging/root.sh mount "$dir"
 trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 root=$dir/root
 mkdir -p "$root"/test/{old,new,guest}
 chmod 777 "$root/test/guest" # libvirt's QEMU reads and writes here

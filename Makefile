@@ -20,11 +20,11 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 FUZZTIME ?= 30s
 
-.PHONY: help deps demo-deps build test demo bench lint fuzz install clean
+.PHONY: help deps demo-deps build test demo bench lint fuzz install clean packages test-packages test-packages-kvm
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build test demo bench lint fuzz install clean test-kvm test-kvm-all test-kvm-kills test-kvm-debug bench-kvm module-matrix"
+	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-debug bench-kvm module-matrix"
 
 # What building, the demo and running vmav take; deps adds what the tests read.
 demo-deps:
@@ -39,7 +39,7 @@ deps: demo-deps
 
 build: guest-assets
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vmav ./cmd/vmav
+	$(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o bin/vmav ./cmd/vmav
 	$(GO) build -trimpath -o bin/ntguest ./internal/ntguest/cmd/ntguest
 
 include testdata/ntguest/guest.mk
@@ -64,6 +64,7 @@ test-kvm-debug:
 # The tests boot guests as libvirt domains and read them.
 test: build lint
 	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
+	@$(MAKE) --no-print-directory test-packages
 	@$(MAKE) --no-print-directory test-kvm
 
 demo: demo-deps
@@ -90,6 +91,17 @@ fuzz: build
 install: build
 	install -D -m 755 bin/vmav $(DESTDIR)$(PREFIX)/bin/vmav
 	install -D -m 644 packaging/completion/vmav.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmav
+
+# vmav and vmav-dkms, into build/packages (docs/PACKAGING.md).
+packages: build
+	@packaging/build.sh
+
+# Installed, upgraded and purged in a Debian of its own: in a container, and in the lab with
+# the module (some 20 minutes).
+test-packages: build
+	@packaging/test.sh
+test-packages-kvm: build
+	@packaging/test.sh lab
 
 clean:
 	rm -rf bin build

@@ -24,6 +24,8 @@ packages=(
 	llvm cabextract
 	# keys for bundles of profiles
 	openssl
+	# packages, and a root with an init to install them in
+	debhelper dh-dkms systemd-container
 )
 go_packages=(golang-1.23-go golang-1.23-src)
 go_minor=23

@@ -49,6 +49,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			policyCommand(e),
 			checkCommand(e),
 			completionCommand(e),
+			manCommand(e),
 		},
 		// Exit statuses are decided in one place, exitStatus.
 		ExitErrHandler: func(*cli.Context, error) {},

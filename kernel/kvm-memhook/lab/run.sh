@@ -5,12 +5,14 @@
 # script's. What the kernel complained of fails the run whatever the command
 # says.
 #
-#   run.sh [-m MIB] [-t SECONDS] [-o DIR] SERIES COMMAND...
+#   run.sh [-m MIB] [-t SECONDS] [-o DIR] [-r ROOT] SERIES COMMAND...
 #
 #   -m   memory of the first level, MiB (3072)
 #   -t   give up after so many seconds (900)
 #   -o   directory for the console log and what the command leaves in
 #        /lab/out (a temporary one)
+#   -r   another root, a Debian with the kernel's modules: its own systemd boots it, and the
+#        command runs when all is up, in /
 #
 # LAB_QEMU, LAB_THREAD (single or multi) and LAB_SMP choose another emulation, and
 # LAB_APPEND adds to the kernel's command line. With LAB_AGAIN what fails is run once
@@ -21,12 +23,13 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-mem=3072 limit=900 out=
-while getopts m:t:o: f; do
+mem=3072 limit=900 out= root=/
+while getopts m:t:o:r: f; do
 	case $f in
 	m) mem=$OPTARG ;;
 	t) limit=$OPTARG ;;
 	o) out=$OPTARG ;;
+	r) root=$OPTARG ;;
 	*) exit 99 ;;
 	esac
 done
@@ -53,7 +56,9 @@ out=${out:-$work/out}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-printf 'RELEASE=%q MODULES=%q WORKDIR=%q\nexport RELEASE MODULES WORKDIR\n' "$RELEASE" "$MODULES" "$PWD" >"$work/lab.conf"
+workdir=$PWD init=tini modules=$MODULES
+[ "$root" = / ] || workdir=/ init=systemd modules= # it has its own
+printf 'RELEASE=%q MODULES=%q WORKDIR=%q INIT=%q\nexport RELEASE WORKDIR\n' "$RELEASE" "$modules" "$workdir" "$init" >"$work/lab.conf"
 "$here/initramfs.sh" -f "$work/lab.conf" "$work/initrd" "$here/init.sh" "$MODULES" virtio_pci 9pnet_virtio 9p overlay ||
 	setup_failed "cannot make the initramfs"
 
@@ -73,7 +78,7 @@ boot() {
 		-serial file:"$out/console.log" -serial stdio \
 		-kernel "$VMLINUZ" -initrd "$work/initrd" \
 		-append "console=ttyS0 ignore_loglevel panic=-1 oops=panic rcupdate.rcu_cpu_stall_timeout=180 watchdog_thresh=60 audit=0 ${LAB_APPEND:-}" \
-		-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
+		-virtfs local,path="$root",mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 		-virtfs local,path="$out",mount_tag=out,security_model=none \
 		-device virtio-rng-pci </dev/null &
 	qemu=$!

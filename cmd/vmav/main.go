@@ -10,12 +10,21 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"vmav.dev/vmav/internal/worker"
 )
 
 // version is set by the linker.
 var version = "unknown"
 
 func main() {
+	if worker.Inside(os.Args) { // before anything else is
+		code, err := worker.Main(os.Args)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	code := run(ctx, os.Args, os.Stdout, os.Stderr)

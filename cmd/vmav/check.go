@@ -71,7 +71,7 @@ func runCheck(c *cli.Context, e *env) error {
 	}
 	rows := []checkRow{checkLibvirt(c.Context, uri, backend), checkModule()}
 	rows = append(rows, checkEngine(c.Context)...)
-	rows = append(rows, checkProfiles())
+	rows = append(rows, checkProfiles(), checkSandbox(c.Context))
 	if err := report.Rows(e.stdout, f, rows, checkColumns); err != nil {
 		return err
 	}

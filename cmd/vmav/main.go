@@ -19,11 +19,7 @@ var version = "unknown"
 
 func main() {
 	if worker.Inside(os.Args) { // before anything else is
-		code, err := worker.Main(os.Args)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-		os.Exit(code)
+		os.Exit(workerMain())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

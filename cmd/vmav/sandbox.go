@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -26,4 +28,36 @@ func sweeper(c *cli.Context, e *env) sweepFunc {
 	}
 	r := &worker.Runner{Note: func(text string) { e.warn("%s", text) }}
 	return r.Domain
+}
+
+// workerMain is this program as a worker.
+func workerMain() int {
+	status, err := worker.Main(os.Args)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return status
+}
+
+// checkSandbox starts a worker, and says what it is kept in by.
+func checkSandbox(ctx context.Context) checkRow {
+	r := checkRow{What: "sandbox"}
+	s, err := new(worker.Runner).Try(ctx)
+	if err != nil {
+		r.Detail, r.Fix = err.Error(), "--no-sandbox does without"
+		return r
+	}
+	r.OK, r.Detail = true, "seccomp"
+	if s.Landlock > 0 {
+		r.Detail = fmt.Sprintf("seccomp, Landlock %d", s.Landlock)
+	}
+	switch s.User {
+	case "":
+	case worker.User:
+		r.Detail += ", workers run as " + s.User
+	default:
+		r.Detail += fmt.Sprintf(", workers run as %s: there is no user %s", s.User, worker.User)
+		r.Fix = "adduser --system --group --no-create-home --force-badname " + worker.User
+	}
+	return r
 }

@@ -65,14 +65,7 @@ func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.
 		opt.Jobs = 2
 	}
 	begin := time.Now()
-	src := t.Source
-	if c, ok := src.(*source.Cache); ok {
-		src = c.Source // the worker has one of its own
-	}
-	s := &session{target: t, src: src, profiles: profiles, engine: engine, cache: cache, opt: opt,
-		judge: sweep.NewJudge(t, opt), infected: make(map[[32]byte]string)}
-	s.out, s.mu = s.judge.Result()
-	s.budget.Store(maxContent)
+	s := r.session(t, profiles, engine, cache, opt)
 	err := r.run(ctx, s)
 	if err == nil {
 		err = s.act(ctx)
@@ -83,6 +76,18 @@ func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.
 	}
 	s.out.Timing.Total = time.Since(begin).Seconds()
 	return *s.out, err
+}
+
+func (r *Runner) session(t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Results, opt sweep.Options) *session {
+	src := t.Source
+	if c, ok := src.(*source.Cache); ok {
+		src = c.Source // the worker has one of its own
+	}
+	s := &session{target: t, src: src, profiles: profiles, engine: engine, cache: cache, opt: opt,
+		judge: sweep.NewJudge(t, opt), infected: make(map[[32]byte]string)}
+	s.out, s.mu = s.judge.Result()
+	s.budget.Store(maxContent)
+	return s
 }
 
 // run has a worker sweep the guest. The error is sweep.Domain's.
@@ -103,7 +108,7 @@ func (r *Runner) run(ctx context.Context, s *session) error {
 		return ctx.Err()
 	}
 	defer p.release()
-	s.note = func(abi int) { r.note(p, abi) }
+	s.user, s.note = p.user, r.note
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.ctx, s.end = work, func(why error) {
@@ -199,17 +204,12 @@ func (s *session) conclude(ctx context.Context, p *process, memory uint64) error
 }
 
 // note tells once what the sandbox lacks on this host.
-func (r *Runner) note(p *process, abi int) {
+func (r *Runner) note(abi int) {
+	if r.Note == nil || abi > 0 {
+		return
+	}
 	r.once.Do(func() {
-		if r.Note == nil {
-			return
-		}
-		if abi == 0 {
-			r.Note("this kernel has no Landlock: only the filter of system calls keeps workers from files and the network")
-		}
-		if want := r.User; p.user == "nobody" && want != "nobody" {
-			r.Note("there is no system user " + User + " for workers: they run as nobody")
-		}
+		r.Note("this kernel has no Landlock: only the filter of system calls keeps workers from files and the network")
 	})
 }
 
@@ -233,9 +233,12 @@ type session struct {
 	out       *report.DomainScan
 	judge     *sweep.Judge
 	infected  map[[32]byte]string // what the engine said of contents of this guest
-	near      []winstruct.Entry   // as the worker was told
-	reported  int                 // bytes
-	overflown bool                // more findings than are kept
+	user      string              // that the worker runs as; "" for the broker's own
+	abi       int                 // of Landlock, once greeted
+	greeted   bool
+	near      []winstruct.Entry // as the worker was told
+	reported  int               // bytes
+	overflown bool              // more findings than are kept
 	progress  int
 	charged   [lastKind + 1]int // questions, by kind
 	result    result

@@ -171,6 +171,18 @@ func killChild(t *testing.T) {
 	}
 }
 
+func TestTry(t *testing.T) {
+	got, err := new(Runner).Try(context.Background())
+	if err != nil || (got.User == "") != (os.Geteuid() != 0) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if os.Geteuid() == 0 {
+		if got, err := (&Runner{User: "root"}).Try(context.Background()); err == nil {
+			t.Errorf("with root's rights: %+v", got)
+		}
+	}
+}
+
 // A host without the sandbox scans nothing, rather than without one.
 func TestNoSandboxNoScan(t *testing.T) {
 	src, _ := guestOf(t, ntguest.Options{Build: "10.0.19041", Seed: 3})

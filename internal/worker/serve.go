@@ -167,6 +167,9 @@ func (v *served) job(q frame) (frame, error) {
 	if len(q.args) != 5 || binary.LittleEndian.Uint32(q.args) != protocol {
 		return frame{}, fmt.Errorf("a greeting of %d bytes in another protocol", len(q.args))
 	}
+	v.mu.Lock()
+	v.greeted, v.abi = true, int(q.args[4])
+	v.mu.Unlock()
 	v.note(int(q.args[4]))
 	_, near := v.profiles.(introspect.Neighbours)
 	t := v.target

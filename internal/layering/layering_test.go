@@ -20,7 +20,7 @@ const module = "vmav.dev/vmav/"
 // docs/ARCHITECTURE.md; a tree that is not named here fails the test.
 var layers = map[string][]string{
 	"cmd/vmav":            {"internal/clam", "internal/config", "internal/domain", "internal/evidence", "internal/history", "internal/introspect", "internal/kill", "internal/pagein", "internal/notify", "internal/pe", "internal/policy", "internal/report", "internal/source", "internal/sweep", "internal/tomlfile", "internal/verdict", "internal/winstruct", "internal/worker"},
-	"internal/worker":     {"internal/clam", "internal/introspect", "internal/pe", "internal/report", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
+	"internal/worker":     {"internal/clam", "internal/introspect", "internal/pagein", "internal/pe", "internal/report", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
 	"internal/sweep":      {"internal/clam", "internal/introspect", "internal/kill", "internal/pagein", "internal/pe", "internal/report", "internal/source", "internal/verdict", "internal/winstruct"},
 	"internal/kill":       {"internal/introspect", "internal/pe", "internal/report", "internal/source", "internal/verdict"},
 	"internal/history":    {"internal/report", "internal/verdict"},

@@ -131,6 +131,9 @@ func (r *Runner) run(ctx context.Context, s *session) error {
 	s.watch(ctx, p, silence, total)
 	cancel()
 	serving.Wait()
+	if s.control != nil {
+		s.control.Close() // what is pending is cancelled
+	}
 	return s.conclude(ctx, p, memory)
 }
 
@@ -236,6 +239,9 @@ type session struct {
 	user      string              // that the worker runs as; "" for the broker's own
 	abi       int                 // of Landlock, once greeted
 	greeted   bool
+	control   source.Control // of page-ins
+	pageIns   int
+	waiting   sync.Mutex        // held by who waits for an event
 	near      []winstruct.Entry // as the worker was told
 	reported  int               // bytes
 	overflown bool              // more findings than are kept

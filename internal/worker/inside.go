@@ -117,6 +117,9 @@ func work(ls lanes, mapped *window.Guest, abi int) error {
 	e, rep := newEngine(ls), &reporter{lanes: ls, content: j.Content}
 	opt := sweep.Options{PIDs: j.PIDs, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found,
 		Progress: ls.progress()}
+	if j.PageIn != nil {
+		opt.PageIn, opt.PageInOptions = true, j.PageIn.options()
+	}
 	var finder winstruct.Finder = profiles{ls}
 	if j.Near {
 		finder = neighbours{profiles{ls}}

@@ -17,7 +17,9 @@ type job struct {
 	PIDs              []uint64
 	Jobs              int
 	MinCoverage       float64
-	Content           bool // findings come with what they were found in
+	Content           bool    // findings come with what they were found in
+	PageIn            *pageIn // nil for none
+	Controlled        bool    // the source can have pages read in
 }
 
 // result is what a worker says at the end, beside what it has reported on the way.
@@ -71,7 +73,7 @@ func (r *result) check() error {
 	default:
 		return fmt.Errorf("the status %q", clip(d.Status))
 	}
-	for _, n := range []int{d.Processes, d.Images, d.Files, d.Regions, d.Partial} {
+	for _, n := range []int{d.Processes, d.Images, d.Files, d.Regions, d.Partial, d.PageIns} {
 		if n < 0 || n > maxCount {
 			return fmt.Errorf("a count of %d", n)
 		}
@@ -100,7 +102,11 @@ func (r *result) adopt(d *report.DomainScan) {
 
 // target is the guest as the sweep in a worker sees it.
 func (j *job) target(g *guest) sweep.Target {
-	return sweep.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: source.NewCache(g, cachePages)}
+	var src source.Source = g
+	if j.Controlled {
+		src = controlled{g}
+	}
+	return sweep.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: source.NewCache(src, cachePages)}
 }
 
 // cachePages is the page cache of a worker's single reads: 16 MiB.

@@ -29,7 +29,10 @@ const (
 	askProblems  = 12 // errors as JSON → noted
 	askProgress  = 13 // done, total → noted
 	askDone      = 14 // the rest of the result as JSON
-	lastKind     = askDone
+	askPageIn    = 15 // action as JSON → taken up
+	askCancel    = 16 // cookie → whether it was pending
+	askEvent     = 17 // → the next event as JSON, or nothing yet
+	lastKind     = askEvent
 )
 
 // Statuses of answers. Those but ok carry a text for people.

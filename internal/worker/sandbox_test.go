@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +28,58 @@ import (
 func digest(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// actor is a source whose page-ins are applied, after a while.
+type actor struct {
+	source.Source
+	asked  atomic.Int32
+	closed atomic.Int32
+	events chan source.Event
+}
+
+func (a *actor) Control() (source.Control, error) { return a, nil }
+func (a *actor) SetHooks(source.Hooks) error      { return errors.New("no hooks") }
+func (a *actor) Cancel(uint64) (bool, error)      { return false, nil }
+func (a *actor) Close() error                     { a.closed.Add(1); return nil }
+func (a *actor) Event(ctx context.Context) (source.Event, error) {
+	select {
+	case ev := <-a.events:
+		return ev, nil
+	case <-ctx.Done():
+		return source.Event{}, ctx.Err()
+	}
+}
+
+func (a *actor) Do(x *source.Action) error {
+	a.asked.Add(1)
+	time.AfterFunc(3*eventWait/2, func() { a.events <- source.Event{Kind: source.EventApplied, Cookie: x.Cookie} })
+	return nil
+}
+
+// Of actions a worker is lent page-ins, where its sweep may have pages read in.
+func TestPageInIsAllThatAWorkerIsLent(t *testing.T) {
+	src, _ := guestOf(t, ntguest.Options{Build: "10.0.19041", Seed: 3})
+	for _, c := range []struct {
+		args  []string
+		lent  bool
+		want  string
+		asked int32
+	}{
+		{[]string{"page in"}, true, "paged in", 1},
+		{[]string{"page in"}, false, ErrMisbehaved.Error(), 0},
+		{[]string{"message", "a kill"}, true, ErrMisbehaved.Error(), 0},
+		{[]string{"message", "a page-in without guards"}, true, ErrMisbehaved.Error(), 0},
+	} {
+		a := &actor{Source: src, events: make(chan source.Event, 1)}
+		got, err := (&Runner{args: c.args}).Domain(context.Background(), sweep.Target{Name: "win", Source: a}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), sweep.Options{PageIn: c.lent})
+		if err != nil || !strings.Contains(got.Reason, c.want) || a.asked.Load() != c.asked {
+			t.Errorf("%v, lent %v: %q, %v, %d actions", c.args, c.lent, got.Reason, err, a.asked.Load())
+		}
+		if c.asked > 0 && a.closed.Load() != 1 {
+			t.Errorf("%v: the session is closed %d times", c.args, a.closed.Load())
+		}
+	}
 }
 
 // stranger sweeps a guest with a stranger in the worker's place, and returns what the

@@ -100,6 +100,8 @@ func (v *served) answer(q frame) (frame, error) {
 		return v.step(q)
 	case askDone:
 		return v.finish(q)
+	case askPageIn, askCancel, askEvent:
+		return v.act(q)
 	}
 	return frame{}, fmt.Errorf("a question of kind %d", q.code)
 }
@@ -173,8 +175,13 @@ func (v *served) job(q frame) (frame, error) {
 	v.note(int(q.args[4]))
 	_, near := v.profiles.(introspect.Neighbours)
 	t := v.target
-	return v.document(&job{Name: t.Name, UUID: t.UUID, State: t.State, Info: v.src.Info(), Near: near,
-		PIDs: v.opt.PIDs, Jobs: v.opt.Jobs, MinCoverage: v.opt.MinCoverage, Content: v.opt.Found != nil || v.opt.Sink != nil}, nil)
+	j := &job{Name: t.Name, UUID: t.UUID, State: t.State, Info: v.src.Info(), Near: near, PIDs: v.opt.PIDs, Jobs: v.opt.Jobs,
+		MinCoverage: v.opt.MinCoverage, Content: v.opt.Found != nil || v.opt.Sink != nil}
+	if o := v.opt.PageInOptions; v.opt.PageIn {
+		j.PageIn = &pageIn{o.Pages, o.ProcessPages, o.Wait, o.Time}
+		_, j.Controlled = v.src.(source.Controller)
+	}
+	return v.document(j, nil)
 }
 
 func (v *served) ranges() (frame, error) {

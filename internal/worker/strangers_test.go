@@ -9,11 +9,13 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -75,6 +77,23 @@ var strangers = map[string]func(ls lanes, args []string) error{
 		}
 	},
 	"leave": func(lanes, []string) error { return nil },
+	"page in": func(ls lanes, _ []string) error {
+		c := &control{ls}
+		a := source.Action{Kind: source.ActionPageIn, ErrorCode: source.FaultUser, Cookie: 77, DTB: 0x1000, Address: 0x5000, Timeout: time.Second, Guards: make([]source.Guard, 1)}
+		if err := c.Do(&a); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		ev, err := c.Event(ctx)
+		if err != nil || ev.Kind != source.EventApplied || ev.Cookie != 77 {
+			return fmt.Errorf("event %+v: %w", ev, err)
+		}
+		if pending, err := c.Cancel(77); err != nil || pending {
+			return fmt.Errorf("cancel: %v, %w", pending, err)
+		}
+		return errors.New("paged in")
+	},
 	// A worker that reports a true finding and then falls over.
 	"report and panic": func(ls lanes, _ []string) error {
 		content := []byte("… " + malware + " …")
@@ -286,6 +305,13 @@ var messages = map[string]func(ls lanes) error{
 	"counts below zero":      func(ls lanes) error { return ask(ls, askDone, `{"Scan":{"status":"scanned","images":-5}}`) },
 	"findings in the result": func(ls lanes) error { return ask(ls, askDone, `{"Scan":{"status":"scanned","findings":[{}]}}`) },
 	"kills in the result":    func(ls lanes) error { return ask(ls, askDone, `{"Scan":{"status":"scanned","kills":[{}]}}`) },
+	"a kill": func(ls lanes) error {
+		return (&control{ls}).Do(&source.Action{Kind: source.ActionRedirect, Cookie: 1, DTB: 0x1000, Timeout: time.Second, Guards: make([]source.Guard, 1)})
+	},
+	"a page-in without guards": func(ls lanes) error {
+		return (&control{ls}).Do(&source.Action{Kind: source.ActionPageIn, ErrorCode: source.FaultUser, Cookie: 1, DTB: 0x1000, Timeout: time.Second})
+	},
+	"an event of no session": func(ls lanes) error { return ask(ls, askCancel, "", 1) },
 	"more behind the result": func(ls lanes) error {
 		if err := ask(ls, askDone, `{"Scan":{"status":"scanned"}}`); err != nil {
 			return err

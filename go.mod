@@ -5,13 +5,16 @@ go 1.23.0
 require (
 	github.com/coreos/go-systemd/v22 v22.5.0
 	github.com/klauspost/compress v1.18.0
+	github.com/landlock-lsm/go-landlock v0.0.0-20250303204525-1544bccde3a3
 	github.com/mattn/go-runewidth v0.0.16
 	github.com/mattn/go-sqlite3 v1.14.53
 	github.com/mitchellh/go-homedir v1.1.0
 	github.com/pelletier/go-toml/v2 v2.2.4
 	github.com/ulikunitz/xz v0.5.12
 	github.com/urfave/cli/v2 v2.27.7
+	golang.org/x/net v0.24.0
 	golang.org/x/sys v0.30.0
+	kernel.org/pub/linux/libs/security/libcap/psx v1.2.70
 	libvirt.org/go/libvirt v1.11010.0
 	www.velocidex.com/golang/vfilter v0.0.0-20231014062339-d62b5a5877d2
 	www.velocidex.com/golang/vtypes v0.0.0-20250802153006-821cec8fd392

@@ -66,7 +66,7 @@ func runCheck(c *cli.Context, e *env) error {
 	answers = append(answers,
 		h.Directory("state", cfg.StateDirectory, uint64(cfg.History.MaxSize+cfg.Evidence.MaxSize+cfg.Cache.MaxSize)),
 		h.Directory("runtime", cfg.RuntimeDirectory, 0))
-	answers = append(answers, h.Sandbox()...)
+	answers = append(append(answers, h.Sandbox()...), checkWorker(c.Context))
 	if err := report.Rows(e.stdout, f, answers, checkColumns); err != nil {
 		return err
 	}

@@ -10,12 +10,17 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"vmav.dev/vmav/internal/worker"
 )
 
 // version is set by the linker.
 var version = "unknown"
 
 func main() {
+	if worker.Inside(os.Args) { // before anything else is
+		os.Exit(workerMain())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	code := run(ctx, os.Args, os.Stdout, os.Stderr)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,10 +51,16 @@ func newFinder(c *cli.Context, e *env) (winstruct.Finder, error) {
 		}
 	}
 	if c.Bool("exact-profile") {
-		return struct{ winstruct.Finder }{f}, nil // hides the near builds
+		return exactFinder{f}, nil
 	}
 	return f, nil
 }
+
+// exactFinder is a finder without the near builds.
+type exactFinder struct{ f *finder }
+
+func (x exactFinder) Find(id winstruct.Identity) (*winstruct.Profile, error) { return x.f.Find(id) }
+func (x exactFinder) FindPacked(id winstruct.Identity) ([]byte, error)       { return x.f.FindPacked(id) }
 
 func newFetcher(c *cli.Context, e *env) (*symsrv.Client, error) {
 	return symsrv.New(symsrv.Options{Path: c.String("symbol-path"), AirGapped: symsrv.AirGapped(),
@@ -78,6 +85,23 @@ func (f *finder) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// FindPacked is Find for a worker, which parses the profile itself. What is fetched is
+// parsed here first: it comes as a PDB.
+func (f *finder) FindPacked(id winstruct.Identity) ([]byte, error) {
+	packed, err := f.Store.FindPacked(id)
+	var missing *winstruct.MissingError
+	if f.fetch == nil || !errors.As(err, &missing) {
+		return packed, err
+	}
+	p, err := f.Find(id)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	err = p.Save(&b)
+	return b.Bytes(), err
 }
 
 // get fetches a profile and stores it, as far as it can be; nil where there is none.

@@ -38,6 +38,7 @@ func scanCommand(e *env) *cli.Command {
 			&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images in work at once: `N`"},
 			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
+			noSandboxFlag(),
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
 			&cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"},
 			stateFlag(),
@@ -152,10 +153,10 @@ func runScan(c *cli.Context, e *env) error {
 	}
 	defer engine.Close()
 	out := &report.Scan{Engine: engineOf(engine.Info()), Domains: []report.DomainScan{}}
-	cache := sweep.NewCache()
+	cache, sweepDomain := sweep.NewCache(), sweeper(c, e)
 	var ended error
 	for _, t := range targets {
-		d, err := scanOne(ctx, t, profiles, engine, cache, o.sweep, rec)
+		d, err := scanOne(ctx, t, sweepDomain, profiles, engine, cache, o.sweep, rec)
 		out.Domains = append(out.Domains, d)
 		tell.Domain(&d, o.sweep.Policy.DryRun)
 		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
@@ -216,7 +217,7 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	return out, func() { h.Close() }, nil
 }
 
-func scanOne(ctx context.Context, st scanTarget, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options, rec *recording) (d report.DomainScan, err error) {
+func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options, rec *recording) (d report.DomainScan, err error) {
 	on := engineOf(engine.Info())
 	run := rec.begin(ctx, history.OperationScan, st.domain.Name, st.domain.UUID, &on)
 	defer func() { run.end(ctx, &d) }()
@@ -228,7 +229,7 @@ func scanOne(ctx context.Context, st scanTarget, profiles winstruct.Finder, engi
 	}
 	defer t.source.Close()
 	opt.Sink = run.sink()
-	return sweep.Domain(ctx, t.sweep(), profiles, engine, cache, opt)
+	return sweepDomain(ctx, t.sweep(), profiles, engine, cache, opt)
 }
 
 func engineOf(i clam.Info) report.Engine {

@@ -184,6 +184,16 @@ type DomainScan struct {
 	Unproven     []string `json:"unproven,omitempty"`
 }
 
+// MaxErrors bounds the errors of a DomainScan: what one hostile guest can fill it with.
+const MaxErrors = 10000
+
+// Fail notes something that could not be read or done.
+func (d *DomainScan) Fail(what string, err error) {
+	if len(d.Errors) < MaxErrors {
+		d.Errors = append(d.Errors, ScanError{What: what, Error: err.Error()})
+	}
+}
+
 // What a DomainScan can have for a profile beside its identity.
 const (
 	ProfileInferred = "inferred"

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
 )
 
@@ -117,6 +118,20 @@ type Mapper interface {
 	// changes it at any time: copy what is to be validated. A page that the VMM
 	// has given up faults when it is touched, so a View is read through CopyView.
 	View(addr, size uint64) []byte
+}
+
+// Shared is a run of guest memory in a file.
+type Shared struct {
+	Range
+	Offset uint64 // bytes into the file
+}
+
+// Sharer is the optional capability to have another process of ours map guest memory.
+type Sharer interface {
+	// Share returns a file that can be mapped shared and read-only, and where guest
+	// memory lies in it. The caller closes the file. It is for a program that maps it and
+	// then closes it: what else can be done with the file is the source's own business.
+	Share() (*os.File, []Shared, error)
 }
 
 // CopyView copies from a View to p and tells whether all of it could be read. A page

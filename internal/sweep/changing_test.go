@@ -63,7 +63,7 @@ func TestAGuestThatChangesWhileItIsRead(t *testing.T) {
 		if got.Status == report.StatusScanned && len(got.Errors) > 0 || got.Status == report.StatusIncomplete && len(got.Errors) == 0 {
 			t.Errorf("seed %d: status %s with %d errors", seed, got.Status, len(got.Errors))
 		}
-		if problems += len(got.Errors); len(got.Errors) > maxErrors || got.Images > 1<<16 {
+		if problems += len(got.Errors); len(got.Errors) > report.MaxErrors || got.Images > 1<<16 {
 			t.Errorf("seed %d: %d errors, %d images", seed, len(got.Errors), got.Images)
 		}
 	}

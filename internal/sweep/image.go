@@ -92,7 +92,7 @@ func (w *worker) unread(ctx context.Context, what string, err error) error {
 func (w *worker) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum [32]byte, fresh bool, err error) {
 	begin := time.Now()
 	sum = sha256.Sum256(data)
-	res, fresh, err = w.cache.scan(ctx, sum, func() (clam.Result, error) { return w.engine.Scan(ctx, what, data) })
+	res, fresh, err = w.cache.Result(ctx, sum, func() (clam.Result, error) { return w.engine.Scan(ctx, what, data) })
 	w.scanTime.Add(int64(time.Since(begin)))
 	if err != nil && ctx.Err() == nil {
 		w.fail(what, err)
@@ -124,19 +124,27 @@ func (w *worker) count(file *pe.File, fresh bool) {
 	}
 }
 
-// found decides on a finding in a process, or in the kernel where p is nil, has it
-// recorded and notes it.
+// found hands on a finding in a process, or in the kernel where p is nil.
 func (w *worker) found(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit) {
 	f.Subject = w.subject(p)
 	f.Domain, f.PID, f.Process = w.target.Name, f.Subject.PID, f.Subject.Name
-	f.Verdict = verdict.Decide(w.opt.Policy, f.Facts(), f.Subject)
+	if w.opt.Found != nil {
+		w.opt.Found(ctx, p, f, x)
+		return
+	}
+	w.judge(ctx, p, f, x)
+}
+
+// judge decides on a finding, has it recorded and notes it.
+func (s *sweep) judge(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit) {
+	f.Verdict = verdict.Decide(s.opt.Policy, f.Facts(), f.Subject)
 	f.Action, f.Outcome = verdict.Report, "reported"
 	// What was found is recorded also where the sweep was interrupted meanwhile.
-	w.unrecorded(&f, w.opt.Sink.Found(context.WithoutCancel(ctx), &f, x))
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.doom(p, f.Verdict.Action, len(w.out.Findings))
-	w.out.Findings = append(w.out.Findings, f)
+	s.unrecorded(&f, s.opt.Sink.Found(context.WithoutCancel(ctx), &f, x))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.doom(p, f.Verdict.Action, len(s.out.Findings))
+	s.out.Findings = append(s.out.Findings, f)
 }
 
 // subject is a process as the policy sees it, or the kernel where p is nil.
@@ -167,7 +175,8 @@ func fidelity(f *pe.Fidelity) report.Fidelity {
 	return report.Fidelity{Form: report.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing, PagedIn: f.Bytes.PagedIn}
 }
 
-func sortFindings(f []report.Finding) {
+// SortFindings orders findings by process, address and signature.
+func SortFindings(f []report.Finding) {
 	sort.Slice(f, func(i, j int) bool {
 		if f[i].PID != f[j].PID {
 			return f[i].PID < f[j].PID
@@ -196,9 +205,9 @@ type entry struct {
 // NewCache returns an empty cache.
 func NewCache() *Cache { return &Cache{results: make(map[[32]byte]*entry)} }
 
-// scan returns what the engine said of the content with this sum. Of several callers
-// at once one has it scanned and the others wait; an error is not remembered.
-func (c *Cache) scan(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error) {
+// Result implements Results. Of several callers at once one has the content scanned and
+// the others wait; an error is not remembered.
+func (c *Cache) Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error) {
 	c.mu.Lock()
 	e := c.results[sum]
 	if e == nil {

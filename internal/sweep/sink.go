@@ -40,6 +40,14 @@ func (noSink) Acted(context.Context, verdict.Action, []report.Finding, *report.K
 	return nil
 }
 
+// sinkOf is a sink, or one that is told in vain.
+func sinkOf(s Sink) Sink {
+	if s == nil {
+		return noSink{}
+	}
+	return s
+}
+
 // unrecorded notes that the sink did not take something.
 func (s *sweep) unrecorded(f *report.Finding, err error) {
 	if err != nil {

@@ -45,6 +45,9 @@ type Options struct {
 	PageIn        bool
 	PageInOptions pagein.Options
 	Progress      func(Progress)
+	// Found takes findings over as they come, before anything is decided about them, for a
+	// Judge. The exhibit is the sweep's. nil for the sweep to decide and act itself.
+	Found func(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit)
 }
 
 // Progress is how far a sweep is.
@@ -65,12 +68,19 @@ type Scanner interface {
 	Scan(ctx context.Context, name string, data []byte) (clam.Result, error)
 }
 
+// Results remembers what an engine said of contents, by their SHA-256.
+type Results interface {
+	// Result returns what is known of the content with this sum, and else what do
+	// finds out. fresh says that the engine was asked just now.
+	Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error)
+}
+
 // sweep is one run over one guest.
 type sweep struct {
 	target Target
 	opt    Options
 	engine Scanner
-	cache  *Cache
+	cache  Results
 	guest  *introspect.Guest
 
 	procs    []introspect.Process
@@ -92,13 +102,11 @@ type sweep struct {
 // Domain sweeps one guest. The result always says what became of it; the error is
 // that of an interruption or of an engine that is gone, with what was found until
 // then in the result. cache carries results from sweep to sweep of one run.
-func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, cache *Cache, opt Options) (report.DomainScan, error) {
+func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, cache Results, opt Options) (report.DomainScan, error) {
 	if opt.Jobs <= 0 {
 		opt.Jobs = 2
 	}
-	if opt.Sink == nil {
-		opt.Sink = noSink{}
-	}
+	opt.Sink = sinkOf(opt.Sink)
 	begin := time.Now()
 	s := &sweep{target: t, opt: opt, engine: engine, cache: cache, out: Empty(t), mappings: NewMappings(), files: NewFiles()}
 	err := s.run(ctx, profiles)
@@ -163,7 +171,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 		s.act(ctx)
 		err = ctx.Err()
 	}
-	sortFindings(s.out.Findings)
+	SortFindings(s.out.Findings)
 	if len(s.out.Errors) > 0 || err != nil {
 		s.out.Status = report.StatusIncomplete
 	}
@@ -188,13 +196,8 @@ func Refuse(d *report.DomainScan, err error) {
 func (s *sweep) fail(what string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.out.Errors) < maxErrors {
-		s.out.Errors = append(s.out.Errors, report.ScanError{What: what, Error: err.Error()})
-	}
+	s.out.Fail(what, err)
 }
-
-// maxErrors bounds what one hostile guest can fill the result with.
-const maxErrors = 10000
 
 // job is one image to scan, or the rest of a process's executable memory.
 type job struct {

@@ -135,6 +135,22 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 	return nil, &MissingError{Identity: id}
 }
 
+// FindPacked is Find without a look into it: the file that holds the profile, as it lies
+// in the first layer that has it, for somebody else to load.
+func (s *Store) FindPacked(id Identity) ([]byte, error) {
+	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
+	if err := id.Check(); err != nil {
+		return nil, err
+	}
+	for _, l := range s.layers {
+		packed, err := fs.ReadFile(l.fsys, FileName(id))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return packed, err
+		}
+	}
+	return nil, &MissingError{Identity: id}
+}
+
 func (l layer) load(name string) (*Profile, error) {
 	packed, err := fs.ReadFile(l.fsys, name)
 	if err != nil {
@@ -212,7 +228,7 @@ func (s *Store) Open(e Entry) (*Profile, error) {
 
 // Packed is the file of an entry, as it lies in the store.
 func (s *Store) Packed(e Entry) ([]byte, error) {
-	for _, l := range s.layers {
+	for _, l := range append(s.layers[:len(s.layers):len(s.layers)], s.layouts) {
 		if l.name == e.Layer {
 			return fs.ReadFile(l.fsys, e.Name)
 		}

@@ -10,6 +10,7 @@ GO=${GO:-go}
 
 "$GO" test ./internal/e2e -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/introspect -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
+"$GO" test ./internal/worker -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/pe -run '^$' -bench Sweep -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/sweep -run '^$' -bench EveryModule -benchtime "${BENCHTIME:-2s}"
 

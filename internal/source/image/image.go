@@ -11,6 +11,8 @@ import (
 	"sort"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"vmav.dev/vmav/internal/source"
 )
 
@@ -152,6 +154,24 @@ func (im *Image) ReadPhys(p []byte, addr uint64) error {
 		p, addr = p[n:], addr+n
 	}
 	return nil
+}
+
+// Share implements source.Sharer.
+func (im *Image) Share() (*os.File, []source.Shared, error) {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
+	if im.closed {
+		return nil, nil, source.ErrClosed
+	}
+	fd, err := unix.FcntlInt(im.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("share memory image %s: %w", im.name, err)
+	}
+	runs := make([]source.Shared, len(im.segments))
+	for i, s := range im.segments {
+		runs[i] = source.Shared{Range: s.Range, Offset: s.offset}
+	}
+	return os.NewFile(uintptr(fd), im.name), runs, nil
 }
 
 // Ranges implements source.Source.

@@ -3,6 +3,7 @@ package memhook
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sort"
 	"sync"
@@ -146,6 +147,26 @@ func joinSlots(slots []slotArg) ([]source.Range, error) {
 // Ranges implements source.Source: guest RAM and ROM as of the last look at the layout,
 // which batches renew when it has changed.
 func (g *Guest) Ranges() []source.Range { return g.layout.now.Load().ranges }
+
+// Share implements source.Sharer. The file is this attachment's: the module lets it be
+// mapped read-only, and takes the pages of all its mappings away together when the layout
+// changes, which batches here notice.
+func (g *Guest) Share() (*os.File, []source.Shared, error) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.closed {
+		return nil, nil, source.ErrClosed
+	}
+	fd, err := unix.FcntlInt(uintptr(g.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, &OpError{Op: "share the attachment", PID: g.pid, Err: err}
+	}
+	var runs []source.Shared
+	for _, r := range g.layout.now.Load().ranges {
+		runs = append(runs, source.Shared{Range: r, Offset: r.Start})
+	}
+	return os.NewFile(uintptr(fd), "kvm-memhook"), runs, nil
+}
 
 // View implements source.Mapper.
 func (g *Guest) View(addr, size uint64) []byte {

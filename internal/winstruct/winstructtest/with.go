@@ -1,6 +1,10 @@
 package winstructtest
 
-import "vmav.dev/vmav/internal/winstruct"
+import (
+	"bytes"
+
+	"vmav.dev/vmav/internal/winstruct"
+)
 
 // With is a store that has one profile more.
 type With struct {
@@ -14,4 +18,14 @@ func (w With) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 		return w.Profile, nil
 	}
 	return w.Store.Find(id)
+}
+
+// FindPacked is the same for a file.
+func (w With) FindPacked(id winstruct.Identity) ([]byte, error) {
+	if id != w.Profile.Identity {
+		return w.Store.FindPacked(id)
+	}
+	var b bytes.Buffer
+	err := w.Profile.Save(&b)
+	return b.Bytes(), err
 }

@@ -25,3 +25,11 @@ func (w Without) Near(version string) (out []winstruct.Entry) {
 	}
 	return out
 }
+
+// FindPacked is that of the store, without the build.
+func (w Without) FindPacked(id winstruct.Identity) ([]byte, error) {
+	if id == w.Identity {
+		return nil, &winstruct.MissingError{Identity: id}
+	}
+	return w.Store.FindPacked(id)
+}

@@ -1,0 +1,92 @@
+package window
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sort"
+
+	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+// Guest is guest memory that another process shares (source.Sharer), mapped read-only
+// for as long as this process lives.
+type Guest struct {
+	runs []run // ascending
+}
+
+type run struct {
+	source.Range
+	mem []byte
+}
+
+// Map maps what it can of the runs; what is left out costs speed only. The descriptor
+// stays the caller's, and need not stay open.
+func Map(fd int, shared []source.Shared) *Guest {
+	g := &Guest{}
+	for _, s := range shared {
+		skip := s.Offset % source.PageSize // a file's header need not be whole pages
+		if s.Size == 0 || s.Size+skip < s.Size || int64(s.Size+skip) < 0 || s.Start+s.Size < s.Start {
+			continue
+		}
+		mem, err := unix.Mmap(fd, int64(s.Offset-skip), int(s.Size+skip), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
+		if err == nil {
+			g.runs = append(g.runs, run{s.Range, mem[skip:]})
+		}
+	}
+	sort.Slice(g.runs, func(i, j int) bool { return g.runs[i].Start < g.runs[j].Start })
+	return g
+}
+
+// Read fills p from guest-physical address addr and tells whether it could: not where
+// the memory is not mapped in one piece here, or its page is gone.
+func (g *Guest) Read(p []byte, addr uint64) bool {
+	if g == nil {
+		return false
+	}
+	i := sort.Search(len(g.runs), func(i int) bool { return g.runs[i].End() > addr })
+	if i == len(g.runs) {
+		return false
+	}
+	r := &g.runs[i]
+	if addr < r.Start || uint64(len(p)) > r.End()-addr {
+		return false
+	}
+	return source.CopyView(p, r.mem[addr-r.Start:][:len(p)])
+}
+
+// sharedSize is a run as it is passed on: its address, size and offset.
+const sharedSize = 24
+
+// Put writes runs to the beginning of memory, and tells whether there is room for them.
+func Put(mem []byte, shared []source.Shared) bool {
+	if len(mem) < 4+sharedSize*len(shared) {
+		return false
+	}
+	binary.LittleEndian.PutUint32(mem, uint32(len(shared)))
+	b := mem[4:4]
+	for _, s := range shared {
+		b = binary.LittleEndian.AppendUint64(b, s.Start)
+		b = binary.LittleEndian.AppendUint64(b, s.Size)
+		b = binary.LittleEndian.AppendUint64(b, s.Offset)
+	}
+	return true
+}
+
+// Take reads what Put wrote.
+func Take(mem []byte) ([]source.Shared, error) {
+	if len(mem) < 4 {
+		return nil, fmt.Errorf("no runs of guest memory in %d bytes", len(mem))
+	}
+	n := uint64(binary.LittleEndian.Uint32(mem))
+	if mem = mem[4:]; n > uint64(len(mem))/sharedSize {
+		return nil, fmt.Errorf("%d runs of guest memory in %d bytes", n, len(mem))
+	}
+	out := make([]source.Shared, n)
+	for i := range out {
+		b := mem[sharedSize*i:]
+		out[i] = source.Shared{Range: source.Range{Start: binary.LittleEndian.Uint64(b), Size: binary.LittleEndian.Uint64(b[8:])}, Offset: binary.LittleEndian.Uint64(b[16:])}
+	}
+	return out, nil
+}

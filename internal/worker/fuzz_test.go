@@ -1,0 +1,154 @@
+package worker
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/window"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// zeros is a guest of one MiB.
+type zeros struct{}
+
+func (zeros) ReadPhys(p []byte, addr uint64) error {
+	if addr+uint64(len(p)) > 1<<20 {
+		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
+	}
+	clear(p)
+	return nil
+}
+func (zeros) Ranges() []source.Range { return []source.Range{{Size: 1 << 20}} }
+func (zeros) Registers(context.Context) ([]source.Registers, error) {
+	return nil, source.ErrNoRegisters
+}
+func (zeros) Info() source.Info { return source.Info{Kind: "image", Name: "zeros"} }
+func (zeros) Close() error      { return nil }
+
+// packets cuts fuzzed bytes into packets: two bytes of length, then the packet.
+func packets(data []byte) (out [][]byte) {
+	for len(data) >= 2 {
+		n := min(int(binary.LittleEndian.Uint16(data)), len(data)-2)
+		out = append(out, data[2:2+n])
+		data = data[2+n:]
+	}
+	return out
+}
+
+func packet(kind byte, n int, args ...byte) []byte {
+	f := appendFrame(nil, frame{kind, n, args})
+	return append(binary.LittleEndian.AppendUint16(nil, uint16(len(f))), f...)
+}
+
+// FuzzQuestions asks the broker whatever comes. It answers within bounds, or ends the
+// worker; what it keeps is bounded, and no finding comes of an engine that found nothing.
+func FuzzQuestions(f *testing.F) {
+	size := binary.LittleEndian.AppendUint64(nil, 8)
+	f.Add(packet(askJob, 0, 1, 0, 0, 0, 7), []byte{})
+	f.Add(packet(askRead, 0, appendRead(appendRead(nil, 4096, 4096), 1<<20, 1)...), []byte{})
+	id, _ := json.Marshal(winstruct.BuiltIn().List()[0].Identity)
+	f.Add(append(packet(askProfile, 0, id...), packet(askMore, 0)...), []byte{})
+	f.Add(append(packet(askNear, 0, []byte("10.0.19041")...), packet(askNearOpen, 0, '3')...), []byte{})
+	f.Add(append(packet(askContent, 8), packet(askScan, 0, size...)...), []byte("content!"))
+	finding, _ := json.Marshal(found{Finding: findingOf([]byte("content!"), "X")})
+	f.Add(packet(askFound, len(finding), make([]byte, 8)...), finding)
+	problems, _ := json.Marshal([]report.ScanError{{What: "a", Error: "b"}})
+	f.Add(packet(askProblems, len(problems)), problems)
+	done, _ := json.Marshal(&result{Scan: report.DomainScan{Status: report.StatusScanned}})
+	f.Add(append(packet(askProgress, 0, 1, 0, 0, 0, 2, 0, 0, 0), packet(askDone, len(done))...), done)
+	profiles := winstruct.BuiltIn()
+	window := make([]byte, windowSize)
+	f.Fuzz(func(t *testing.T, data, text []byte) {
+		clear(window[:1<<16])
+		copy(window, text)
+		s := &session{target: sweep.Target{Name: "fuzz"}, src: zeros{}, profiles: profiles, engine: silent{}, cache: sweep.NewCache(),
+			ctx: context.Background(), end: func(error) {}, note: func(int) {}, infected: make(map[[32]byte]string)}
+		s.judge = sweep.NewJudge(s.target, s.opt)
+		s.out, s.mu = s.judge.Result()
+		s.budget.Store(maxContent)
+		v := newServed(s, window)
+		for _, p := range packets(data) {
+			q, err := parseFrame(p)
+			if err != nil {
+				break
+			}
+			a, err := v.answer(q)
+			if err != nil {
+				break
+			}
+			if a.n < 0 || a.n > windowSize || headSize+len(a.args) > maxFrame {
+				t.Fatalf("an answer of %d bytes, and %d in the window, to %v", len(a.args), a.n, q.code)
+			}
+			copy(window, text)
+		}
+		for _, f := range s.out.Findings {
+			if f.Kind == report.KindSignature {
+				t.Fatalf("a finding of nothing: %+v", f)
+			}
+		}
+		if s.budget.Load()+int64(len(v.content)) != maxContent || len(s.out.Errors) > report.MaxErrors {
+			t.Fatalf("%d bytes of budget left with %d kept, %d errors", s.budget.Load(), len(v.content), len(s.out.Errors))
+		}
+	})
+}
+
+// FuzzAnswers answers a worker whatever comes. It gets results or errors, and nothing
+// larger than what it asked for.
+func FuzzAnswers(f *testing.F) {
+	f.Add(packet(statusOK, 4096, 0), []byte{})
+	f.Add(packet(statusGone, 0, []byte("gone")...), []byte{})
+	f.Add(append(packet(statusOK, windowSize, 0xff, 0xff, 0xff, 0), packet(statusOK, 1)...), []byte("{}"))
+	f.Add(append(packet(statusOK, 2, 2, 0, 0, 0), packet(statusOK, 2)...), []byte("[]"))
+	shared := make([]byte, 64)
+	window.Put(shared, []source.Shared{{Range: source.Range{Size: 4096}}})
+	f.Add(packet(statusOK, 4, 0), shared)
+	f.Fuzz(func(t *testing.T, data, text []byte) {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[0])
+		for _, p := range packets(data) {
+			if unix.SetNonblock(pair[1], true) != nil || len(p) == 0 {
+				break
+			}
+			if _, err := unix.Write(pair[1], p); err != nil {
+				break
+			}
+		}
+		if err := unix.Shutdown(pair[1], unix.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[1])
+		ls := make(lanes, 1)
+		ls <- newLane(pair[0], append(make([]byte, 0, windowSize), text[:min(len(text), windowSize)]...)[:windowSize])
+		g := &guest{lanes: ls}
+		buf := make([]byte, 4096)
+		reqs := []source.Request{{Addr: 0, P: buf}}
+		_ = g.ReadPhysBatch(reqs)
+		if n := len(g.Ranges()); n > windowSize/16 {
+			t.Fatalf("%d ranges", n)
+		}
+		_, _ = g.Registers(context.Background())
+		if p, err := (profiles{ls}).Find(winstruct.Identity{}); err == nil && p == nil {
+			t.Fatal("neither a profile nor an error")
+		}
+		for _, e := range (neighbours{profiles{ls}}).Near("10.0.1") {
+			_, _ = (neighbours{profiles{ls}}).Open(e)
+		}
+		_, _ = newEngine(ls).Scan(context.Background(), "x", buf)
+		if runs, err := window.Take(text); err == nil && 24*len(runs) > len(text) {
+			t.Fatalf("%d runs of %d bytes", len(runs), len(text))
+		}
+		if len(ls) != 1 {
+			t.Fatal("a lane was lost")
+		}
+	})
+}

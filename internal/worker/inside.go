@@ -1,0 +1,171 @@
+package worker
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source/window"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/worker/sandbox"
+)
+
+// marker is the command by which a program knows that it is a worker. Its arguments are
+// the number of lanes, and the limits.
+const marker = "sandboxed-worker"
+
+// firstLane is the descriptor of the first lane. Behind the last there is the window's,
+// and guest memory's where the source shares it.
+const firstLane = 3
+
+// Inside tells whether a program's arguments make it a worker. It then calls Main and
+// nothing else.
+func Inside(args []string) bool { return len(args) >= 2 && args[1] == marker }
+
+// Main is a worker from its start to its end. It returns the exit status; the error, for
+// stderr, says why it is not 0.
+func Main(args []string) (int, error) {
+	ls, mapped, abi, err := enter(args)
+	if err != nil {
+		return exitNoSandbox, err
+	}
+	if err := work(ls, mapped, abi); err != nil {
+		return exitFailed, err
+	}
+	return 0, nil
+}
+
+// Exit statuses of a worker beside 0. Go's runtime has 2 for itself.
+const (
+	exitFailed    = 1
+	exitNoSandbox = 3
+)
+
+// enter opens the lanes, maps what is shared and closes all else. What it reads before is
+// the broker's: numbers. mapped is nil where guest memory is not shared.
+func enter(args []string) (_ lanes, mapped *window.Guest, abi int, err error) {
+	var num [4]uint64
+	if len(args) < 2+len(num) {
+		return nil, nil, 0, errors.New("a worker is started by vmav itself")
+	}
+	for i := range num {
+		if num[i], err = strconv.ParseUint(args[2+i], 10, 64); err != nil {
+			return nil, nil, 0, fmt.Errorf("a worker's argument: %w", err)
+		}
+	}
+	n := int(num[0])
+	if n < 1 || n > maxLanes {
+		return nil, nil, 0, fmt.Errorf("a worker with %d lanes", n)
+	}
+	w, err := window.Open(firstLane+n, n*windowSize)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	if num[3] != 0 {
+		if mapped, err = mapGuest(firstLane+n+1, w.Bytes()); err != nil {
+			return nil, nil, 0, err
+		}
+	}
+	if err := unix.Close(firstLane + n); err != nil {
+		return nil, nil, 0, err
+	}
+	if abi, err = sandbox.Enter(sandbox.Limits{Memory: num[1], Threads: num[2]}); err != nil {
+		return nil, nil, 0, err
+	}
+	ls := make(lanes, n)
+	for i := range n {
+		ls <- newLane(firstLane+i, w.Bytes()[i*windowSize:(i+1)*windowSize:(i+1)*windowSize])
+	}
+	return ls, mapped, abi, nil
+}
+
+// mapGuest maps guest memory, and closes the descriptor: by the module's more can be done
+// than to map it.
+func mapGuest(fd int, mem []byte) (*window.Guest, error) {
+	runs, err := window.Take(mem)
+	if err != nil {
+		return nil, err
+	}
+	g := window.Map(fd, runs)
+	if err := unix.Close(fd); err != nil {
+		return nil, fmt.Errorf("close guest memory: %w", err)
+	}
+	return g, nil
+}
+
+// work does the broker's job.
+func work(ls lanes, mapped *window.Guest, abi int) error {
+	var j job
+	hello := binary.LittleEndian.AppendUint32(nil, protocol)
+	err := ls.ask(askJob, nil, append(hello, byte(abi)), func(l *lane, f frame) error { return json.Unmarshal(l.window[:f.n], &j) })
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil // nobody wants the result any more
+		}
+		return fmt.Errorf("ask for work: %w", err)
+	}
+	e, rep := newEngine(ls), &reporter{lanes: ls, content: j.Content}
+	opt := sweep.Options{PIDs: j.PIDs, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found,
+		Progress: ls.progress()}
+	if j.PageIn != nil {
+		opt.PageIn, opt.PageInOptions = true, j.PageIn.options()
+	}
+	var finder winstruct.Finder = profiles{ls}
+	if j.Near {
+		finder = neighbours{profiles{ls}}
+	}
+	var r result
+	var ended error
+	r.Scan, ended = sweep.Domain(context.Background(), j.target(&guest{ls, j.Info, mapped}), finder, e, e, opt)
+	if ended == nil {
+		ended = rep.err
+	}
+	if ended != nil {
+		r.Ended = clip(ended.Error())
+	}
+	if err := ls.problems(r.Scan.Errors); err != nil {
+		return fmt.Errorf("report errors: %w", err)
+	}
+	r.Scan.Findings, r.Scan.Errors = []report.Finding{}, []report.ScanError{}
+	text, err := json.Marshal(&r)
+	if err == nil && len(text) > windowSize {
+		err = fmt.Errorf("it has %d bytes, too many", len(text))
+	}
+	if err == nil {
+		err = ls.ask(askDone, func(l *lane) int { return copy(l.window, text) }, nil, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("report the result: %w", err)
+	}
+	return nil
+}
+
+// progressPeriod is how often a worker tells how far it is: each time costs the broker and
+// the worker a turn.
+const progressPeriod = 20 * time.Millisecond
+
+// progress is a sweep's Progress that tells the broker: of the first image and the last,
+// and now and then between them.
+func (ls lanes) progress() func(sweep.Progress) {
+	var last atomic.Int64
+	return func(p sweep.Progress) {
+		now, before := time.Now().UnixNano(), last.Load()
+		if p.Done < p.Total && (now-before < int64(progressPeriod) || !last.CompareAndSwap(before, now)) {
+			return
+		}
+		args := binary.LittleEndian.AppendUint32(nil, uint32(p.Done))
+		args = binary.LittleEndian.AppendUint32(args, uint32(p.Total))
+		// What comes next on a broken lane says so, too.
+		_ = ls.ask(askProgress, nil, args, nil)
+	}
+}

@@ -1,0 +1,113 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/sweep"
+)
+
+// job is what a worker is to do.
+type job struct {
+	Name, UUID, State string
+	Info              source.Info
+	Near              bool // profiles of near builds are offered
+	PIDs              []uint64
+	Jobs              int
+	MinCoverage       float64
+	Content           bool    // findings come with what they were found in
+	PageIn            *pageIn // nil for none
+	Controlled        bool    // the source can have pages read in
+}
+
+// result is what a worker says at the end, beside what it has reported on the way.
+type result struct {
+	Scan report.DomainScan // without findings and errors
+	// Ended says why the sweep ended early, "" where it did not.
+	Ended string
+}
+
+// Bounds on what a worker may report of one guest.
+const (
+	maxFindings = 10000
+	maxReported = 64 << 20 // bytes of findings and errors, as they come
+	maxContent  = 512 << 20
+	maxCount    = 1 << 40
+)
+
+// check refuses what no sweep says of a finding. What it holds of text is a guest's, and
+// is escaped where it is printed.
+func (f *found) check() error {
+	x := &f.Finding
+	switch x.Kind {
+	case report.KindSignature:
+	case report.KindModified:
+		if s := x.Signature; s != report.ModifiedCode && s != report.ModifiedHeaders && s != report.ModifiedFile {
+			return fmt.Errorf("a modification called %q", clip(s))
+		}
+	default:
+		return fmt.Errorf("a finding of kind %q", clip(x.Kind))
+	}
+	if len(x.SHA256) != 64 {
+		return fmt.Errorf("a finding with %d digits of SHA-256", len(x.SHA256))
+	}
+	if x.Fidelity.Form != report.FormFile && x.Fidelity.Form != report.FormMemory {
+		return fmt.Errorf("a finding in the form %q", clip(x.Fidelity.Form))
+	}
+	if k := x.Subject.Kernel; k != (f.Process == nil) || !k && x.Subject.PID != f.Process.PID {
+		return fmt.Errorf("a finding in process %d of another", x.Subject.PID)
+	}
+	if c := x.Fidelity.Coverage; !(c >= 0 && c <= 1) {
+		return fmt.Errorf("a finding with a coverage of %v", c)
+	}
+	return nil
+}
+
+// check refuses what no sweep comes to.
+func (r *result) check() error {
+	d := &r.Scan
+	switch d.Status {
+	case report.StatusScanned, report.StatusIncomplete, report.StatusSkipped, report.StatusFailed:
+	default:
+		return fmt.Errorf("the status %q", clip(d.Status))
+	}
+	for _, n := range []int{d.Processes, d.Images, d.Files, d.Regions, d.Partial, d.PageIns} {
+		if n < 0 || n > maxCount {
+			return fmt.Errorf("a count of %d", n)
+		}
+	}
+	for _, t := range []float64{d.Timing.Locate, d.Timing.Enumerate, d.Timing.Rebuild, d.Timing.Scan, d.Timing.Total} {
+		if !(t >= 0 && t < 1e9) {
+			return fmt.Errorf("a time of %v seconds", t)
+		}
+	}
+	if len(d.Findings) > 0 || len(d.Errors) > 0 || len(d.Kills) > 0 || len(d.Actions) > 0 {
+		return errors.New("findings, errors or actions where there is no place for them")
+	}
+	return nil
+}
+
+// adopt makes d what the worker says it is, as far as that is for the worker to say.
+func (r *result) adopt(d *report.DomainScan) {
+	s := r.Scan
+	s.Name, s.UUID, s.State, s.Source = d.Name, d.UUID, d.State, d.Source
+	s.Findings, s.Errors, s.Kills, s.Actions = d.Findings, d.Errors, nil, nil
+	if s.Status == report.StatusScanned && len(s.Errors) > 0 {
+		s.Status = report.StatusIncomplete
+	}
+	*d = s
+}
+
+// target is the guest as the sweep in a worker sees it.
+func (j *job) target(g *guest) sweep.Target {
+	var src source.Source = g
+	if j.Controlled {
+		src = controlled{g}
+	}
+	return sweep.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: source.NewCache(src, cachePages)}
+}
+
+// cachePages is the page cache of a worker's single reads: 16 MiB.
+const cachePages = 4096

@@ -1,0 +1,206 @@
+package worker
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/window"
+)
+
+// User is the system user that workers of root run as.
+const User = "_vmav"
+
+// maxThreads bounds the threads of that user, all its workers together.
+const maxThreads = 4096
+
+// process is a worker's process, seen from the broker.
+type process struct {
+	cmd    *exec.Cmd
+	lanes  []*lane
+	window *window.Window
+	said   words         // on stderr
+	exited chan struct{} // closed with the state set
+	shared bool          // it maps guest memory
+	user   string        // whose rights it has, "" for the broker's own
+}
+
+// words keeps the beginning of what a process says: a crash is explained first.
+type words struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+const maxWords = 8 << 10
+
+func (w *words) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf.Write(p[:min(len(p), maxWords-w.buf.Len())])
+	return len(p), nil
+}
+
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.String()
+}
+
+// start starts a worker with so many lanes, for a guest. The caller releases it.
+func start(n int, memory uint64, userName string, src source.Source, args []string) (_ *process, err error) {
+	p := &process{exited: make(chan struct{})}
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+		if err != nil {
+			p.release()
+			err = fmt.Errorf("start a worker: %w", err)
+		}
+	}()
+	if p.window, err = window.New(n * windowSize); err != nil {
+		return nil, err
+	}
+	for i := range n {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, os.NewFile(uintptr(pair[1]), "lane"))
+		p.lanes = append(p.lanes, newLane(pair[0], p.window.Bytes()[i*windowSize:(i+1)*windowSize:(i+1)*windowSize]))
+	}
+	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	threads := uint64(0)
+	if os.Geteuid() == 0 {
+		if p.user, attr.Credential, err = credential(userName); err != nil {
+			return nil, err
+		}
+		// A network of its own, with nothing in it.
+		attr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		threads = maxThreads
+	}
+	pass, shared := append(slices.Clone(files), p.window.File()), "0"
+	if f := share(src, p.lanes[0].window); f != nil {
+		p.shared, shared = true, "1"
+		files, pass = append(files, f), append(pass, f)
+	}
+	p.cmd = &exec.Cmd{Path: "/proc/self/exe", Dir: "/", Env: []string{}, Stderr: &p.said, SysProcAttr: attr,
+		Args:       append([]string{"vmav", marker, strconv.Itoa(n), strconv.FormatUint(memory, 10), strconv.FormatUint(threads, 10), shared}, args...),
+		ExtraFiles: pass, WaitDelay: 5 * time.Second}
+	started := make(chan error)
+	go func() {
+		// The death signal comes when the thread that started the process ends, so this
+		// one is kept for as long as the process lives.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = p.cmd.Wait() // the state says it all
+		}
+		close(p.exited)
+	}()
+	if err = <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// share has the worker map guest memory itself, where the source can share it: where it
+// lies is put into the window. nil where it cannot.
+func share(src source.Source, mem []byte) *os.File {
+	s, ok := src.(source.Sharer)
+	if !ok {
+		return nil
+	}
+	f, runs, err := s.Share()
+	if err != nil {
+		return nil // what is wrong with the guest is found when it is read
+	}
+	if !window.Put(mem, runs) {
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// credential is the user that a worker of root runs as: the one that is there for it, else
+// nobody.
+func credential(name string) (string, *syscall.Credential, error) {
+	if name == "" {
+		name = User
+	}
+	u, err := user.Lookup(name)
+	var unknown user.UnknownUserError
+	if errors.As(err, &unknown) {
+		u, err = user.Lookup("nobody")
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("find a user for the worker: %w", err)
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return "", nil, err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return "", nil, err
+	}
+	if uid == 0 || gid == 0 {
+		return "", nil, fmt.Errorf("user %s has root's rights: not one for a worker", u.Username)
+	}
+	return u.Username, &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}, nil
+}
+
+// kill ends the process.
+func (p *process) kill() { _ = p.cmd.Process.Kill() }
+
+// release gives back what the process was talked to through. Nobody uses its lanes any
+// more.
+func (p *process) release() {
+	for _, l := range p.lanes {
+		unix.Close(l.fd)
+	}
+	p.lanes = nil
+	if p.window != nil {
+		p.window.Close()
+	}
+}
+
+// death says how the process ended, which has.
+func (p *process) death(memory uint64) error {
+	last := strings.TrimSpace(p.said.String())
+	first, _, _ := strings.Cut(last, "\n")
+	st, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok:
+		return errors.New("the worker ended")
+	case strings.Contains(last, "out of memory") || strings.Contains(last, "cannot allocate memory"):
+		return fmt.Errorf("the worker needed more than its %d MiB of memory", memory>>20)
+	case st.Signaled() && st.Signal() == syscall.SIGSYS:
+		return ErrViolation
+	case st.Signaled():
+		return fmt.Errorf("the worker was ended by %s", unix.SignalName(st.Signal()))
+	case st.ExitStatus() == exitNoSandbox:
+		return fmt.Errorf("%w: %s", ErrNoSandbox, clip(last))
+	case st.ExitStatus() == 0:
+		return errors.New("the worker ended without a result")
+	case first == "":
+		return fmt.Errorf("the worker ended with status %d", st.ExitStatus())
+	}
+	return fmt.Errorf("the worker crashed: %s", clip(first))
+}

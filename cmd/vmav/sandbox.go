@@ -15,7 +15,7 @@ import (
 )
 
 // sweepFunc sweeps one guest: sweep.Domain, or worker.Domain.
-type sweepFunc func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Results, sweep.Options) (report.DomainScan, error)
+type sweepFunc func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
 
 func noSandboxFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-sandbox", Usage: "parse what guests wrote in this process, with all its rights; for debugging"}

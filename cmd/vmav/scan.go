@@ -29,7 +29,8 @@ func scanCommand(e *env) *cli.Command {
 			"to say (docs/POLICY.md): without one nothing is changed in the guest; --page-in has it read in\n" +
 			"what is in no memory. An action that is not known to have worked leaves the scan incomplete.\n" +
 			"Findings are recorded in the history before they are told of (vmav history); one that could\n" +
-			"not be leaves the scan incomplete.",
+			"not be leaves the scan incomplete. What has not changed since an earlier scan, byte for byte,\n" +
+			"and was scanned with the signatures of now is not scanned again.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
@@ -40,6 +41,7 @@ func scanCommand(e *env) *cli.Command {
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 			noSandboxFlag(),
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
+			cacheFlag(),
 			&cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"},
 			stateFlag(),
 		}, slices.Concat(recordFlags(), pageInFlags(), policyFlags(), killFlags(), profileFlags())...),
@@ -153,7 +155,12 @@ func runScan(c *cli.Context, e *env) error {
 	}
 	defer engine.Close()
 	out := &report.Scan{Engine: engineOf(engine.Info()), Domains: []report.DomainScan{}}
-	cache, sweepDomain := sweep.NewCache(), sweeper(c, e)
+	cache, kept, err := e.openCache(c, rec == nil && !c.Bool("no-history"))
+	if err != nil {
+		return err
+	}
+	defer kept()
+	sweepDomain := sweeper(c, e)
 	var ended error
 	for _, t := range targets {
 		d, err := scanOne(ctx, t, sweepDomain, profiles, engine, cache, o.sweep, rec)
@@ -228,7 +235,7 @@ func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles
 		return d, err
 	}
 	defer t.source.Close()
-	opt.Sink = run.sink()
+	opt.Sink, opt.Exhibits = run.sink(), rec != nil && rec.always
 	return sweepDomain(ctx, t.sweep(), profiles, engine, cache, opt)
 }
 

@@ -40,6 +40,10 @@ type daemon struct {
 	proc   *os.Process
 	exited chan struct{} // closed when the process has ended
 
+	database string // directory
+	loaded   string // stamp of what lay there when the daemon loaded it
+	identity string // of that and the options; "" where the files changed while it loaded them
+
 	mu  sync.Mutex
 	log []string // its last lines
 }
@@ -67,6 +71,9 @@ func startDaemon(ctx context.Context, opt Options) (*daemon, error) {
 	if err := d.await(ctx, opt.Progress); err != nil {
 		d.stop()
 		return nil, fmt.Errorf("start a private clamd: %w", err)
+	}
+	if now, err := readSignatures(d.database); err != nil || now.stamp() != d.loaded {
+		d.identity = "" // it may have loaded the files of before or of after
 	}
 	return d, nil
 }
@@ -118,8 +125,26 @@ func (d *daemon) start(bin string, opt Options) error {
 	if err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("lock its directory: %w", err)
 	}
-	database, err := d.gather(opt.Databases)
+	if d.database, err = d.gather(opt.Databases); err != nil {
+		return err
+	}
+	// What bears on results. It does not look for new signatures: what it has loaded stays
+	// what it was identified by.
+	options := fmt.Sprintf(`MaxFileSize %d
+MaxScanSize %d
+StreamMaxLength %d
+PCREMaxFileSize %d
+MaxScanTime 300000
+AlertExceedsMax yes
+DetectPUA no
+SelfCheck 0
+`, privateMaxFile, 2*privateMaxFile, privateMaxFile, privateMaxFile)
+	before, err := readSignatures(d.database)
 	if err != nil {
+		return err
+	}
+	d.loaded = before.stamp()
+	if d.identity, err = privateIdentity(before, options); err != nil {
 		return err
 	}
 	conf := filepath.Join(d.dir, "clamd.conf")
@@ -132,15 +157,7 @@ MaxQueue 64
 IdleTimeout 3600
 ReadTimeout 300
 CommandReadTimeout 300
-MaxFileSize %d
-MaxScanSize %d
-StreamMaxLength %d
-PCREMaxFileSize %d
-MaxScanTime 300000
-AlertExceedsMax yes
-DetectPUA no
-SelfCheck 3600
-`, d.socket, database, d.dir, max(2, min(runtime.NumCPU(), 16)), privateMaxFile, 2*privateMaxFile, privateMaxFile, privateMaxFile)
+%s`, d.socket, d.database, d.dir, max(2, min(runtime.NumCPU(), 16)), options)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return err
 	}

@@ -215,19 +215,27 @@ func version(ctx context.Context, addr string) (Info, error) {
 		return Info{}, err
 	}
 	defer conn.Close()
+	line, err := askVersion(ctx, conn)
+	if err != nil {
+		return Info{}, err
+	}
+	return parseVersion(line)
+}
+
+func askVersion(ctx context.Context, conn net.Conn) (string, error) {
 	deadline := time.Now().Add(30 * time.Second)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	_ = conn.SetDeadline(deadline)
 	if _, err := conn.Write([]byte("zVERSION\x00")); err != nil {
-		return Info{}, err
+		return "", err
 	}
 	line, err := bufio.NewReaderSize(conn, 4096).ReadSlice(0)
 	if err != nil {
-		return Info{}, fmt.Errorf("ask for its version: %w", err)
+		return "", fmt.Errorf("ask for its version: %w", err)
 	}
-	return parseVersion(string(line[:len(line)-1]))
+	return string(line[:len(line)-1]), nil
 }
 
 func parseVersion(line string) (Info, error) {

@@ -1,6 +1,9 @@
 package introspect
 
-import "math"
+import (
+	"encoding/binary"
+	"math"
+)
 
 // format is a form of address space: how its page tables are built, how Windows writes
 // entries of it that are not valid, and where Windows keeps what (Intel SDM volume 3,
@@ -78,6 +81,14 @@ func (f *format) user(v uint64) bool { return v <= f.userHigh }
 // entryAt is the address of the entry for va in a table whose entries stand for 1<<shift bytes.
 func (f *format) entryAt(table, va uint64, shift uint) uint64 {
 	return table + va>>shift&(1<<f.step-1)*f.pte
+}
+
+// entryIn is an entry of a table, by its index.
+func (f *format) entryIn(table *[pageSize]byte, i uint64) uint64 {
+	if f.pte == 4 {
+		return uint64(binary.LittleEndian.Uint32(table[4*i:]))
+	}
+	return binary.LittleEndian.Uint64(table[8*i:])
 }
 
 // large tells whether a valid entry above the last level maps memory itself.

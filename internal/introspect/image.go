@@ -2,10 +2,7 @@ package introspect
 
 import (
 	"context"
-	"errors"
 	"fmt"
-
-	"vmav.dev/vmav/internal/source"
 )
 
 // batch is how many pages are read at once.
@@ -27,31 +24,66 @@ func (g *Guest) ReadDriver(ctx context.Context, base uint64, mem []byte, origins
 	return g.as.readImage(ctx, nil, base, mem, origins)
 }
 
-// ReadOriginals copies pages of the section that vad maps, as the section holds them:
-// what a process that has copies of its own would see without them. pages are indices
-// from the start of the range; mem has room for as many pages.
-func (g *Guest) ReadOriginals(ctx context.Context, vad *VAD, pages []int, mem []byte, origins []PageOrigin) error {
-	return g.as.readPages(ctx, mem, origins, func(i int) (uint64, PageOrigin, error) {
-		va := vad.Start + uint64(pages[i])*pageSize
-		at, ok := vad.prototype(g.as.f, va)
-		if !ok {
-			return 0, PageAbsent, nil
-		}
-		return g.as.prototype(at, va)
-	})
-}
-
 func (as *AddressSpace) readImage(ctx context.Context, vad *VAD, base uint64, mem []byte, origins []PageOrigin) error {
 	if base%pageSize != 0 {
 		return fmt.Errorf("read image at %#x: not on a page boundary", base)
 	}
-	err := as.readPages(ctx, mem, origins, func(i int) (uint64, PageOrigin, error) {
-		return as.imagePage(vad, base+uint64(i)*pageSize)
-	})
-	if err != nil {
-		return fmt.Errorf("read image at %#x: %w", base, err)
+	if len(mem)%pageSize != 0 || len(origins) != len(mem)/pageSize {
+		return fmt.Errorf("read image at %#x: %d bytes with %d origins are not whole pages", base, len(mem), len(origins))
+	}
+	var frames [batch]Frame
+	for i := 0; i < len(origins); i += batch {
+		n := min(batch, len(origins)-i)
+		err := as.rangeFrames(ctx, vad, base+uint64(i)*pageSize, frames[:n])
+		if err == nil {
+			err = readFrames(ctx, as.t.src, mem[i*pageSize:(i+n)*pageSize], frames[:n])
+		}
+		if err != nil {
+			return fmt.Errorf("read image at %#x: %w", base, err)
+		}
+		for j := range n {
+			origins[i+j] = frames[j].Origin
+		}
 	}
 	return nil
+}
+
+// rangeFrames finds pages of a range, those of the section that vad, where not nil, maps
+// there included.
+func (as *AddressSpace) rangeFrames(ctx context.Context, vad *VAD, base uint64, frames []Frame) error {
+	var section [batch]Frame
+	for i := 0; i < len(frames); i += batch {
+		va, n := base+uint64(i)*pageSize, min(batch, len(frames)-i)
+		start, shared, err := as.sectionAt(vad, va, section[:n])
+		if err != nil {
+			return err
+		}
+		if err := as.frames(ctx, va, frames[i:i+n], start, shared); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sectionAt finds the pages of the section that vad, where not nil, maps at va and
+// behind. The first of them is mapped at start.
+func (as *AddressSpace) sectionAt(vad *VAD, va uint64, frames []Frame) (start uint64, section []Frame, err error) {
+	if vad == nil {
+		return 0, nil, nil
+	}
+	start = max(va, vad.Start)
+	at, ok := vad.prototype(as.f, start)
+	if end := va + uint64(len(frames))*pageSize; !ok || start >= end {
+		return 0, nil, nil
+	} else {
+		n := min((end-start)/pageSize, (vad.lastProto-at)/as.f.pte+1, (vad.End-start)/pageSize+1)
+		section = frames[:n]
+	}
+	k := as.kernel
+	if k == nil {
+		k = as
+	}
+	return start, section, k.prototypes(at, section)
 }
 
 // imagePage finds a page of a section that is mapped at va. A page that a process has
@@ -93,58 +125,4 @@ func (v *VAD) prototype(f *format, va uint64) (at uint64, ok bool) {
 	}
 	at = v.proto + (va-v.Start)/pageSize*f.pte
 	return at, at <= v.lastProto
-}
-
-// readPages copies pages, each found by resolve, in batches. It does not allocate.
-func (as *AddressSpace) readPages(ctx context.Context, mem []byte, origins []PageOrigin, resolve func(i int) (pa uint64, origin PageOrigin, err error)) error {
-	if len(mem)%pageSize != 0 || len(origins) != len(mem)/pageSize {
-		return fmt.Errorf("%d bytes with %d origins are not whole pages", len(mem), len(origins))
-	}
-	var reqs [batch]source.Request
-	var index [batch]int
-	n := 0
-	flush := func() error {
-		if n == 0 {
-			return nil
-		}
-		if err := source.ReadBatch(as.t.src, reqs[:n]); err != nil {
-			return err
-		}
-		for i := range n {
-			err := reqs[i].Err
-			if err == nil {
-				continue
-			}
-			if !errors.Is(err, source.ErrHole) {
-				return err
-			}
-			clear(reqs[i].P)
-			origins[index[i]] = PageAbsent
-		}
-		n = 0
-		return ctx.Err()
-	}
-	for i := range origins {
-		page := mem[i*pageSize : (i+1)*pageSize]
-		pa, origin, err := resolve(i)
-		if err != nil {
-			return err
-		}
-		if origin == pagePagedOut {
-			origin = PageAbsent
-		}
-		origins[i] = origin
-		if !origin.inMemory() {
-			clear(page)
-			continue
-		}
-		reqs[n] = source.Request{Addr: pa &^ (pageSize - 1), P: page}
-		index[n] = i
-		if n++; n == batch {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-	}
-	return flush()
 }

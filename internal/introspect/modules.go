@@ -30,8 +30,14 @@ const (
 // loader lists name, those of both widths, and image ranges of its address space that none
 // does. A process that has exited or has no user part has none.
 func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, error) {
+	mods, _, problems, err := g.ModulesAndVADs(ctx, p)
+	return mods, problems, err
+}
+
+// ModulesAndVADs is Modules with all ranges of the process, as VADs lists them.
+func (g *Guest) ModulesAndVADs(ctx context.Context, p *Process) ([]Module, []VAD, []Problem, error) {
 	if p.PEB == 0 || !p.Exited.IsZero() {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	as := g.space(p.DTB)
@@ -49,11 +55,11 @@ func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, e
 		note("32-bit loader lists", wow64.lists(ctx, p.PEB32, found))
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	vads, probs, err := g.VADs(ctx, p)
 	if ctx.Err() != nil {
-		return nil, nil, ctx.Err()
+		return nil, nil, nil, ctx.Err()
 	}
 	note("address space", err)
 	problems = append(problems, probs...)
@@ -80,7 +86,7 @@ func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, e
 		out = append(out, *m)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Base < out[j].Base })
-	return out, problems, nil
+	return out, vads, problems, nil
 }
 
 // loader is where a loader's structures have their members, and the form of the address

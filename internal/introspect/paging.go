@@ -93,7 +93,7 @@ func (t *tables) page(pfn uint64) (*[pageSize]byte, error) {
 		delete(t.pages, t.ring[t.next])
 	}
 	if p == nil {
-		p = new([pageSize]byte)
+		p = tableBuffers.Get().(*[pageSize]byte)
 	}
 	if err := t.src.ReadPhys(p[:], pfn<<pageShift); err != nil {
 		if len(t.ring) == maxTables {
@@ -116,6 +116,9 @@ func (t *tables) page(pfn uint64) (*[pageSize]byte, error) {
 func (t *tables) flush() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, p := range t.pages { // nobody holds one beyond the lock
+		tableBuffers.Put(p)
+	}
 	clear(t.pages)
 	t.ring = t.ring[:0]
 	t.next = 0
@@ -166,6 +169,11 @@ func (as *AddressSpace) DTB() uint64 { return as.dtb }
 // walk finds the last entry for va: its value, and the size of the page as a shift.
 // ok is false where a table above it is missing.
 func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err error) {
+	return as.walkTo(va, pageShift)
+}
+
+// walkTo is walk that goes no deeper than to the entries of a size, as a shift.
+func (as *AddressSpace) walkTo(va uint64, deepest uint) (pte uint64, shift uint, ok bool, err error) {
 	f := as.f
 	if !f.canonical(va) {
 		return 0, 0, false, nil
@@ -179,7 +187,7 @@ func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err er
 			}
 			return 0, 0, false, err
 		}
-		if shift == pageShift {
+		if shift == deepest {
 			return pte, shift, true, nil
 		}
 		if pte&pteValid == 0 {

@@ -65,14 +65,11 @@ func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint
 	if end := (w.vad.End - base) >> shift; end < last {
 		last = end
 	}
+	if shift == pageShift {
+		return w.pages(at, base, first, last)
+	}
 	for i := first; i <= last; i++ {
 		va := base + i<<shift
-		if shift == pageShift {
-			if w.page(at, va); len(w.runs) > maxRegionRuns {
-				return errRegionBudget
-			}
-			continue
-		}
 		pte, err := w.as.t.entry(at+i*f.pte, f.pte)
 		if err != nil {
 			if errors.Is(err, source.ErrHole) {
@@ -102,9 +99,26 @@ const (
 	protectShift = 5
 )
 
-func (w *regionWalk) page(table, va uint64) {
-	pte, err := w.as.t.entry(w.as.f.entryAt(table, va, pageShift), w.as.f.pte)
-	if err != nil || pte == 0 {
+// pages looks at entries of the lowest table, of which the first maps base.
+func (w *regionWalk) pages(table, base, first, last uint64) error {
+	buf := tableBuffers.Get().(*[pageSize]byte)
+	defer tableBuffers.Put(buf)
+	if err := w.as.t.copyTable(buf, table); err != nil {
+		if errors.Is(err, source.ErrHole) {
+			return nil
+		}
+		return err
+	}
+	for i := first; i <= last; i++ {
+		if w.page(w.as.f.entryIn(buf, i), base+i<<pageShift); len(w.runs) > maxRegionRuns {
+			return errRegionBudget
+		}
+	}
+	return nil
+}
+
+func (w *regionWalk) page(pte, va uint64) {
+	if pte == 0 {
 		return
 	}
 	r := Run{Start: va, End: va + pageSize}

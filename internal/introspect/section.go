@@ -100,14 +100,6 @@ func (g *Guest) subsections(control, proto uint64) ([]Subsection, error) {
 // maxSectionPages bounds what a subsection may claim: 1 TiB.
 const maxSectionPages = 1 << 28
 
-// FileCache is what a guest's memory holds of a file in its on-disk form.
-type FileCache struct {
-	Size    uint64       // of the file, bytes; 0 where nothing in memory tells it
-	Data    []byte       // whole pages from offset 0 to the last that is there; zeros where they are not in memory
-	Origins []PageOrigin // one for each page of Data
-	Cached  int          // pages that are there
-}
-
 // viewSize is the size of a cache manager's view (VACB_MAPPING_GRANULARITY) and
 // vacbShift the bits of an index into one level of the array of views: up to 32 MiB
 // there is one level, and one more for each seven bits beyond.
@@ -117,51 +109,48 @@ const (
 	maxCachedSize = 1 << 48 // bytes: more than a volume holds
 )
 
-// CachedFile collects the pages of the file behind a FILE_OBJECT that are in memory:
-// through the prototype entries of its data section first, then through the cache
-// manager's views. At most limit bytes are looked at. A file that was never read has
-// neither, and then the result is nil.
-func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache, error) {
+// FileFrames finds the pages of the file behind a FILE_OBJECT that are in memory in
+// their on-disk form: through the prototype entries of its data section first, then
+// through the cache manager's views. At most limit bytes are looked at. size is that of
+// the file in bytes, 0 where nothing in memory tells it, and frames ends with the last
+// page that is there. A file that was never read has none.
+func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64, frames []Frame, err error) {
 	if g.off.FilePointers == winstruct.Missing {
-		return nil, nil // the build's structures are not known well enough
+		return 0, nil, nil // the build's structures are not known well enough
 	}
 	pointers, err := g.as.word(file + uint64(g.off.FilePointers))
 	if err != nil {
-		return nil, fmt.Errorf("read file object at %#x: %w", file, err)
+		return 0, nil, fmt.Errorf("read file object at %#x: %w", file, err)
 	}
 	if pointers == 0 {
-		return nil, nil
+		return 0, nil, nil
 	}
 	rec, err := g.as.record(pointers, g.off.Pointers.Size)
 	if err != nil {
-		return nil, fmt.Errorf("read section object pointers at %#x: %w", pointers, err)
+		return 0, nil, fmt.Errorf("read section object pointers at %#x: %w", pointers, err)
 	}
 	control, shared := rec.ptr(g.off.Pointers.Data), rec.ptr(g.off.Pointers.Cache)
 	if control == 0 && shared == 0 {
-		return nil, nil
+		return 0, nil, nil
 	}
-	c := new(FileCache)
 	var subs []Subsection
 	if control != 0 {
 		if subs, err = g.subsections(control, 0); err != nil {
-			return nil, fmt.Errorf("data section: %w", err)
+			return 0, nil, fmt.Errorf("data section: %w", err)
 		}
 		for i := range subs {
-			c.Size = max(c.Size, subs[i].Offset+subs[i].Size)
+			size = max(size, subs[i].Offset+subs[i].Size)
 		}
 	}
 	views := vacbs{g: g, shared: shared}
 	if shared != 0 {
 		if err := views.open(); err != nil {
-			return nil, err
+			return 0, nil, err
 		}
-		c.Size = views.fileSize
-	}
-	if c.Size == 0 {
-		return nil, nil
+		size = views.fileSize
 	}
 	sub := 0
-	find := func(i int) (uint64, PageOrigin, error) {
+	find := func(i int) (Frame, error) {
 		n := uint64(i)
 		// The chain ascends, so that the search goes on where it was.
 		for sub < len(subs) && n >= subs[sub].First+subs[sub].Pages {
@@ -170,42 +159,31 @@ func (g *Guest) CachedFile(ctx context.Context, file, limit uint64) (*FileCache,
 		if sub < len(subs) && n >= subs[sub].First && subs[sub].proto != 0 {
 			pa, origin, err := g.as.prototype(subs[sub].proto+g.as.f.pte*(n-subs[sub].First), 0)
 			if err != nil || origin == PagePrototype {
-				return pa, origin, err
+				return Frame{GPA: pa, Origin: origin}, err
 			}
 		}
 		va := views.at(n * pageSize)
 		if va == 0 {
-			return 0, PageAbsent, nil
+			return Frame{}, nil
 		}
-		return g.as.translate(va)
+		pa, origin, err := g.as.translate(va)
+		return Frame{GPA: pa, Origin: origin}, err
 	}
 	// What is claimed of its size costs nothing before a page is found.
-	pages := 0
-	for i := range int((min(c.Size, limit) + pageSize - 1) / pageSize) {
-		_, origin, err := find(i)
+	for i := range int((min(size, limit) + pageSize - 1) / pageSize) {
+		f, err := find(i)
 		if err != nil {
-			return nil, fmt.Errorf("look for cached file: %w", err)
+			return 0, nil, fmt.Errorf("look for cached file: %w", err)
 		}
-		if origin.inMemory() {
-			pages = i + 1
+		if f.InMemory() {
+			frames = append(frames, make([]Frame, i-len(frames))...)
+			frames = append(frames, f)
 		}
 		if i%(1<<12) == 0 && ctx.Err() != nil {
-			return nil, ctx.Err()
+			return 0, nil, ctx.Err()
 		}
 	}
-	c.Data, c.Origins = make([]byte, pages*pageSize), make([]PageOrigin, pages)
-	sub = 0
-	if err := g.as.readPages(ctx, c.Data, c.Origins, find); err != nil {
-		return nil, fmt.Errorf("read cached file: %w", err)
-	}
-	for i, o := range c.Origins {
-		if o == PageDemandZero {
-			c.Origins[i] = PageAbsent // a page of a file is never that
-		} else if o != PageAbsent {
-			c.Cached++
-		}
-	}
-	return c, nil
+	return size, frames, nil
 }
 
 // vacbs finds the cache manager's views of one file.

@@ -104,9 +104,20 @@ func inspectSections(t *testing.T, g *Guest, p *Process) {
 			t.Fatalf("%d subsections with error %v", len(subs), err)
 		}
 		if v.FileObject() != 0 {
-			c, err := g.CachedFile(ctx, v.FileObject(), limit)
-			if err != nil && c != nil || c != nil && (len(c.Data) > limit || len(c.Data) != len(c.Origins)*pageSize) {
-				t.Fatalf("cached file %+v with error %v", c, err)
+			_, frames, err := g.FileFrames(ctx, v.FileObject(), limit)
+			if err != nil && frames != nil || len(frames)*pageSize > limit {
+				t.Fatalf("%d pages of a cached file with error %v", len(frames), err)
+			}
+		}
+		section := make([]Frame, min((v.End-v.Start)/pageSize+1, 1<<12))
+		own := make([]Frame, len(section))
+		if n, err := g.SectionFrames(v, section); err != nil && n != 0 || n > len(section) {
+			t.Fatalf("%d pages of a section with error %v", n, err)
+		} else if err := g.ImageFrames(ctx, p, v.Start, own, v.Start, section[:n]); err == nil {
+			for _, f := range own {
+				if f.Origin == pagePagedOut {
+					t.Fatal("a page in a page file is nobody's to see")
+				}
 			}
 		}
 		runs, _, err := g.Committed(ctx, p, v, &budget)

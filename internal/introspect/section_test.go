@@ -74,13 +74,13 @@ func TestImagePages(t *testing.T) {
 					t.Errorf("%s: pid %d, page %d of %s: origin %d; shared %v, written %v, own %v", build, p.PID, n, m.Name, o, h.Shared[n], h.Written[n], h.Own[n])
 				}
 			}
-			orig, from := make([]byte, len(private)*pageSize), make([]PageOrigin, len(private))
-			if err := g.ReadOriginals(context.Background(), m.VAD(), private, orig, from); err != nil {
-				t.Fatal(err)
+			section := make([]Frame, len(origins))
+			if n, err := g.SectionFrames(m.VAD(), section); err != nil || n != len(section) {
+				t.Fatalf("%s: %d of %d pages of the section: %v", m.Name, n, len(section), err)
 			}
-			for k, n := range private {
-				if (from[k] == PagePrototype) != h.Shared[n] {
-					t.Errorf("%s: pid %d, page %d of %s: original's origin %d, shared %v", build, p.PID, n, m.Name, from[k], h.Shared[n])
+			for _, n := range private {
+				if (section[n].Origin == PagePrototype) != h.Shared[n] {
+					t.Errorf("%s: pid %d, page %d of %s: original's origin %d, shared %v", build, p.PID, n, m.Name, section[n].Origin, h.Shared[n])
 				}
 			}
 		})
@@ -132,32 +132,36 @@ func TestCachedFile(t *testing.T) {
 				return
 			}
 			seen[file] = true
-			c, err := g.CachedFile(context.Background(), file, 1<<30)
+			size, frames, err := g.FileFrames(context.Background(), file, 1<<30)
 			if err != nil {
 				t.Fatalf("%s: %v", m.Name, err)
 			}
-			if c == nil {
+			if len(frames) == 0 {
 				if without++; slices.Contains(h.Cached, true) {
 					t.Errorf("%s: nothing found of a cached file", m.Name)
 				}
 				return
 			}
+			data := make([]byte, len(frames)*pageSize)
+			if err := g.ReadFrames(context.Background(), data, frames); err != nil {
+				t.Fatal(err)
+			}
 			files++
-			if c.Size != uint64(len(h.File)) {
-				t.Errorf("%s: size %d, is %d", m.Name, c.Size, len(h.File))
+			if size != uint64(len(h.File)) {
+				t.Errorf("%s: size %d, is %d", m.Name, size, len(h.File))
 			}
-			if slices.Contains(h.Cached[len(c.Origins):], true) {
-				t.Errorf("%s: %d pages found, more are cached", m.Name, len(c.Origins))
+			if slices.Contains(h.Cached[len(frames):], true) {
+				t.Errorf("%s: %d pages found, more are cached", m.Name, len(frames))
 			}
-			for n, o := range c.Origins {
-				if (o != PageAbsent) != h.Cached[n] {
-					t.Errorf("%s: page %d of the file: origin %d, cached %v", m.Name, n, o, h.Cached[n])
+			for n, f := range frames {
+				if f.InMemory() != h.Cached[n] {
+					t.Errorf("%s: page %d of the file: origin %d, cached %v", m.Name, n, f.Origin, h.Cached[n])
 				}
 				from, to := n*pageSize, min((n+1)*pageSize, len(h.File))
-				if o != PageAbsent && !bytes.Equal(c.Data[from:to], h.File[from:to]) {
+				if f.InMemory() && !bytes.Equal(data[from:to], h.File[from:to]) {
 					t.Errorf("%s: page %d of the file differs", m.Name, n)
 				}
-				if pages++; o != PageAbsent {
+				if pages++; f.InMemory() {
 					whole++
 				}
 			}

@@ -165,11 +165,12 @@ type DomainScan struct {
 	Source    string      `json:"source,omitempty"`
 	Processes int         `json:"processes"`
 	Images    int         `json:"images"`
-	Files     int         `json:"files"`    // distinct rebuilt files that the engine saw
-	Bytes     uint64      `json:"bytes"`    // that the engine saw
-	Regions   int         `json:"regions"`  // of executable memory outside of files
-	Partial   int         `json:"partial"`  // images scanned with pages missing, above the limit
-	PageIns   int         `json:"page_ins"` // pages that the guest was made to read in
+	Unchanged int         `json:"unchanged"` // of them, recognised as what was rebuilt and scanned before
+	Files     int         `json:"files"`     // distinct rebuilt files that the engine saw
+	Bytes     uint64      `json:"bytes"`     // that the engine saw
+	Regions   int         `json:"regions"`   // of executable memory outside of files
+	Partial   int         `json:"partial"`   // images scanned with pages missing, above the limit
+	PageIns   int         `json:"page_ins"`  // pages that the guest was made to read in
 	Findings  []Finding   `json:"findings"`
 	Errors    []ScanError `json:"errors"`
 	Kills     []*Kill     `json:"kills,omitempty"`   // one for each process that was to be killed

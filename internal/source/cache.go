@@ -25,14 +25,14 @@ type slot struct {
 	pfn  uint64
 	used bool // since the hand passed
 	full bool
-	page [PageSize]byte
+	page *[PageSize]byte // nil until it is used
 }
 
 // NewCache puts a cache of so many pages, at least one, before a source. Closing it
 // closes the source.
 func NewCache(src Source, pages int) *Cache {
 	pages = max(pages, 1)
-	return &Cache{Source: src, index: make(map[uint64]int, pages), slots: make([]slot, pages)}
+	return &Cache{Source: src, index: make(map[uint64]int), slots: make([]slot, pages)}
 }
 
 // ReadPhys implements Source.
@@ -65,6 +65,9 @@ func (c *Cache) read(p []byte, addr uint64) (int, error) {
 		if s.full {
 			delete(c.index, s.pfn)
 			s.full = false
+		}
+		if s.page == nil {
+			s.page = new([PageSize]byte)
 		}
 		if err := c.Source.ReadPhys(s.page[:], pfn*PageSize); err != nil {
 			return 0, err

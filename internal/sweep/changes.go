@@ -9,15 +9,22 @@ import (
 	"vmav.dev/vmav/internal/report"
 )
 
-// changes notes where an image in memory is not what its file is, one finding for each
-// way in which that is so.
-func (w *worker) changes(ctx context.Context, j *job, img *pe.Image, file *pe.File, f report.Finding) {
-	type change struct {
+// change is one way in which an image in memory is not what its file is.
+type change struct {
+	Signature string
+	First     pe.Range // addresses of the first place
+	Detail    string
+}
+
+// changes lists where an image in memory at base is not what its file is.
+func changes(base uint64, file *pe.File) []change {
+	type place struct {
 		places int
 		bytes  uint64
 		first  pe.Conflict
 	}
-	seen := make(map[string]*change)
+	seen := make(map[string]*place)
+	var order []string
 	for _, c := range file.Fidelity.Conflicts {
 		sig := ""
 		switch {
@@ -32,19 +39,36 @@ func (w *worker) changes(ctx context.Context, j *job, img *pe.Image, file *pe.Fi
 		}
 		s := seen[sig]
 		if s == nil {
-			s = &change{first: c}
+			s = &place{first: c}
 			seen[sig] = s
+			order = append(order, sig)
 		}
 		s.places++
 		s.bytes += c.Len()
 	}
-	for sig, s := range seen {
-		f := f
-		f.Kind, f.Signature = report.KindModified, sig
-		f.Region = &report.Region{Type: report.RegionImage, Image: f.Image, Start: f.Base + report.Address(s.first.RVA), End: f.Base + report.Address(s.first.RVA+s.first.Len())}
-		f.Detail = fmt.Sprintf("%d bytes in %d places, the first at %s: %s for %s", s.bytes, s.places, f.Region.Start, s.first.Memory, s.first.File)
-		w.found(ctx, j.process, f, Exhibit{file.Data, img.Mem, file.Fidelity})
+	var out []change
+	for _, sig := range order {
+		s := seen[sig]
+		at := pe.Range{Start: base + s.first.RVA, End: base + s.first.RVA + s.first.Len()}
+		out = append(out, change{sig, at, fmt.Sprintf("%d bytes in %d places, the first at %s: %s for %s", s.bytes, s.places,
+			report.Address(at.Start), s.first.Memory, s.first.File)})
 	}
+	return out
+}
+
+// changed notes changes of an image, one finding for each. x may be empty where none of
+// them asks for it.
+func (w *worker) changed(ctx context.Context, j *job, all []change, f report.Finding, x Exhibit) {
+	for _, c := range all {
+		w.found(ctx, j.process, c.finding(f), x)
+	}
+}
+
+// finding is a change as a finding; f is what it has in common with others of its image.
+func (c *change) finding(f report.Finding) report.Finding {
+	f.Kind, f.Signature, f.Detail = report.KindModified, c.Signature, c.Detail
+	f.Region = &report.Region{Type: report.RegionImage, Image: f.Image, Start: report.Address(c.First.Start), End: report.Address(c.First.End)}
+	return f
 }
 
 // hashes names a rebuilt file in the ways that others know files by.

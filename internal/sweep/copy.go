@@ -29,17 +29,20 @@ type Copier struct {
 	mappings *Mappings
 	files    *Files
 	pager    *pagein.Pager
+	digester *digester // nil where nothing is recognised
 
 	mem     []byte
 	origins []introspect.PageOrigin
+	frames  []introspect.Frame
 	pages   []pe.Origin
-	private []int
+	private []introspect.Frame
+	index   []int
 	shared  []byte
-	from    []introspect.PageOrigin
 	run     []pe.SharedPage
+	sums    []pageDigest
 
-	wanted []uint64 // pages that are nowhere in memory
-
+	resolved  bool            // the last rebuild has asked for exports
+	wanted    []uint64        // pages of the last place that are nowhere in memory
 	exports   *pe.ExportIndex // of exportsOf, made when a rebuild asks for it
 	exportsOf *introspect.Process
 }
@@ -50,10 +53,39 @@ func NewCopier(g *introspect.Guest, mappings *Mappings, files *Files) *Copier {
 	return &Copier{guest: g, mappings: mappings, files: files}
 }
 
+// place is where all lies that the file of one image can be rebuilt from. It is the
+// copier's, and valid until its next.
+type place struct {
+	process  *introspect.Process // nil for a driver
+	module   *introspect.Module
+	frames   []introspect.Frame // of the image's pages
+	pages    []pe.Origin        // of the same
+	standIns int
+	section  *section    // nil where there is none
+	file     *cachedFile // nil where nothing of it is in memory
+	layout   *pe.Layout
+	settled  []settled
+}
+
+// settled is a page of the process's own that the section's stands in for.
+type settled struct {
+	page  int
+	frame introspect.Frame
+}
+
 // Read copies a module of a process, or a driver where p is nil, and says what else of
 // the file a rebuild can use. Both are valid until the next Read.
 func (c *Copier) Read(ctx context.Context, p *introspect.Process, m *introspect.Module) (*pe.Image, pe.Options, error) {
-	opt := pe.Options{PreferredBase: m.OriginalBase}
+	pl, err := c.find(ctx, p, m)
+	if err != nil {
+		return nil, pe.Options{}, err
+	}
+	return c.read(ctx, pl)
+}
+
+// find looks for a module of a process, or a driver where p is nil, in all places that
+// may hold something of its file.
+func (c *Copier) find(ctx context.Context, p *introspect.Process, m *introspect.Module) (*place, error) {
 	size := m.Size
 	v := m.VAD()
 	if v != nil {
@@ -61,128 +93,148 @@ func (c *Copier) Read(ctx context.Context, p *introspect.Process, m *introspect.
 	}
 	size = (size + pe.PageSize - 1) &^ (pe.PageSize - 1)
 	if size == 0 || size > maxImage {
-		return nil, opt, fmt.Errorf("its size of %d bytes is out of bounds", size)
+		return nil, fmt.Errorf("its size of %d bytes is out of bounds", size)
 	}
 	if m.Base%pe.PageSize != 0 {
-		return nil, opt, fmt.Errorf("its base %#x is no page boundary", m.Base)
+		return nil, fmt.Errorf("its base %#x is no page boundary", m.Base)
 	}
-	n := size / pe.PageSize
-	mem, from := c.buffer(n)
-	img := &pe.Image{Name: m.Name, Base: m.Base, Mem: mem, Pages: c.pages[:n]}
-	var err error
+	pl := &place{process: p, module: m}
+	c.wanted = c.wanted[:0]
+	pl.frames, pl.pages = c.room(size / pe.PageSize)
 	if p == nil {
-		err = c.guest.ReadDriver(ctx, m.Base, mem, from)
-	} else {
-		err = c.guest.ReadImage(ctx, p, v, m.Base, mem, from)
+		if err := c.guest.DriverFrames(ctx, m.Base, pl.frames); err != nil {
+			return nil, err
+		}
+		pl.origins()
+		return pl, nil
 	}
-	if err != nil {
-		return nil, opt, err
-	}
-	for i, o := range from {
-		img.Pages[i] = origins[o]
-		if o == introspect.PageStandIn {
-			img.StandIns++
+	var shared []introspect.Frame
+	if v != nil {
+		s, err := c.files.section(c.guest, v)
+		if err != nil {
+			return nil, err
+		}
+		shared = s.frames
+		if v.ControlArea() != 0 {
+			pl.section = s
 		}
 	}
-	if p == nil {
-		return img, opt, nil
+	if err := c.guest.ImageFrames(ctx, p, m.Base, pl.frames, m.Base, shared); err != nil {
+		return nil, err
 	}
-	opt.ResolveExport = func(va uint64) []pe.Symbol { return c.resolve(ctx, p, va) }
-	if v == nil || v.ControlArea() == 0 {
-		return img, opt, nil
+	pl.origins()
+	if pl.section != nil {
+		pl.layout = layout(m, pl.section.subs)
+		pl.file = c.files.get(ctx, c.guest, v.FileObject())
+		c.borrow(ctx, pl)
 	}
-	if err := c.readShared(ctx, v, img); err != nil {
+	return pl, ctx.Err()
+}
+
+// room returns places for n pages.
+func (c *Copier) room(n uint64) ([]introspect.Frame, []pe.Origin) {
+	if uint64(cap(c.frames)) < n {
+		c.frames, c.pages = make([]introspect.Frame, n), make([]pe.Origin, n)
+	}
+	return c.frames[:n], c.pages[:n]
+}
+
+func (pl *place) origins() {
+	for i, f := range pl.frames {
+		pl.pages[i] = origins[f.Origin]
+		if f.Origin == introspect.PageStandIn {
+			pl.standIns++
+		}
+	}
+}
+
+// borrow takes pages that are in no other place from processes that have copies of their
+// own of them at the same address, and lists those that are nowhere.
+func (c *Copier) borrow(ctx context.Context, pl *place) {
+	for _, s := range pl.section.subs {
+		for i := uint64(0); i < s.Pages && s.First+i < uint64(len(pl.pages)) && i*pe.PageSize < s.Size; i++ {
+			page := s.First + i
+			if pl.pages[page] != pe.Absent || pl.file.holds(s.Offset+i*pe.PageSize, min(pe.PageSize, s.Size-i*pe.PageSize)) {
+				continue
+			}
+			if !s.Writable() { // another process's data is not this one's, and not the file's
+				if f := pl.section.elsewhere(ctx, c.guest, c.mappings, pl.module.VAD())[page]; f.InMemory() {
+					pl.frames[page], pl.pages[page] = f, pe.OtherProcess
+				}
+			}
+			if pl.pages[page] == pe.Absent && s.Readable() {
+				c.wanted = append(c.wanted, page)
+			}
+		}
+	}
+}
+
+// read copies what find has found.
+func (c *Copier) read(ctx context.Context, pl *place) (*pe.Image, pe.Options, error) {
+	m := pl.module
+	opt := pe.Options{PreferredBase: m.OriginalBase, Layout: pl.layout}
+	n := uint64(len(pl.frames))
+	mem, _ := c.buffer(n)
+	if err := c.guest.ReadFrames(ctx, mem, pl.frames); err != nil {
 		return nil, opt, err
 	}
-	if err := c.section(ctx, p, m, img, &opt); err != nil {
+	for i, f := range pl.frames {
+		if !f.InMemory() && pl.pages[i] != pe.DemandZero {
+			pl.pages[i] = pe.Absent
+		}
+	}
+	img := &pe.Image{Name: m.Name, Base: m.Base, Mem: mem, Pages: pl.pages, StandIns: pl.standIns}
+	c.resolved = false
+	if pl.process == nil {
+		return img, opt, nil
+	}
+	opt.ResolveExport = func(va uint64) []pe.Symbol { return c.resolve(ctx, pl.process, va) }
+	if pl.section == nil {
+		return img, opt, nil
+	}
+	if err := c.readShared(ctx, pl.section, img); err != nil {
+		return nil, opt, err
+	}
+	if pages := pl.file.read(ctx, c.guest, c.files, c.digester); len(pages) > 0 {
+		opt.FilePages, opt.FileSize = pages, pl.file.size
+	}
+	if err := c.pageIn(ctx, pl.process, m.VAD(), img); err != nil {
 		return nil, opt, err
 	}
 	return img, opt, ctx.Err()
 }
 
-// buffer returns room for n pages, with as many places in c.pages.
+// buffer returns room for n pages.
 func (c *Copier) buffer(n uint64) ([]byte, []introspect.PageOrigin) {
 	if uint64(cap(c.origins)) < n {
-		c.mem, c.origins, c.pages = make([]byte, n*pe.PageSize), make([]introspect.PageOrigin, n), make([]pe.Origin, n)
+		c.mem, c.origins = make([]byte, n*pe.PageSize), make([]introspect.PageOrigin, n)
 	}
 	return c.mem[:n*pe.PageSize], c.origins[:n]
 }
 
 // readShared reads the section's pages under the process's own copies.
-func (c *Copier) readShared(ctx context.Context, v *introspect.VAD, img *pe.Image) error {
+func (c *Copier) readShared(ctx context.Context, s *section, img *pe.Image) error {
 	img.PrivateKnown = true
-	c.private = c.private[:0]
+	c.private, c.index = c.private[:0], c.index[:0]
 	for i, o := range img.Pages {
-		if o == pe.Private {
-			c.private = append(c.private, i)
+		if o == pe.Private && i < len(s.frames) && s.frames[i].Origin == introspect.PagePrototype {
+			c.private, c.index = append(c.private, s.frames[i]), append(c.index, i)
 		}
 	}
-	n := len(c.private)
-	if cap(c.from) < n {
-		c.shared, c.from = make([]byte, n*pe.PageSize), make([]introspect.PageOrigin, n)
+	if len(c.shared) < len(c.private)*pe.PageSize {
+		c.shared = make([]byte, len(c.private)*pe.PageSize)
 	}
-	shared, from := c.shared[:n*pe.PageSize], c.from[:n]
-	if err := c.guest.ReadOriginals(ctx, v, c.private, shared, from); err != nil {
+	if err := c.guest.ReadFrames(ctx, c.shared, c.private); err != nil {
 		return err
 	}
 	c.run = c.run[:0]
-	for i, page := range c.private {
-		if from[i] == introspect.PagePrototype {
-			c.run = append(c.run, pe.SharedPage{Page: page, Data: shared[i*pe.PageSize : (i+1)*pe.PageSize]})
+	for i, f := range c.private {
+		if f.InMemory() {
+			c.run = append(c.run, pe.SharedPage{Page: c.index[i], Data: c.shared[i*pe.PageSize : (i+1)*pe.PageSize]})
 		}
 	}
 	img.Shared = c.run
 	return nil
-}
-
-// section adds what the section object leads to: its own account of the layout, the
-// cached file, and other processes' copies of what is in neither. What cannot be read
-// of them is not there: the image itself is.
-func (c *Copier) section(ctx context.Context, p *introspect.Process, m *introspect.Module, img *pe.Image, opt *pe.Options) error {
-	v := m.VAD()
-	subs, err := c.guest.Subsections(v)
-	if err != nil {
-		subs = nil
-	}
-	opt.Layout = layout(m, subs)
-	file := c.files.get(ctx, c.guest, v.FileObject())
-	if file != nil {
-		opt.FilePages, opt.FileSize = file.pages, file.size
-	}
-	c.wanted = c.wanted[:0]
-	for _, s := range subs {
-		for i := uint64(0); i < s.Pages && s.First+i < uint64(len(img.Pages)); i++ {
-			page := s.First + i
-			if img.Pages[page] != pe.Absent || i*pe.PageSize >= s.Size || file.holds(s.Offset+i*pe.PageSize, min(pe.PageSize, s.Size-i*pe.PageSize)) {
-				continue
-			}
-			if !s.Writable() { // another process's data is not this one's, and not the file's
-				c.fromOthers(ctx, p, v, img, page)
-			}
-			if img.Pages[page] == pe.Absent && s.Readable() {
-				c.wanted = append(c.wanted, page)
-			}
-		}
-	}
-	return c.pageIn(ctx, p, v, img)
-}
-
-// fromOthers takes a page that is nowhere else from a process that has a copy of its
-// own of it at the same address.
-func (c *Copier) fromOthers(ctx context.Context, p *introspect.Process, v *introspect.VAD, img *pe.Image, page uint64) {
-	var from [1]introspect.PageOrigin
-	mem := img.Mem[page*pe.PageSize : (page+1)*pe.PageSize]
-	others := c.mappings.of(v)
-	for _, o := range others[:min(len(others), maxOthers)] {
-		if o.process.EPROCESS == p.EPROCESS {
-			continue
-		}
-		if err := c.guest.ReadImage(ctx, o.process, o.vad, img.Base+page*pe.PageSize, mem, from[:]); err == nil && from[0] == introspect.PagePrivate {
-			img.Pages[page] = pe.OtherProcess
-			return
-		}
-		clear(mem)
-	}
 }
 
 // layout is the section object's account in the words of pe; nil where it says nothing
@@ -218,6 +270,7 @@ func layout(m *introspect.Module, subs []introspect.Subsection) *pe.Layout {
 
 // resolve names what lives at an address of a process, by the exports of its modules.
 func (c *Copier) resolve(ctx context.Context, p *introspect.Process, va uint64) []pe.Symbol {
+	c.resolved = true
 	if c.exportsOf == nil || c.exportsOf.EPROCESS != p.EPROCESS {
 		c.exports, c.exportsOf = pe.NewExportIndex(), p
 		for _, m := range c.mappings.modules[p.EPROCESS] {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"sort"
-	"sync"
 	"time"
 
 	"vmav.dev/vmav/internal/clam"
@@ -33,12 +32,28 @@ func (w *worker) image(ctx context.Context, j *job) error {
 		return err
 	}
 	begin := time.Now()
-	img, opt, err := w.copier.Read(ctx, j.process, &j.module)
+	pl, err := w.copier.find(ctx, j.process, &j.module)
 	if err != nil {
 		w.rebuildTime.Add(int64(time.Since(begin)))
 		return w.unread(ctx, j.what(), err)
 	}
+	w.copier.settle(ctx, pl)
+	known, err := w.recogniseImage(ctx, j, pl)
+	if err != nil || known {
+		w.rebuildTime.Add(int64(time.Since(begin)))
+		if err != nil {
+			return w.unread(ctx, j.what(), err)
+		}
+		return nil
+	}
+	img, opt, err := w.copier.read(ctx, pl)
+	if err != nil {
+		w.rebuildTime.Add(int64(time.Since(begin)))
+		return w.unread(ctx, j.what(), err)
+	}
+	key, keyed := w.copier.copied(pl, img)
 	file, err := w.rebuilder.Rebuild(img, opt)
+	keyed = keyed && !w.copier.resolved // what other modules export is not in the key
 	w.rebuildTime.Add(int64(time.Since(begin)))
 	w.mu.Lock()
 	w.out.Images++
@@ -47,31 +62,53 @@ func (w *worker) image(ctx context.Context, j *job) error {
 		w.fail(j.what(), fmt.Errorf("rebuild: %w", err))
 		return nil
 	}
-	found := report.Finding{Kind: report.KindSignature, Image: j.module.Path, File: j.file(), Base: report.Address(j.module.Base), Size: j.module.Size, Fidelity: fidelity(file.Fidelity)}
-	if found.Image == "" {
-		found.Image = j.module.Name
-	}
+	found := w.finding(j, fidelity(file.Fidelity))
 	res, sum, fresh, err := w.scan(ctx, j.what(), file.Data)
 	if err != nil {
 		return ended(ctx, err)
 	}
 	found.SHA256 = fmt.Sprintf("%x", sum)
 	w.count(file, fresh)
-	coverage := file.Fidelity.Coverage()
+	all := changes(j.module.Base, file)
+	if res.Signature != "" || len(all) > 0 {
+		w.copier.unsettle(ctx, pl, img) // the exhibit is what the process has
+	}
+	exhibit := Exhibit{file.Data, img.Mem, file.Fidelity}
 	switch {
 	case res.Skipped != "":
 	case res.Signature != "":
 		found.Signature = res.Signature
 		found.Hashes = hashes(file, opt)
-		w.found(ctx, j.process, found, Exhibit{file.Data, img.Mem, file.Fidelity})
-	case coverage < w.opt.MinCoverage:
+		w.found(ctx, j.process, found, exhibit)
+	default:
+		w.covered(j, found.Fidelity.Coverage)
+	}
+	rec := imageRecord{Sum: sum, Fidelity: found.Fidelity, Complete: file.Fidelity.Complete(), Changes: all}
+	w.changed(ctx, j, all, found, exhibit)
+	if len(file.Fidelity.MemoryOnly) > 0 {
+		rec.Memory, err = w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image}, found.File)
+		keyed = keyed && rec.Memory != nil
+	}
+	if keyed && err == nil && res == (clam.Result{}) {
+		remember(w.session, key, &rec)
+	}
+	return err
+}
+
+// finding is what all findings in an image have in common.
+func (w *worker) finding(j *job, f report.Fidelity) report.Finding {
+	found := report.Finding{Kind: report.KindSignature, Image: j.module.Path, File: j.file(), Base: report.Address(j.module.Base), Size: j.module.Size, Fidelity: f}
+	if found.Image == "" {
+		found.Image = j.module.Name
+	}
+	return found
+}
+
+// covered notes it where too little of an image without a signature was seen.
+func (w *worker) covered(j *job, coverage float64) {
+	if coverage < w.opt.MinCoverage {
 		w.fail(j.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
 	}
-	w.changes(ctx, j, img, file, found)
-	if len(file.Fidelity.MemoryOnly) == 0 {
-		return nil
-	}
-	return w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image}, found.File)
 }
 
 // unread notes that something could not be read. It returns an error where the guest
@@ -89,10 +126,10 @@ func (w *worker) unread(ctx context.Context, what string, err error) error {
 
 // scan has the engine look at data, or recalls what it said of the same before. What
 // the engine did not read in full is noted as an error.
-func (w *worker) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum [32]byte, fresh bool, err error) {
+func (w *worker) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum content, fresh bool, err error) {
 	begin := time.Now()
 	sum = sha256.Sum256(data)
-	res, fresh, err = w.cache.Result(ctx, sum, func() (clam.Result, error) { return w.engine.Scan(ctx, what, data) })
+	res, fresh, err = w.session.Result(ctx, sum, func() (clam.Result, error) { return w.engine.Scan(ctx, what, data) })
 	w.scanTime.Add(int64(time.Since(begin)))
 	if err != nil && ctx.Err() == nil {
 		w.fail(what, err)
@@ -186,48 +223,4 @@ func SortFindings(f []report.Finding) {
 		}
 		return f[i].Signature < f[j].Signature
 	})
-}
-
-// Cache remembers what the engine said of a file, by the SHA-256 of its content, so
-// that one DLL in a hundred processes and domains is scanned once. It is good for one
-// run with one engine, and safe for concurrent use.
-type Cache struct {
-	mu      sync.Mutex
-	results map[[32]byte]*entry
-}
-
-type entry struct {
-	done chan struct{}
-	res  clam.Result
-	err  error
-}
-
-// NewCache returns an empty cache.
-func NewCache() *Cache { return &Cache{results: make(map[[32]byte]*entry)} }
-
-// Result implements Results. Of several callers at once one has the content scanned and
-// the others wait; an error is not remembered.
-func (c *Cache) Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error) {
-	c.mu.Lock()
-	e := c.results[sum]
-	if e == nil {
-		e = &entry{done: make(chan struct{})}
-		c.results[sum] = e
-		c.mu.Unlock()
-		e.res, e.err = do()
-		if e.err != nil {
-			c.mu.Lock()
-			delete(c.results, sum)
-			c.mu.Unlock()
-		}
-		close(e.done)
-		return e.res, true, e.err
-	}
-	c.mu.Unlock()
-	select {
-	case <-e.done:
-		return e.res, false, e.err
-	case <-ctx.Done():
-		return clam.Result{}, false, ctx.Err()
-	}
 }

@@ -43,6 +43,7 @@ func (c *Copier) pageIn(ctx context.Context, p *introspect.Process, v *introspec
 		return err
 	}
 	c.guest.Refresh()
+	c.files.forget(v)
 	var from [1]introspect.PageOrigin
 	for i, page := range c.wanted {
 		mem := img.Mem[page*pe.PageSize : (page+1)*pe.PageSize]

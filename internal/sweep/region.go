@@ -3,6 +3,7 @@ package sweep
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
@@ -17,14 +18,21 @@ const (
 	processBudget = 128 << 20
 )
 
+// listedLast is for how long the ranges of processes count as they were listed: in a long
+// sweep they are listed again when their turn comes.
+const listedLast = time.Second
+
 // regions scans the memory of a process that is executable and no image: what it
 // allocated itself, and views of sections that are no image. Beside the memory form,
 // what begins as an image does is rebuilt and scanned as a file.
-func (w *worker) regions(ctx context.Context, p *introspect.Process) error {
+func (w *worker) regions(ctx context.Context, j *job) error {
+	p, vads := j.process, j.vads
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
-	vads, _, err := w.guest.VADs(ctx, p) // its problems are those of the modules
-	if err != nil {
-		return w.unread(ctx, what+", address space", err)
+	if len(vads) == 0 || time.Since(w.listed) > listedLast {
+		var err error
+		if vads, _, err = w.guest.VADs(ctx, p); err != nil { // its problems are those of the modules
+			return w.unread(ctx, what+", address space", err)
+		}
 	}
 	budget, tables := uint64(processBudget), introspect.RegionTables
 	for i := range vads {
@@ -85,77 +93,120 @@ func pieces(runs []introspect.Run) []introspect.Run {
 
 // piece copies and scans one piece of a range.
 func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect.VAD, r introspect.Run) error {
-	n := (r.End - r.Start) / pe.PageSize
 	c := w.copier
-	mem, from := c.buffer(n)
+	what := fmt.Sprintf("process %d (%s), memory %#x-%#x", p.PID, p.Name, r.Start, r.End)
+	frames, pages := c.room((r.End - r.Start) / pe.PageSize)
+	if err := c.guest.RangeFrames(ctx, p, v, r.Start, frames); err != nil {
+		return w.unread(ctx, what, err)
+	}
 	region := report.Region{Type: report.RegionPrivate, Image: v.Path}
 	if !v.Private {
 		region.Type = report.RegionMapped
 	}
-	if err := c.guest.ReadImage(ctx, p, v, r.Start, mem, from); err != nil {
-		return w.unread(ctx, fmt.Sprintf("process %d (%s), memory %#x-%#x", p.PID, p.Name, r.Start, r.End), err)
-	}
-	img := &pe.Image{Name: "memory", Base: r.Start, Mem: mem, Pages: c.pages[:n]}
-	for i, o := range from {
-		img.Pages[i] = origins[o]
-	}
 	w.mu.Lock()
 	w.out.Regions++
 	w.mu.Unlock()
-	return w.memory(ctx, p, img, nil, region, v.Path)
+	known, err := w.recogniseRegion(ctx, p, r.Start, frames)
+	if err != nil {
+		return w.unread(ctx, what, err)
+	}
+	if known {
+		return nil
+	}
+	img := &pe.Image{Name: "memory", Base: r.Start, Pages: pages}
+	img.Mem, _ = c.buffer(uint64(len(frames)))
+	if err := c.guest.ReadFrames(ctx, img.Mem, frames); err != nil {
+		return w.unread(ctx, what, err)
+	}
+	for i, f := range frames {
+		img.Pages[i] = origins[f.Origin]
+	}
+	key := c.copiedRegion(img)
+	rec, err := w.memory(ctx, p, img, nil, region, v.Path)
+	if rec != nil && err == nil {
+		remember(w.session, key, rec)
+	}
+	return err
 }
 
 // memory scans the memory form of a region: all of img, or the RVAs in only of an image
-// that has a file. path is that of the file behind it, "" for none.
-func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region report.Region, path string) error {
+// that has a file. path is that of the file behind it, "" for none. The record is nil where something was found or not scanned in full.
+func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region report.Region, path string) (*memoryRecord, error) {
 	view, err := pe.NewMemoryView(img, only, maxPiece)
-	if err != nil || len(view.Data) == 0 {
-		return nil // nothing but zeros
+	if err != nil {
+		return nil, nil // not of whole pages: nobody makes such
+	}
+	rec := &memoryRecord{}
+	if len(view.Data) == 0 {
+		return rec, nil // nothing but zeros
 	}
 	first, last := view.Runs[0], view.Runs[len(view.Runs)-1]
-	region.Start, region.End = report.Address(first.VA), report.Address(last.VA+last.Size)
+	rec.Start, rec.End = first.VA, last.VA+last.Size
+	rec.Missing, rec.Dropped = view.Absent+view.Dropped, view.Dropped > 0
+	rec.Coverage = float64(len(view.Data)) / float64(uint64(len(view.Data))+rec.Missing)
+	region.Start, region.End = report.Address(rec.Start), report.Address(rec.End)
 	region.PE = view.PE && only == nil
 	for _, r := range view.Runs {
 		region.Executable += r.Size
 	}
-	pid, name := uint64(4), "kernel"
-	if p != nil {
-		pid, name = p.PID, p.Name
-	}
-	what := fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, region.Start, region.End)
-	total := view.Absent + uint64(len(view.Data)) + view.Dropped
-	coverage := float64(len(view.Data)) / float64(total)
+	what := memoryName(p, rec)
 	f := report.Finding{Kind: report.KindSignature, Image: fmt.Sprintf("%s memory %s-%s", region.Type, region.Start, region.End),
 		File: path, Base: region.Start, Size: uint64(region.End - region.Start), Region: &region,
-		Fidelity: report.Fidelity{Form: report.FormMemory, Coverage: coverage, Missing: view.Absent + view.Dropped}}
+		Fidelity: report.Fidelity{Form: report.FormMemory, Coverage: rec.Coverage, Missing: rec.Missing}}
 	if region.Image != "" {
 		f.Image += " of " + region.Image
 	}
 	res, sum, _, err := w.scan(ctx, what, view.Data)
 	if err != nil {
-		return ended(ctx, err)
-	}
-	if res.Signature == "" && res.Skipped == "" && (view.Dropped > 0 || coverage < w.opt.MinCoverage) {
-		w.fail(what, fmt.Errorf("%.0f %% of it was seen, too little to call it clean", 100*coverage))
+		return nil, ended(ctx, err)
 	}
 	if res.Signature != "" {
 		f.Signature, f.SHA256 = res.Signature, fmt.Sprintf("%x", sum)
 		w.found(ctx, p, f, Exhibit{Scanned: view.Data})
+		return nil, nil
+	}
+	clean := res.Skipped == ""
+	if clean {
+		w.seen(what, rec)
+	}
+	rec.Sums = append(rec.Sums, sum)
+	if region.PE {
+		file, err := w.rebuilder.Rebuild(img, pe.Options{})
+		if err != nil {
+			return orNil(rec, clean), nil // it was scanned as the memory it is
+		}
+		if res, sum, _, err = w.scan(ctx, what+", rebuilt", file.Data); err != nil {
+			return nil, ended(ctx, err)
+		}
+		if res.Signature != "" {
+			f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, pe.Options{})
+			w.found(ctx, p, f, Exhibit{file.Data, img.Mem, file.Fidelity})
+			return nil, nil
+		}
+		clean = clean && res.Skipped == ""
+		rec.Sums = append(rec.Sums, sum)
+	}
+	return orNil(rec, clean), nil
+}
+
+func orNil(rec *memoryRecord, clean bool) *memoryRecord {
+	if !clean {
 		return nil
 	}
-	if !region.PE {
-		return nil
+	return rec
+}
+
+func memoryName(p *introspect.Process, rec *memoryRecord) string {
+	pid, name := uint64(4), "kernel"
+	if p != nil {
+		pid, name = p.PID, p.Name
 	}
-	file, err := w.rebuilder.Rebuild(img, pe.Options{})
-	if err != nil {
-		return nil // it was scanned as the memory it is
+	return fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, report.Address(rec.Start), report.Address(rec.End))
+}
+
+// seen notes it where too little of a region without a signature was seen.
+func (w *worker) seen(what string, rec *memoryRecord) {
+	if rec.Dropped || rec.Coverage < w.opt.MinCoverage {
+		w.fail(what, fmt.Errorf("%.0f %% of it was seen, too little to call it clean", 100*rec.Coverage))
 	}
-	if res, sum, _, err = w.scan(ctx, what+", rebuilt", file.Data); err != nil {
-		return ended(ctx, err)
-	}
-	if res.Signature != "" {
-		f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, pe.Options{})
-		w.found(ctx, p, f, Exhibit{file.Data, img.Mem, file.Fidelity})
-	}
-	return nil
 }

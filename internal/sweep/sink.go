@@ -14,7 +14,9 @@ import (
 // incomplete and does not end it: a guest is defended also where nothing can be recorded.
 type Sink interface {
 	// Found is called when a finding has been decided on. It may set the finding's ID and
-	// Evidence. The exhibit is the worker's own and valid until Found returns.
+	// Evidence. The exhibit is the worker's own and valid until Found returns. It may be
+	// empty where neither the verdict nor Options.Exhibits asks for it: what was found is
+	// known from an earlier sweep.
 	Found(ctx context.Context, f *report.Finding, x Exhibit) error
 	// Acting is called before an action is carried out for findings: of one process, or of
 	// the whole domain. It is not called for what is only planned, or not to be had at all.

@@ -40,6 +40,7 @@ type Options struct {
 	Keep        func(*kill.Held) // takes over what is held, and releases it; nil where nobody can
 	MinCoverage float64          // share of a file's bytes below which its scan counts as incomplete
 	Sink        Sink             // nil for none
+	Exhibits    bool             // every finding has an exhibit, not only those whose verdict asks for evidence
 	// PageIn has the guest read in what is in no memory of the images that are mapped;
 	// PageInOptions bound that.
 	PageIn        bool
@@ -68,25 +69,19 @@ type Scanner interface {
 	Scan(ctx context.Context, name string, data []byte) (clam.Result, error)
 }
 
-// Results remembers what an engine said of contents, by their SHA-256.
-type Results interface {
-	// Result returns what is known of the content with this sum, and else what do
-	// finds out. fresh says that the engine was asked just now.
-	Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error)
-}
-
 // sweep is one run over one guest.
 type sweep struct {
 	target Target
 	opt    Options
 	engine Scanner
-	cache  Results
 	guest  *introspect.Guest
 
+	session  Session
 	procs    []introspect.Process
 	mappings *Mappings
 	files    *Files
 	pager    *pagein.Pager // nil where the guest is not asked for pages
+	listed   time.Time     // when the enumeration began
 
 	mu  sync.Mutex
 	out report.DomainScan
@@ -101,14 +96,14 @@ type sweep struct {
 
 // Domain sweeps one guest. The result always says what became of it; the error is
 // that of an interruption or of an engine that is gone, with what was found until
-// then in the result. cache carries results from sweep to sweep of one run.
-func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, cache Results, opt Options) (report.DomainScan, error) {
+// then in the result. memory carries results from sweep to sweep.
+func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, memory Memory, opt Options) (report.DomainScan, error) {
 	if opt.Jobs <= 0 {
 		opt.Jobs = 2
 	}
 	opt.Sink = sinkOf(opt.Sink)
 	begin := time.Now()
-	s := &sweep{target: t, opt: opt, engine: engine, cache: cache, out: Empty(t), mappings: NewMappings(), files: NewFiles()}
+	s := &sweep{target: t, opt: opt, engine: engine, session: memory.Session(ctx, engine), out: Empty(t), mappings: NewMappings(), files: NewFiles()}
 	err := s.run(ctx, profiles)
 	s.out.Timing.Rebuild = time.Duration(s.rebuildTime.Load()).Seconds()
 	s.out.Timing.Scan = time.Duration(s.scanTime.Load()).Seconds()
@@ -146,6 +141,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	}
 
 	begin = time.Now()
+	s.listed = begin
 	jobs, err := s.enumerate(ctx)
 	s.out.Timing.Enumerate = time.Since(begin).Seconds()
 	if err != nil {
@@ -175,6 +171,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	if len(s.out.Errors) > 0 || err != nil {
 		s.out.Status = report.StatusIncomplete
 	}
+	g.Refresh() // its buffers are the next sweep's
 	return err
 }
 
@@ -204,6 +201,7 @@ type job struct {
 	process *introspect.Process // nil for a driver
 	module  introspect.Module
 	regions bool // no module, but what is executable outside of images
+	vads    []introspect.VAD
 }
 
 func (j *job) what() string {
@@ -242,7 +240,7 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 	var jobs []job
 	for i := range procs {
 		p := &procs[i]
-		mods, problems, err := s.guest.Modules(ctx, p)
+		mods, vads, problems, err := s.guest.ModulesAndVADs(ctx, p)
 		if err != nil {
 			return nil, err
 		}
@@ -262,7 +260,7 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 			jobs = append(jobs, job{process: p, module: m})
 		}
 		if p.PEB != 0 && p.Exited.IsZero() {
-			jobs = append(jobs, job{process: p, regions: true})
+			jobs = append(jobs, job{process: p, regions: true, vads: vads})
 		}
 	}
 	for _, pid := range s.opt.PIDs {
@@ -306,9 +304,10 @@ func (s *sweep) work(ctx context.Context, jobs []job) error {
 			defer wg.Done()
 			w := worker{sweep: s, copier: NewCopier(s.guest, s.mappings, s.files)}
 			w.copier.PageIn(s.pager)
+			w.copier.digester = newDigester(s.guest, s.session)
 			for j := range queue {
 				if j.regions {
-					if err := w.regions(ctx, j.process); err != nil {
+					if err := w.regions(ctx, &j); err != nil {
 						cancel(err)
 					}
 					continue

@@ -53,19 +53,19 @@ type Runner struct {
 }
 
 // Domain sweeps a guest in a worker, with a Runner of defaults.
-func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Results, opt sweep.Options) (report.DomainScan, error) {
-	return new(Runner).Domain(ctx, t, profiles, engine, cache, opt)
+func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+	return new(Runner).Domain(ctx, t, profiles, engine, memory, opt)
 }
 
 // Domain is sweep.Domain, with all that parses what the guest wrote in a worker. A worker
 // that ends early costs the rest of this sweep: what it had reported until then is in the
 // result, which says how it ended and is not complete.
-func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Results, opt sweep.Options) (report.DomainScan, error) {
+func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
 	if opt.Jobs <= 0 {
 		opt.Jobs = 2
 	}
 	begin := time.Now()
-	s := r.session(t, profiles, engine, cache, opt)
+	s := r.session(t, profiles, engine, scoped(memory, t).Session(ctx, engine), opt)
 	err := r.run(ctx, s)
 	if err == nil {
 		err = s.act(ctx)
@@ -78,7 +78,7 @@ func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.
 	return *s.out, err
 }
 
-func (r *Runner) session(t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Results, opt sweep.Options) *session {
+func (r *Runner) session(t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Session, opt sweep.Options) *session {
 	src := t.Source
 	if c, ok := src.(*source.Cache); ok {
 		src = c.Source // the worker has one of its own
@@ -222,7 +222,7 @@ type session struct {
 	src      source.Source
 	profiles winstruct.Finder
 	engine   sweep.Scanner
-	cache    sweep.Results
+	cache    sweep.Session
 	opt      sweep.Options
 	ctx      context.Context // ends with the worker
 	end      func(why error) // ends the worker; the first reason counts

@@ -68,7 +68,7 @@ func FuzzQuestions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data, text []byte) {
 		clear(window[:1<<16])
 		copy(window, text)
-		s := &session{target: sweep.Target{Name: "fuzz"}, src: zeros{}, profiles: profiles, engine: silent{}, cache: sweep.NewCache(),
+		s := &session{target: sweep.Target{Name: "fuzz"}, src: zeros{}, profiles: profiles, engine: silent{}, cache: sweep.NewCache().Session(context.Background(), nil),
 			ctx: context.Background(), end: func(error) {}, note: func(int) {}, infected: make(map[[32]byte]string)}
 		s.judge = sweep.NewJudge(s.target, s.opt)
 		s.out, s.mu = s.judge.Result()

@@ -115,7 +115,8 @@ func work(ls lanes, mapped *window.Guest, abi int) error {
 		return fmt.Errorf("ask for work: %w", err)
 	}
 	e, rep := newEngine(ls), &reporter{lanes: ls, content: j.Content}
-	opt := sweep.Options{PIDs: j.PIDs, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found,
+	e.secret = j.Secret
+	opt := sweep.Options{PIDs: j.PIDs, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found, Exhibits: j.Content,
 		Progress: ls.progress()}
 	if j.PageIn != nil {
 		opt.PageIn, opt.PageInOptions = true, j.PageIn.options()

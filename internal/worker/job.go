@@ -17,9 +17,10 @@ type job struct {
 	PIDs              []uint64
 	Jobs              int
 	MinCoverage       float64
-	Content           bool    // findings come with what they were found in
-	PageIn            *pageIn // nil for none
-	Controlled        bool    // the source can have pages read in
+	Secret            [32]byte // that pages are digested under
+	Content           bool     // findings come with what they were found in
+	PageIn            *pageIn  // nil for none
+	Controlled        bool     // the source can have pages read in
 }
 
 // result is what a worker says at the end, beside what it has reported on the way.
@@ -73,7 +74,7 @@ func (r *result) check() error {
 	default:
 		return fmt.Errorf("the status %q", clip(d.Status))
 	}
-	for _, n := range []int{d.Processes, d.Images, d.Files, d.Regions, d.Partial, d.PageIns} {
+	for _, n := range []int{d.Processes, d.Images, d.Unchanged, d.Files, d.Regions, d.Partial, d.PageIns} {
 		if n < 0 || n > maxCount {
 			return fmt.Errorf("a count of %d", n)
 		}

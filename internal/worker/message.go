@@ -32,7 +32,10 @@ const (
 	askPageIn    = 15 // action as JSON → taken up
 	askCancel    = 16 // cookie → whether it was pending
 	askEvent     = 17 // → the next event as JSON, or nothing yet
-	lastKind     = askEvent
+	askRecall    = 18 // key → whether there is a record, which is in the window
+	askRemember  = 19 // key; a record in the window → noted
+	askClean     = 20 // SHA-256 → whether the engine found nothing in that content
+	lastKind     = askClean
 )
 
 // Statuses of answers. Those but ok carry a text for people.

@@ -133,18 +133,19 @@ func put(l *lane, data []byte, last int) (n int, err error) {
 	return copy(l.window, data), nil
 }
 
-// engine has the broker's engine scan. It implements sweep.Scanner and sweep.Results:
+// engine has the broker's engine scan. It implements sweep.Scanner, sweep.Memory and sweep.Session:
 // what the broker knows of a content need not have been scanned for this guest.
 type engine struct {
-	lanes lanes
-	cache *sweep.Cache
+	lanes  lanes
+	local  sweep.Session // of this sweep
+	secret [32]byte
 
 	mu    sync.Mutex
 	known map[[32]byte]bool // contents that the broker had a result of
 }
 
 func newEngine(ls lanes) *engine {
-	return &engine{lanes: ls, cache: sweep.NewCache(), known: make(map[[32]byte]bool)}
+	return &engine{lanes: ls, local: sweep.NewCache().Session(context.Background(), nil), known: make(map[[32]byte]bool)}
 }
 
 // scanned is an answer to askScan.
@@ -181,9 +182,9 @@ func (e *engine) Scan(_ context.Context, name string, data []byte) (clam.Result,
 	return got.Result, nil
 }
 
-// Result implements sweep.Results.
+// Result implements sweep.Session.
 func (e *engine) Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (clam.Result, bool, error) {
-	res, fresh, err := e.cache.Result(ctx, sum, do)
+	res, fresh, err := e.local.Result(ctx, sum, do)
 	if fresh && err == nil {
 		e.mu.Lock()
 		fresh = !e.known[sum]

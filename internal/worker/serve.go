@@ -100,6 +100,8 @@ func (v *served) answer(q frame) (frame, error) {
 		return v.step(q)
 	case askDone:
 		return v.finish(q)
+	case askRecall, askRemember, askClean:
+		return v.remembered(q)
 	case askPageIn, askCancel, askEvent:
 		return v.act(q)
 	}
@@ -109,7 +111,7 @@ func (v *served) answer(q frame) (frame, error) {
 // quota is how often a worker may ask what costs the broker, libvirt or QEMU more than
 // it costs the worker. A sweep asks most of it once, for profiles as often as near builds
 // are tried (introspect).
-var quota = map[byte]int{askJob: 1, askRanges: 1000, askRegisters: 100, askProfile: 100, askNear: 10, askNearOpen: 100}
+var quota = map[byte]int{askJob: 1, askRanges: 1000, askRegisters: 100, askProfile: 100, askNear: 10, askNearOpen: 100, askRemember: 1 << 17}
 
 func (s *session) charge(kind byte) error {
 	most, limited := quota[kind]
@@ -176,7 +178,7 @@ func (v *served) job(q frame) (frame, error) {
 	_, near := v.profiles.(introspect.Neighbours)
 	t := v.target
 	j := &job{Name: t.Name, UUID: t.UUID, State: t.State, Info: v.src.Info(), Near: near, PIDs: v.opt.PIDs, Jobs: v.opt.Jobs,
-		MinCoverage: v.opt.MinCoverage, Content: v.opt.Found != nil || v.opt.Sink != nil}
+		MinCoverage: v.opt.MinCoverage, Secret: v.cache.Secret(), Content: v.opt.Found != nil || v.opt.Sink != nil}
 	if o := v.opt.PageInOptions; v.opt.PageIn {
 		j.PageIn = &pageIn{o.Pages, o.ProcessPages, o.Wait, o.Time}
 		_, j.Controlled = v.src.(source.Controller)

@@ -20,7 +20,7 @@ type Sandbox struct {
 // none.
 func (r *Runner) Try(ctx context.Context) (Sandbox, error) {
 	t := sweep.Target{Name: "nothing", State: sweep.StateImage, Source: nothing{}}
-	s := r.session(t, winstruct.BuiltIn(), noEngine{}, sweep.NewCache(), sweep.Options{Jobs: 1})
+	s := r.session(t, winstruct.BuiltIn(), noEngine{}, sweep.NewCache().Session(context.Background(), nil), sweep.Options{Jobs: 1})
 	if err := r.run(ctx, s); err != nil {
 		return Sandbox{}, err
 	}

@@ -1,0 +1,279 @@
+package introspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+// Frame is where a page of virtual memory lies.
+type Frame struct {
+	GPA    uint64 // guest-physical address of the page; only where InMemory
+	Origin PageOrigin
+	// Executable tells whether the process's own entry for the page, where it has one,
+	// lets code run there.
+	Executable bool
+}
+
+// InMemory tells whether there is a page to read.
+func (f Frame) InMemory() bool { return f.Origin.inMemory() }
+
+// tableBuffers hold page tables: those in the cache of tables, and copies of them, for
+// what the cache has is overwritten while others walk.
+var tableBuffers = sync.Pool{New: func() any { return new([pageSize]byte) }}
+
+// SectionFrames finds the pages of the section that v maps, as its prototype entries
+// have them, from the page at v.Start on. It returns how many of frames have an entry;
+// the others are pages of the range that are not the section's.
+func (g *Guest) SectionFrames(v *VAD, frames []Frame) (n int, err error) {
+	if v.proto == 0 || v.lastProto < v.proto {
+		return 0, nil
+	}
+	n = int(min(uint64(len(frames)), (v.lastProto-v.proto)/g.as.f.pte+1))
+	if err := g.as.prototypes(v.proto, frames[:n]); err != nil {
+		return 0, fmt.Errorf("find pages of the section at %#x: %w", v.Start, err)
+	}
+	return n, nil
+}
+
+// SectionID is all that SectionFrames, Subsections and FileFrames go by: two ranges with
+// the same one get the same answers.
+type SectionID struct {
+	Control, First, Last, File uint64
+}
+
+// Section identifies the section that a range maps.
+func (v *VAD) Section() SectionID { return SectionID{v.control, v.proto, v.lastProto, v.file} }
+
+// ImageFrames finds the pages at [base, base+len(frames) pages) of a process. section
+// are those of the section that is mapped from start on, as SectionFrames found them;
+// by it copies of the process's own are told from the section's pages, and pages found
+// that the process has not touched. It may be empty.
+func (g *Guest) ImageFrames(ctx context.Context, p *Process, base uint64, frames []Frame, start uint64, section []Frame) error {
+	return g.space(p.DTB).frames(ctx, base, frames, start, section)
+}
+
+// RangeFrames finds the pages at [base, base+len(frames) pages) of a process, which lie
+// in a range of its address space. v, where not nil, is that range's descriptor.
+func (g *Guest) RangeFrames(ctx context.Context, p *Process, v *VAD, base uint64, frames []Frame) error {
+	return g.space(p.DTB).rangeFrames(ctx, v, base, frames)
+}
+
+// DriverFrames finds the pages of a driver.
+func (g *Guest) DriverFrames(ctx context.Context, base uint64, frames []Frame) error {
+	return g.as.frames(ctx, base, frames, 0, nil)
+}
+
+// ReadFrames copies pages into mem, which has room for all of them; those that are not
+// in memory become zeros. A page that is behind no RAM becomes one that is not in
+// memory; only a source that fails is an error.
+func (g *Guest) ReadFrames(ctx context.Context, mem []byte, frames []Frame) error {
+	return readFrames(ctx, g.src, mem, frames)
+}
+
+func readFrames(ctx context.Context, src source.Source, mem []byte, frames []Frame) error {
+	var reqs [batch]source.Request
+	var index [batch]int
+	n := 0
+	flush := func() error {
+		if n == 0 {
+			return nil
+		}
+		if err := source.ReadBatch(src, reqs[:n]); err != nil {
+			return err
+		}
+		for i := range n {
+			err := reqs[i].Err
+			if err == nil {
+				continue
+			}
+			if !errors.Is(err, source.ErrHole) {
+				return err
+			}
+			clear(reqs[i].P)
+			frames[index[i]] = Frame{Origin: PageAbsent}
+		}
+		n = 0
+		return ctx.Err()
+	}
+	for i := range frames {
+		page := mem[i*pageSize : (i+1)*pageSize]
+		if !frames[i].InMemory() {
+			clear(page)
+			continue
+		}
+		reqs[n] = source.Request{Addr: frames[i].GPA &^ (pageSize - 1), P: page}
+		index[n] = i
+		if n++; n == batch {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// frames finds pages one table at a time. A page that a process has in memory and that
+// is not the frame that the section's prototype entry leads to is a copy of its own: a
+// valid entry for a shared page implies a valid prototype.
+func (as *AddressSpace) frames(ctx context.Context, base uint64, frames []Frame, start uint64, section []Frame) error {
+	if base%pageSize != 0 {
+		return fmt.Errorf("find pages at %#x: not on a page boundary", base)
+	}
+	buf := tableBuffers.Get().(*[pageSize]byte)
+	defer tableBuffers.Put(buf)
+	for i := 0; i < len(frames); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		va := base + uint64(i)*pageSize
+		perTable := pageSize / as.f.pte
+		n := int(min(uint64(len(frames)-i), perTable-va>>pageShift%perTable))
+		if err := as.tableFrames(buf, va, frames[i:i+n]); err != nil {
+			return fmt.Errorf("find pages at %#x: %w", va, err)
+		}
+		i += n
+	}
+	for i := range frames {
+		f := &frames[i]
+		n := (base-start)/pageSize + uint64(i)
+		if base+uint64(i)*pageSize < start || n >= uint64(len(section)) {
+			if f.Origin == pagePagedOut {
+				f.Origin = PageAbsent
+			}
+			continue
+		}
+		shared := section[n]
+		switch f.Origin {
+		case PageAbsent:
+			*f = shared
+		case pagePagedOut:
+			if *f = shared; f.Origin == PagePrototype {
+				f.Origin = PageStandIn
+			}
+		case PageResident, PageTransition:
+			if shared.GPA != f.GPA {
+				f.Origin = PagePrivate
+			}
+		}
+		if f.Origin == pagePagedOut {
+			f.Origin = PageAbsent
+		}
+	}
+	return nil
+}
+
+// tableFrames finds the pages from va on that one table of last entries maps, as the
+// process's own tables have them.
+func (as *AddressSpace) tableFrames(buf *[pageSize]byte, va uint64, frames []Frame) error {
+	f := as.f
+	entry, shift, ok, err := as.walkTo(va, pageShift+f.step)
+	if err != nil {
+		return err
+	}
+	if !ok || entry&pteValid == 0 {
+		for i := range frames {
+			frames[i] = Frame{Origin: PageAbsent}
+		}
+		return nil
+	}
+	if f.large(entry, shift) {
+		for i := range frames {
+			frames[i] = Frame{f.frame(entry, shift) | (va+uint64(i)*pageSize)&(1<<shift-1), PageResident, entry&pteNX == 0}
+		}
+		return nil
+	}
+	if err := as.t.copyTable(buf, entry&pfnMask); err != nil {
+		if !errors.Is(err, source.ErrHole) {
+			return err
+		}
+		clear(buf[:])
+	}
+	at := va >> pageShift % (pageSize / f.pte)
+	for i := range frames {
+		pte := f.entryIn(buf, at+uint64(i))
+		switch {
+		case pte&pteValid != 0:
+			frames[i] = Frame{pte & pfnMask, PageResident, pte&pteNX == 0}
+		case pte == 0:
+			frames[i] = Frame{Origin: PageAbsent}
+		default:
+			pa, origin, err := as.invalid(pte, va+uint64(i)*pageSize, true)
+			if err != nil {
+				return err
+			}
+			frames[i] = Frame{pa, origin, !as.noExec || executable(uint8(pte>>protectShift&31))}
+		}
+	}
+	return nil
+}
+
+// prototypes resolves prototype entries that follow each other at a kernel address.
+func (as *AddressSpace) prototypes(address uint64, frames []Frame) error {
+	buf := tableBuffers.Get().(*[pageSize]byte)
+	defer tableBuffers.Put(buf)
+	size := as.f.pte
+	for i := 0; i < len(frames); {
+		at := address + size*uint64(i)
+		n := int(min(uint64(len(frames)-i), (pageSize-at%pageSize+size-1)/size))
+		if err := as.prototypePage(buf, at, frames[i:i+n]); err != nil {
+			return err
+		}
+		i += n
+	}
+	return nil
+}
+
+// prototypePage resolves prototype entries that lie on one page.
+func (as *AddressSpace) prototypePage(buf *[pageSize]byte, address uint64, frames []Frame) error {
+	entry, shift, ok, err := as.walk(address)
+	if err != nil {
+		return err
+	}
+	ok = ok && entry&pteValid != 0
+	if ok {
+		if err := as.t.copyTable(buf, (as.f.frame(entry, shift)|address&(1<<shift-1))&^(pageSize-1)); err != nil {
+			if !errors.Is(err, source.ErrHole) {
+				return err
+			}
+			ok = false
+		}
+	}
+	for i := range frames {
+		frames[i] = Frame{Origin: PageAbsent}
+		if !ok {
+			continue
+		}
+		if frames[i], err = as.prototypeFrame(as.f.entryIn(buf, address%pageSize/as.f.pte+uint64(i))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prototypeFrame is where a prototype entry says that its page lies.
+func (as *AddressSpace) prototypeFrame(pte uint64) (Frame, error) {
+	if pte&pteValid != 0 {
+		return Frame{GPA: pte & pfnMask, Origin: PagePrototype}, nil
+	}
+	pa, origin, err := as.invalid(pte, 0, false)
+	if origin == PageTransition {
+		origin = PagePrototype
+	}
+	return Frame{GPA: pa, Origin: origin}, err
+}
+
+// copyTable copies the page at a guest-physical address by way of the cache.
+func (t *tables) copyTable(buf *[pageSize]byte, pa uint64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	page, err := t.page(pa >> pageShift)
+	if err != nil {
+		return err
+	}
+	*buf = *page
+	return nil
+}

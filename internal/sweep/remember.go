@@ -1,0 +1,119 @@
+package sweep
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// imageRecord is what came of an image in which no signature was found. It holds whatever
+// the signatures are: the results of its sums are asked for anew.
+type imageRecord struct {
+	Sum      content // of the rebuilt file
+	Fidelity report.Fidelity
+	Complete bool
+	Changes  []change      `json:",omitempty"`
+	Memory   *memoryRecord `json:",omitempty"` // of pages that the file does not have
+}
+
+// memoryRecord is what came of a piece of memory in which no signature was found.
+type memoryRecord struct {
+	Sums       []content `json:",omitempty"` // of what was scanned of it; none where it is nothing but zeros
+	Start, End uint64
+	Coverage   float64
+	Missing    uint64 // bytes
+	Dropped    bool   // more than is scanned
+}
+
+// recogniseImage tells whether an image is, byte for byte, one whose record is known and
+// clean by the signatures of this sweep, and if so notes the same as its scan would. What
+// has a signature is rebuilt: its verdict and evidence rest on bytes that were seen now.
+func (w *worker) recogniseImage(ctx context.Context, j *job, pl *place) (bool, error) {
+	if w.pager != nil && len(w.copier.wanted) > 0 {
+		return false, nil // more of it is to be had than was seen
+	}
+	key, ok, err := w.copier.look(ctx, pl)
+	if err != nil || !ok {
+		return false, err
+	}
+	var rec imageRecord
+	if !recall(w.session, key, &rec) || !w.session.Clean(rec.Sum) {
+		return false, nil
+	}
+	if rec.Memory != nil {
+		for _, sum := range rec.Memory.Sums {
+			if !w.session.Clean(sum) {
+				return false, nil
+			}
+		}
+	}
+	found := w.finding(j, rec.Fidelity)
+	found.SHA256 = fmt.Sprintf("%x", rec.Sum)
+	if len(rec.Changes) > 0 && w.wantExhibits(j, rec.Changes, found) {
+		return false, nil
+	}
+	w.mu.Lock()
+	w.out.Images++
+	w.out.Unchanged++
+	if !rec.Complete && rec.Fidelity.Coverage >= w.opt.MinCoverage {
+		w.out.Partial++
+	}
+	w.mu.Unlock()
+	w.covered(j, rec.Fidelity.Coverage)
+	w.changed(ctx, j, rec.Changes, found, Exhibit{})
+	if rec.Memory != nil && len(rec.Memory.Sums) > 0 {
+		w.seen(memoryName(j.process, rec.Memory), rec.Memory)
+	}
+	return true, nil
+}
+
+// wantExhibits tells whether findings of changes need what they were found in.
+func (w *worker) wantExhibits(j *job, all []change, f report.Finding) bool {
+	if w.opt.Exhibits {
+		return true
+	}
+	subject := w.subject(j.process)
+	for _, c := range all {
+		f := c.finding(f)
+		if verdict.Decide(w.opt.Policy, f.Facts(), subject).Evidence {
+			return true
+		}
+	}
+	return false
+}
+
+// recogniseRegion is recogniseImage for a piece of memory at base.
+func (w *worker) recogniseRegion(ctx context.Context, p *introspect.Process, base uint64, frames []introspect.Frame) (bool, error) {
+	key, ok, err := w.copier.lookRegion(ctx, base, frames)
+	if err != nil || !ok {
+		return false, err
+	}
+	var rec memoryRecord
+	if !recall(w.session, key, &rec) {
+		return false, nil
+	}
+	for _, sum := range rec.Sums {
+		if !w.session.Clean(sum) {
+			return false, nil
+		}
+	}
+	if len(rec.Sums) > 0 {
+		w.seen(memoryName(p, &rec), &rec)
+	}
+	return true, nil
+}
+
+func recall[T imageRecord | memoryRecord](s Session, key [32]byte, rec *T) bool {
+	text, ok := s.Recall(key)
+	return ok && json.Unmarshal(text, rec) == nil
+}
+
+func remember[T imageRecord | memoryRecord](s Session, key [32]byte, rec *T) {
+	if text, err := json.Marshal(rec); err == nil {
+		s.Remember(key, text)
+	}
+}

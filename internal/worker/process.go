@@ -98,9 +98,22 @@ func start(n int, memory uint64, userName string, src source.Source, args []stri
 		p.shared, shared = true, "1"
 		files, pass = append(files, f), append(pass, f)
 	}
-	p.cmd = &exec.Cmd{Path: "/proc/self/exe", Dir: "/", Env: []string{}, Stderr: &p.said, SysProcAttr: attr,
-		Args:       append([]string{"vmav", marker, strconv.Itoa(n), strconv.FormatUint(memory, 10), strconv.FormatUint(threads, 10), shared}, args...),
-		ExtraFiles: pass, WaitDelay: 5 * time.Second}
+	command := append([]string{"vmav", marker, strconv.Itoa(n), strconv.FormatUint(memory, 10), strconv.FormatUint(threads, 10), shared}, args...)
+	err = p.launch(command, pass, attr)
+	if errors.Is(err, unix.EPERM) && attr.Cloneflags != 0 {
+		attr.Cloneflags = 0 // a root that may make no namespaces; the filter does without
+		err = p.launch(command, pass, attr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// launch starts this program as a worker.
+func (p *process) launch(args []string, files []*os.File, attr *syscall.SysProcAttr) error {
+	p.cmd = &exec.Cmd{Path: "/proc/self/exe", Dir: "/", Env: []string{}, Args: args, ExtraFiles: files, Stderr: &p.said,
+		SysProcAttr: attr, WaitDelay: 5 * time.Second}
 	started := make(chan error)
 	go func() {
 		// The death signal comes when the thread that started the process ends, so this
@@ -111,13 +124,10 @@ func start(n int, memory uint64, userName string, src source.Source, args []stri
 		started <- err
 		if err == nil {
 			_ = p.cmd.Wait() // the state says it all
+			close(p.exited)
 		}
-		close(p.exited)
 	}()
-	if err = <-started; err != nil {
-		return nil, err
-	}
-	return p, nil
+	return <-started
 }
 
 // share has the worker map guest memory itself, where the source can share it: where it

@@ -72,7 +72,7 @@ func TestLabScanPagesIn(t *testing.T) {
 			g := start(t, "10.0.19041", more...)
 			g.say("pause", "CHURN 0")
 			db := database(t)
-			pageIn := []string{"--page-in", "--page-in-wait", labTimeout.String(), "--page-in-time", "10m"}
+			pageIn := []string{"--page-in", "--page-in-wait", "30s", "--page-in-time", "10m"}
 
 			pid := g.start("malware.exe")
 			a := g.number("progress", pid)
@@ -129,13 +129,10 @@ func TestLabScanPagesIn(t *testing.T) {
 
 			// A critical process, and one that waits for ever: their own files stay out.
 			critical, waits := g.start("critical.exe"), g.start("service.exe")
-			for _, c := range []struct {
-				pid  uint64
-				wait []string
-			}{{critical, pageIn}, {waits, []string{"--page-in", "--page-in-wait", "3s", "--page-in-time", "30s"}}} {
-				evict(c.pid)
-				if s := scanPID(t, g, db, c.pid, c.wait...); s.Partial == 0 && len(s.Errors) == 0 {
-					t.Errorf("process %d was asked: %+v", c.pid, s)
+			for _, p := range []uint64{critical, waits} {
+				evict(p)
+				if s := scanPID(t, g, db, p, "--page-in", "--page-in-wait", "3s", "--page-in-time", "30s"); s.Partial == 0 && len(s.Errors) == 0 {
+					t.Errorf("process %d was asked: %+v", p, s)
 				}
 			}
 			for _, p := range []uint64{pid, critical} {

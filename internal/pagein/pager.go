@@ -1,6 +1,7 @@
 package pagein
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ const (
 	slice = 500 * time.Millisecond
 	// slack is what an outcome may be late before the module is taken to have lost it.
 	slack = 5 * time.Second
-	// maxTargets bounds the processes that one page is asked for in.
+	// maxTargets bounds the processes that pages are waited for in at a time.
 	maxTargets = 4
 )
 
@@ -135,25 +136,39 @@ func (p *Pager) Fetch(ctx context.Context, targets []Target, vas []uint64) (int,
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.pages
-	for _, t := range targets[:min(len(targets), maxTargets)] {
-		if len(vas) == 0 {
+	targets = slices.Clone(targets)
+	if len(targets) > 1 { // behind the first, who has served before comes before others
+		slices.SortStableFunc(targets[1:], func(a, b Target) int { return cmp.Compare(p.usage(&b).pages, p.usage(&a).pages) })
+	}
+	tried := 0
+	for i := range targets {
+		if len(vas) == 0 || tried == maxTargets {
 			break
 		}
-		var err error
-		if vas, err = p.through(ctx, &t, vas); err != nil {
+		asked, left, err := p.through(ctx, &targets[i], vas)
+		if err != nil {
 			return p.pages - before, err
+		}
+		if vas = left; asked {
+			tried++
 		}
 	}
 	return p.pages - before, nil
 }
 
-// through asks for pages in one process and returns those that are not there yet.
-func (p *Pager) through(ctx context.Context, t *Target, vas []uint64) ([]uint64, error) {
+func (p *Pager) usage(t *Target) *usage {
 	u := p.used[t.Process.EPROCESS]
 	if u == nil {
 		u = new(usage)
 		p.used[t.Process.EPROCESS] = u
 	}
+	return u
+}
+
+// through asks for pages in one process and returns those that are not there yet. tried
+// tells whether any could be asked for.
+func (p *Pager) through(ctx context.Context, t *Target, vas []uint64) (tried bool, left []uint64, err error) {
+	u := p.usage(t)
 	begin, before := time.Now(), p.spent
 	defer func() { p.spent = before + time.Since(begin) }()
 	last := begin.Add(p.opt.Time - before)
@@ -163,27 +178,27 @@ func (p *Pager) through(ctx context.Context, t *Target, vas []uint64) ([]uint64,
 	for len(vas) > 0 && !u.asleep && time.Now().Before(limit) {
 		room := min(batch, p.opt.Pages-p.pages, p.opt.ProcessPages-u.pages)
 		if room <= 0 {
-			return vas, nil
+			return tried, vas, nil
 		}
 		id, ok, err := p.ready(ctx, t)
 		if err != nil || !ok {
-			return vas, err
+			return tried, vas, err
 		}
 		asked, applied, left, err := p.ask(ctx, t, id, vas, room, done, limit)
 		p.pages, u.pages, vas = p.pages+len(applied), u.pages+len(applied), left
 		if err != nil || asked == 0 {
-			return vas, err
+			return tried, vas, err
 		}
-		if len(applied) == 0 {
+		if tried = true; len(applied) == 0 {
 			continue // no thread of it has come by yet
 		}
 		ran, limit = true, until()
 		if vas, err = p.await(ctx, id, applied, vas, limit); err != nil {
-			return vas, err
+			return tried, vas, err
 		}
 	}
 	u.asleep = u.asleep || !ran && len(vas) > 0
-	return vas, nil
+	return tried, vas, nil
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -333,6 +333,29 @@ func TestLeftAlone(t *testing.T) {
 	}
 }
 
+// However many processes before it must be left alone, one that may be asked is, and the
+// next time before others.
+func TestStandIns(t *testing.T) {
+	s := newScene(t)
+	var targets []Target
+	for i := range s.procs {
+		if len(targets) < 2*maxTargets {
+			targets = append(targets, Target{&s.procs[i], s.target.VAD})
+		}
+	}
+	p := s.open(Options{Refuse: func(p *introspect.Process) string {
+		if p.PID != s.target.Process.PID {
+			return "it is another one"
+		}
+		return ""
+	}})
+	all := s.vas
+	s.vas = all[:20]
+	s.fetch(p, 20, append(targets, s.target)...)
+	s.vas = all
+	s.fetch(p, len(all)-20, append(targets, s.target)...)
+}
+
 // The end of the caller and of the guest are errors, at once.
 func TestEnds(t *testing.T) {
 	s := newScene(t)

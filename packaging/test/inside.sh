@@ -27,6 +27,7 @@ mkdir -p /test/state
 [ "$where" = lab ] || echo 'cgroup_controllers = [ ]' >>/etc/libvirt/qemu.conf
 mkdir -p /etc/systemd/system/clamav-daemon.service.d
 printf '[Unit]\nConditionPathExistsGlob=\n' >/etc/systemd/system/clamav-daemon.service.d/test.conf
+rm -f /var/lib/man-db/auto-update # its index is of no use here, and takes a while
 systemctl daemon-reload
 systemctl restart libvirtd
 virsh -q -c qemu:///system list --all # libvirt writes files of its own when it first runs

@@ -27,6 +27,7 @@ mkdir -p /test/state
 [ "$where" = lab ] || echo 'cgroup_controllers = [ ]' >>/etc/libvirt/qemu.conf
 mkdir -p /etc/systemd/system/clamav-daemon.service.d
 printf '[Unit]\nConditionPathExistsGlob=\n' >/etc/systemd/system/clamav-daemon.service.d/test.conf
+rm -f /var/lib/man-db/auto-update # its index is of no use here, and takes a while
 systemctl daemon-reload
 systemctl restart libvirtd
 virsh -q -c qemu:///system list --all # libvirt writes files of its own when it first runs
@@ -77,7 +78,7 @@ apt-get purge -y -qq vmav vmav-dkms >/test/state/purge.log 2>&1 || { cat /test/s
 [ -e /etc/vmav/mine.toml ] && [ -e /var/lib/vmav/profiles/mine.json.gz ] || fail "purge took away what the user made"
 rm -r /etc/vmav/mine.toml /var/lib/vmav/profiles/mine.json.gz
 rmdir /etc/vmav /var/lib/vmav/profiles /var/lib/vmav || fail "purge left more than what the user made: $(find /etc/vmav /var/lib/vmav)"
-! systemctl list-units --all --no-legend 'vmav*' | grep . || fail "systemd still knows units"
+! systemctl list-units --all --no-legend 'vmav-watch*' 'vmav-sweep*' | grep . || fail "systemd still knows units"
 
 virsh -q -c qemu:///system destroy win10
 

@@ -43,6 +43,9 @@ func TestAPolicySuspendsAndTells(t *testing.T) {
 	busy := true // the first answer
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		if busy {

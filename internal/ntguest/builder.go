@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"vmav.dev/vmav/internal/winstruct"
@@ -45,6 +46,16 @@ func Builds() ([]Build, error) {
 	}
 	return out, nil
 }
+
+// allBuilds are those of both widths.
+var allBuilds = sync.OnceValues(func() ([]Build, error) {
+	wide, err := Builds()
+	if err != nil {
+		return nil, err
+	}
+	narrow, err := Builds32()
+	return append(wide, narrow...), err
+})
 
 // newBuild is the build that a profile or layout is of.
 func newBuild(name string, e winstruct.Entry) Build {
@@ -112,15 +123,10 @@ type builder struct {
 
 // newBuilder prepares an empty guest.
 func newBuilder(opts Options) (*builder, error) {
-	known, err := Builds()
+	known, err := allBuilds()
 	if err != nil {
 		return nil, err
 	}
-	narrow, err := Builds32()
-	if err != nil {
-		return nil, err
-	}
-	known = append(known, narrow...)
 	b := &builder{opts: opts, sessions: make(map[int]uint64)}
 	var names []string
 	for _, k := range known {

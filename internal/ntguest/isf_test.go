@@ -13,7 +13,7 @@ import (
 
 // opaque are structures that Volatility 3 expects every kernel to have, and that what is
 // compared does not read.
-var opaque = []string{"_ERESOURCE", "_CM_KEY_BODY", "_CMHIVE", "_CM_KEY_NODE", "_CM_KEY_VALUE", "_HMAP_ENTRY", "_KMUTANT", "_DEVICE_OBJECT",
+var opaque = []string{"_ERESOURCE", "_CM_KEY_BODY", "_CM_KEY_NODE", "_CM_KEY_VALUE", "_HMAP_ENTRY", "_KMUTANT", "_DEVICE_OBJECT",
 	"_OBJECT_SYMBOLIC_LINK", "_POOL_TRACKER_BIG_PAGES", "_KTIMER", "_IMAGE_DOS_HEADER", "_MMVAD_SHORT", "_KSYSTEM_TIME"}
 
 // writeISF writes a profile as a symbol file of Volatility 3 (its schema 6.2.0) to where it
@@ -39,8 +39,9 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 		"long long": 8, "unsigned long long": 8, "double": 8} {
 		number(name, size)
 	}
+	types := make(map[string]any)
 	named := func(name string) any {
-		if _, ok := p.Struct(name); ok {
+		if _, ok := p.Struct(name); ok || types[name] != nil {
 			return map[string]any{"kind": "struct", "name": name}
 		}
 		if name == "pointer" { // to something that the profile does not say
@@ -51,10 +52,12 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 		}
 		return map[string]any{"kind": "base", "name": name}
 	}
-	types := make(map[string]any)
 	for _, name := range opaque {
 		types[name] = map[string]any{"kind": "struct", "size": 8, "fields": map[string]any{}}
 	}
+	types["_SID_IDENTIFIER_AUTHORITY"] = map[string]any{"kind": "struct", "size": 6, "fields": map[string]any{"Value": map[string]any{"offset": 0,
+		"type": map[string]any{"kind": "array", "count": 6, "subtype": named("unsigned char")}}}}
+	types["_CMHIVE"] = map[string]any{"kind": "struct", "size": 8, "fields": map[string]any{"HiveList": map[string]any{"offset": 0, "type": named("_LIST_ENTRY")}}}
 	for _, name := range p.Structs() {
 		s, _ := p.Struct(name)
 		fields := make(map[string]any)

@@ -63,7 +63,7 @@ var (
 		"MmGetSystemRoutineAddress", "MmMapIoSpace", "NtClose", "NtCreateFile", "NtOpenProcess", "NtQuerySystemInformation", "NtReadFile",
 		"NtTerminateProcess", "ObReferenceObjectByHandle", "ObfDereferenceObject", "PsGetCurrentProcessId", "PsGetProcessId",
 		"PsLookupProcessByProcessId", "PsSetCreateProcessNotifyRoutine", "RtlInitUnicodeString", "ZwClose", "ZwCreateFile", "memcpy", "memset"}
-	data32 = []string{"CmNtCSDVersion", "KdDebuggerDataBlock", "KdVersionBlock", "KeNumberProcessors", "KiInitialPCR", "KiInitialProcess",
+	data32 = []string{"CmNtCSDVersion", "CmpHiveListHead", "KdDebuggerDataBlock", "KdVersionBlock", "KeNumberProcessors", "KiInitialPCR", "KiInitialProcess",
 		"KiProcessorBlock", "MmHighestUserAddress", "MmProtectToValue", "MmSystemRangeStart", "MmUserProbeAddress", "NtBuildGUID", "NtBuildLab",
 		"NtBuildNumber", "ObTypeIndexTable", "ObpInfoMaskToOffset", "ObpRootDirectoryObject", "PsActiveProcessHead", "PsInitialSystemProcess",
 		"PsLoadedModuleList", "PspCidTable"}

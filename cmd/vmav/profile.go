@@ -62,12 +62,15 @@ func runProfileList(c *cli.Context, e *env) error {
 	}
 	var rows []profileRow
 	bad := false
-	for _, p := range winstruct.OpenStore().List() {
+	store := winstruct.OpenStore()
+	for _, p := range append(store.List(), store.Layouts()...) {
 		r := profileRow{Version: p.Version, PDB: p.Identity.PDB, Layer: p.Layer, Path: p.Path, Sources: p.Sources}
 		if p.Err != nil {
 			r.Error, bad = p.Err.Error(), true
 		} else {
-			r.ID = p.Identity.Key()
+			if r.ID = p.Identity.Key(); p.Identity.GUID == winstruct.NoGUID {
+				r.PDB, r.ID = "-", "("+p.Arch+")" // of no one image
+			}
 		}
 		rows = append(rows, r)
 	}
@@ -121,9 +124,9 @@ func findProfile(arg string) (*winstruct.Profile, error) {
 		return winstruct.Open(arg)
 	}
 	store := winstruct.OpenStore()
-	for _, entry := range store.List() {
+	for _, entry := range append(store.List(), store.Layouts()...) {
 		if entry.Err == nil && wanted(entry, []string{arg}) {
-			return store.Find(entry.Identity)
+			return store.Open(entry)
 		}
 	}
 	return nil, fmt.Errorf("no profile %q: it is no file, and vmav profile list has no such id or version", arg)

@@ -93,6 +93,33 @@ func TestKernel32IsFoundFromRegisters(t *testing.T) {
 	})
 }
 
+// A guest with PAE whose memory lies above 32 GiB, page tables included, reads as any other.
+func TestPAEGuestAbove32GiB(t *testing.T) {
+	for _, build := range []string{"6.1.7601-x86-pae", "10.0.19041-x86"} {
+		s := lay(t, ntguest.Options{Build: build, Seed: 5, MemoryMiB: 36 << 10, Absent: true, Hide: "malware.exe"})
+		g := open(t, s)
+		if n := len(s.m.Truth.Processes); len(account(t, g)) < 3*n {
+			t.Errorf("%s: an account of %d lines of %d processes", build, len(account(t, g)), n)
+		}
+		var high, low int
+		for _, p := range s.m.Truth.Processes {
+			pa, err := g.as.Translate(p.EPROCESS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if pa>>35 != 0 {
+				high++
+			}
+			if p.DTB>>32 == 0 {
+				low++
+			}
+		}
+		if n := len(s.m.Truth.Processes); high != n || low != n {
+			t.Errorf("%s: of %d processes %d lie above 32 GiB and %d have their root below 4 GiB", build, n, high, low)
+		}
+	}
+}
+
 // sparse is memory of which some pages are there.
 type sparse struct{ pages map[uint64]*[pageSize]byte }
 

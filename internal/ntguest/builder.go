@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"vmav.dev/vmav/internal/winstruct"
@@ -46,6 +47,16 @@ func Builds() ([]Build, error) {
 	return out, nil
 }
 
+// allBuilds are those of both widths.
+var allBuilds = sync.OnceValues(func() ([]Build, error) {
+	wide, err := Builds()
+	if err != nil {
+		return nil, err
+	}
+	narrow, err := Builds32()
+	return append(wide, narrow...), err
+})
+
 // newBuild is the build that a profile or layout is of.
 func newBuild(name string, e winstruct.Entry) Build {
 	parts := strings.Split(e.Version, ".")
@@ -60,7 +71,7 @@ func newBuild(name string, e winstruct.Entry) Build {
 type Options struct {
 	Build     string // "10.0.19041"
 	Seed      uint64
-	MemoryMiB uint64 // RAM; 0 for 512
+	MemoryMiB uint64 // RAM; 0 for 512; with more than 32 GiB a PAE guest uses what lies above them
 	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
 	LA57      bool   // 5-level paging; 10.0 builds only
 	Absent    bool   // leave pages of images out of processes, and some out of memory
@@ -112,15 +123,10 @@ type builder struct {
 
 // newBuilder prepares an empty guest.
 func newBuilder(opts Options) (*builder, error) {
-	known, err := Builds()
+	known, err := allBuilds()
 	if err != nil {
 		return nil, err
 	}
-	narrow, err := Builds32()
-	if err != nil {
-		return nil, err
-	}
-	known = append(known, narrow...)
 	b := &builder{opts: opts, sessions: make(map[int]uint64)}
 	var names []string
 	for _, k := range known {
@@ -163,6 +169,9 @@ func newBuilder(opts Options) (*builder, error) {
 	b.boot = time.Date(2026, 3, 2, 7, 30, 0, 0, time.UTC).Add(time.Duration(b.rng.Uint64N(86400)) * time.Second)
 	b.now = b.boot.Add(2 * time.Hour)
 	b.mem = newMemory(opts.MemoryMiB<<20, b.rng)
+	if b.pae() && b.mem.size > high {
+		b.mem.next = high >> pageShift // all but what the processor takes below 4 GiB
+	}
 	b.cookie = b.rng.Uint64N(255) + 1
 	b.userSID = fmt.Sprintf("S-1-5-21-%d-%d-%d-1001", b.rng.Uint32(), b.rng.Uint32(), b.rng.Uint32())
 	if b.x86() {

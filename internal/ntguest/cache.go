@@ -125,7 +125,8 @@ func (b *builder) cacheMap(im *image, protos uint64, frames []uint64, size uint6
 			if page >= uint64(len(frames)) {
 				break
 			}
-			if frames[page] != 0 && b.rng.Uint64N(2) == 0 {
+			// Without PAE an entry has no room for the prototype's address; see protoPTE.
+			if frames[page] != 0 && (b.rng.Uint64N(2) == 0 || b.pte == 4) {
 				b.kernel.mapFrame(base+i*pageSize, frames[page], b.system.bits)
 			} else {
 				b.kernel.setPTE(base+i*pageSize, b.protoPTE(protos+b.pte*page))

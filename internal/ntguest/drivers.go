@@ -12,7 +12,7 @@ type driver struct {
 // driverFiles32 are the same of a 32-bit guest, for which no Debian package has drivers.
 var driverFiles32 = []struct{ name, file string }{
 	{"hal.dll", "libssp-0.dll"}, {"fltMgr.sys", "libatomic-1.dll"}, {"ksecdd.sys", "libgcc_s_dw2-1.dll"}, {"NDIS.SYS", "libquadmath-0.dll"},
-	{"tdi.sys", "libwinpthread-1.dll"}, {"HTTP.sys", "libgomp-1.dll"},
+	{"tdi.sys", "libwinpthread-1.dll"}, {"HTTP.sys", "libgomp-1.dll"}, {"mup.sys", "zlib1.dll"}, {"USBD.SYS", "libobjc-4.dll"},
 }
 
 func (b *builder) driverFiles() []struct{ name, file string } {

@@ -39,6 +39,9 @@ func (b *builder) writeGlobals() {
 	for i, c := range b.cpus {
 		k.put(b.sym("KiProcessorBlock")+b.word()*uint64(i), b.prcb(c), b.ptr())
 	}
+	if va, ok := b.symbol("CmpHiveListHead"); ok && b.x86() {
+		b.listInit(k, va) // no registry
+	}
 	lab := fmt.Sprintf("%d.vmav_ntguest.260302-0730", b.build.Number)
 	k.write(b.sym("NtBuildLab"), append([]byte(lab), 0))
 	// MmProtectToValue translates the protection in a VAD or PTE to PAGE_* constants:

@@ -51,7 +51,7 @@ func (b *builder) dataSpans() map[string]uint64 {
 	return map[string]uint64{
 		"KiInitialPCR": b.sizeof("_KPCR"), "KdDebuggerDataBlock": 0x400, "NtBuildLab": 64, "NtBuildLabEx": 128,
 		"ObTypeIndexTable": b.word() * 64, "ObpInfoMaskToOffset": 256, "KiProcessorBlock": b.word() * 64,
-		"MmProtectToValue": 4 * 32, "KdVersionBlock": 0x40, "MiState": b.sizeof("_MI_SYSTEM_INFORMATION"), "CmNtCSDVersion": 8,
+		"MmProtectToValue": 4 * 32, "KdVersionBlock": 0x40, "MiState": b.sizeof("_MI_SYSTEM_INFORMATION"), "CmNtCSDVersion": 8, "CmpHiveListHead": 16,
 	}
 }
 

@@ -30,6 +30,7 @@ const (
 	firstFreeFrame = 0x2a0000 >> pageShift // below it: firmware, boot stub, fixed frames
 	windowFrames   = 512
 	topReserved    = 4 << 20 // bytes at the end of RAM that firmware uses
+	high           = 32 << 30
 )
 
 func newMemory(size uint64, rng *rand.Rand) *memory {
@@ -39,7 +40,11 @@ func newMemory(size uint64, rng *rand.Rand) *memory {
 // alloc returns the number of a zeroed frame that nobody else has.
 func (m *memory) alloc() uint64 {
 	if len(m.window) == 0 {
-		if (m.next+windowFrames)<<pageShift > m.ramBelow4G()-topReserved {
+		end := m.ramBelow4G()
+		if m.next<<pageShift >= 1<<32 {
+			end = m.size
+		}
+		if (m.next+windowFrames)<<pageShift > end-topReserved {
 			panic(fmt.Errorf("the guest does not fit into %d MiB of memory", m.size>>20))
 		}
 		for i := range uint64(windowFrames) {

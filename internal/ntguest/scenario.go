@@ -12,7 +12,7 @@ const (
 var (
 	ownDLLs    = []string{"ntdll.dll", "kernel32.dll"}
 	realDLLs   = []string{"advapi32.dll", "sechost.dll", "ucrtbase.dll", "user32.dll", "gdi32.dll", "win32u.dll", "version.dll", "bcrypt.dll", "ws2_32.dll", "rpcrt4.dll"}
-	realDLLs32 = []string{"libwinpthread-1.dll", "libgcc_s_dw2-1.dll", "libquadmath-0.dll", "libstdc++-6.dll", "libatomic-1.dll"} // of mingw-w64
+	realDLLs32 = []string{"libwinpthread-1.dll", "libgcc_s_dw2-1.dll", "libquadmath-0.dll", "libgomp-1.dll", "libatomic-1.dll"} // of mingw-w64
 	wow64DLLs  = []string{"ntdll.dll", "kernel32.dll"}
 	thunkDLLs  = []string{"wow64.dll", "wow64cpu.dll"}
 )
@@ -88,7 +88,7 @@ var programs32 = map[string]string{"services.exe": "service.exe", "svchost.exe":
 	"explorer.exe": "sleeper.exe", "conhost.exe": "service.exe", "notepad.exe": "sleeper.exe", "winver.exe": "worker.exe", "spawner.exe": "worker.exe"}
 
 // dlls32 are what some processes have beside what they import.
-var dlls32 = map[string][]string{"explorer.exe": {"libstdc++-6.dll", "libgcc_s_dw2-1.dll", "libwinpthread-1.dll"},
+var dlls32 = map[string][]string{"explorer.exe": {"libgomp-1.dll", "libgcc_s_dw2-1.dll", "libwinpthread-1.dll"},
 	"svchost.exe": {"libatomic-1.dll"}, "notepad.exe": {"libquadmath-0.dll", "libgcc_s_dw2-1.dll"}}
 
 // scenario32 is the scenario of a guest where all programs are 32-bit.

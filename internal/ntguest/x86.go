@@ -63,7 +63,7 @@ var (
 		"MmGetSystemRoutineAddress", "MmMapIoSpace", "NtClose", "NtCreateFile", "NtOpenProcess", "NtQuerySystemInformation", "NtReadFile",
 		"NtTerminateProcess", "ObReferenceObjectByHandle", "ObfDereferenceObject", "PsGetCurrentProcessId", "PsGetProcessId",
 		"PsLookupProcessByProcessId", "PsSetCreateProcessNotifyRoutine", "RtlInitUnicodeString", "ZwClose", "ZwCreateFile", "memcpy", "memset"}
-	data32 = []string{"CmNtCSDVersion", "KdDebuggerDataBlock", "KdVersionBlock", "KeNumberProcessors", "KiInitialPCR", "KiInitialProcess",
+	data32 = []string{"CmNtCSDVersion", "CmpHiveListHead", "KdDebuggerDataBlock", "KdVersionBlock", "KeNumberProcessors", "KiInitialPCR", "KiInitialProcess",
 		"KiProcessorBlock", "MmHighestUserAddress", "MmProtectToValue", "MmSystemRangeStart", "MmUserProbeAddress", "NtBuildGUID", "NtBuildLab",
 		"NtBuildNumber", "ObTypeIndexTable", "ObpInfoMaskToOffset", "ObpRootDirectoryObject", "PsActiveProcessHead", "PsInitialSystemProcess",
 		"PsLoadedModuleList", "PspCidTable"}
@@ -114,6 +114,10 @@ func (b *builder) form32() form {
 	return f
 }
 
+// systemRoot32 is the frame of the System process's root, which the boot loader allocates, on
+// a page of its own with the four directories of PAE behind it.
+const systemRoot32 = 0x185
+
 // The page tables map themselves here.
 const tables32 = 0xc0000000
 
@@ -136,7 +140,13 @@ func (b *builder) newRoot32() uint64 {
 // it. Its entries have no rights.
 func (s *space) makeDirectories() {
 	for i := range uint64(4) {
-		s.mem.put64(s.dtb+8*i, s.mem.alloc()<<pageShift|pteValid)
+		pfn := systemRoot32 + 1 + i
+		if s.dtb>>pageShift == systemRoot32 {
+			s.mem.allocAt(pfn)
+		} else {
+			pfn = s.mem.alloc()
+		}
+		s.mem.put64(s.dtb+8*i, pfn<<pageShift|pteValid)
 	}
 	for i := range uint64(4) {
 		s.mem.put64(s.directory(3)+8*i, s.directory(i)|pteValid|pteWrite|pteAccessed|pteDirty)
@@ -173,7 +183,8 @@ func (s *space) mapItself() {
 // layoutSpaces32 makes the System process's page tables and divides the kernel's part of the
 // address space.
 func (b *builder) layoutSpaces32() {
-	b.kernel = b.newSpace(b.newRoot())
+	root := b.mem.allocAt(systemRoot32) << pageShift
+	b.kernel = b.newSpace(root)
 	b.kernel.mapItself()
 	data := uint64(pteWrite | pteDirty | pteNX | pteGlobal)
 	region := func(va, withThreeGB uint64) arena {

@@ -33,6 +33,8 @@ type Options struct {
 	// knows it; 0 if not known. The rebuilt file then has that size, and what lies
 	// beyond its last section is filled from FilePages.
 	FileSize uint64
+	// PE32 says that the image is known to be 32-bit, for one whose headers are gone.
+	PE32 bool
 	// MaxFileSize bounds the rebuilt file, in bytes; 0 means twice the mapped size
 	// and 16 MiB.
 	MaxFileSize uint64

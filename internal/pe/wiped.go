@@ -95,7 +95,10 @@ func (r *Rebuilder) substituteHeaders(cause error) error {
 		return nil
 	}
 	r.fid.Headers = HeadersAnalysis
-	machine, pe64 := guessMachine(r.img)
+	machine, pe64 := uint16(machineI386), false
+	if !r.opt.PE32 {
+		machine, pe64 = guessMachine(r.img)
+	}
 	return r.headersFromLayout(&Layout{
 		Machine: machine, PE64: pe64, SizeOfHeaders: PageSize,
 		Sections: []Section{{

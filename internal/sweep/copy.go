@@ -61,6 +61,7 @@ type place struct {
 	frames   []introspect.Frame // of the image's pages
 	pages    []pe.Origin        // of the same
 	standIns int
+	pe32     bool        // it is known to be a 32-bit image
 	section  *section    // nil where there is none
 	file     *cachedFile // nil where nothing of it is in memory
 	layout   *pe.Layout
@@ -98,7 +99,7 @@ func (c *Copier) find(ctx context.Context, p *introspect.Process, m *introspect.
 	if m.Base%pe.PageSize != 0 {
 		return nil, fmt.Errorf("its base %#x is no page boundary", m.Base)
 	}
-	pl := &place{process: p, module: m}
+	pl := &place{process: p, module: m, pe32: m.Wow64 || narrow(c.guest)}
 	c.wanted = c.wanted[:0]
 	pl.frames, pl.pages = c.room(size / pe.PageSize)
 	if p == nil {
@@ -124,7 +125,7 @@ func (c *Copier) find(ctx context.Context, p *introspect.Process, m *introspect.
 	}
 	pl.origins()
 	if pl.section != nil {
-		pl.layout = layout(m, pl.section.subs)
+		pl.layout = layout(m, pl.pe32, pl.section.subs)
 		pl.file = c.files.get(ctx, c.guest, v.FileObject())
 		c.borrow(ctx, pl)
 	}
@@ -172,7 +173,7 @@ func (c *Copier) borrow(ctx context.Context, pl *place) {
 // read copies what find has found.
 func (c *Copier) read(ctx context.Context, pl *place) (*pe.Image, pe.Options, error) {
 	m := pl.module
-	opt := pe.Options{PreferredBase: m.OriginalBase, Layout: pl.layout}
+	opt := pe.Options{PreferredBase: m.OriginalBase, Layout: pl.layout, PE32: pl.pe32}
 	n := uint64(len(pl.frames))
 	mem, _ := c.buffer(n)
 	if err := c.guest.ReadFrames(ctx, mem, pl.frames); err != nil {
@@ -237,13 +238,16 @@ func (c *Copier) readShared(ctx context.Context, s *section, img *pe.Image) erro
 	return nil
 }
 
+// narrow tells whether all images of a guest are 32-bit.
+func narrow(g *introspect.Guest) bool { return g.Kernel().Bits == 32 }
+
 // layout is the section object's account in the words of pe; nil where it says nothing
 // about sections.
-func layout(m *introspect.Module, subs []introspect.Subsection) *pe.Layout {
+func layout(m *introspect.Module, pe32 bool, subs []introspect.Subsection) *pe.Layout {
 	if len(subs) < 2 { // mapped in one piece
 		return nil
 	}
-	l := &pe.Layout{PE64: !m.Wow64, SizeOfHeaders: uint32(subs[0].Size)}
+	l := &pe.Layout{PE64: !pe32, SizeOfHeaders: uint32(subs[0].Size)}
 	if m.EntryPoint > m.Base && m.EntryPoint-m.Base < m.Size {
 		l.EntryPoint = uint32(m.EntryPoint - m.Base)
 	}

@@ -28,6 +28,7 @@ func (d *digester) key(in *inputs) [32]byte {
 	d.number(m.OriginalBase)
 	d.number(uint64(pl.standIns))
 	d.flag(pl.process == nil)
+	d.flag(pl.pe32)
 	d.flag(pl.section != nil)
 	d.layout(pl.layout)
 	d.number(uint64(len(pl.pages)))
@@ -182,17 +183,18 @@ func (c *Copier) lookRegion(ctx context.Context, base uint64, frames []introspec
 	if err := c.digester.frames(ctx, frames, nil, sums); err != nil {
 		return key, false, unlessHole(err)
 	}
-	return c.digester.region(base, len(frames), func(i int) pe.Origin { return origins[frames[i].Origin] }, func(i int) pageDigest { return sums[i] }), true, nil
+	return c.digester.region(narrow(c.guest), base, len(frames), func(i int) pe.Origin { return origins[frames[i].Origin] }, func(i int) pageDigest { return sums[i] }), true, nil
 }
 
 // copiedRegion is the key of a piece of memory that was copied.
 func (c *Copier) copiedRegion(img *pe.Image) [32]byte {
-	return c.digester.region(img.Base, len(img.Pages), func(i int) pe.Origin { return img.Pages[i] },
+	return c.digester.region(narrow(c.guest), img.Base, len(img.Pages), func(i int) pe.Origin { return img.Pages[i] },
 		func(i int) pageDigest { return c.digester.page(img.Mem[i*pe.PageSize : (i+1)*pe.PageSize]) })
 }
 
-func (d *digester) region(base uint64, pages int, origin func(i int) pe.Origin, page func(i int) pageDigest) [32]byte {
+func (d *digester) region(pe32 bool, base uint64, pages int, origin func(i int) pe.Origin, page func(i int) pageDigest) [32]byte {
 	d.begin("region")
+	d.flag(pe32)
 	d.number(base)
 	for i := range pages {
 		o := origin(i)

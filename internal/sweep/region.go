@@ -171,7 +171,8 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 	}
 	rec.Sums = append(rec.Sums, sum)
 	if region.PE {
-		file, err := w.rebuilder.Rebuild(img, pe.Options{})
+		opt := pe.Options{PE32: narrow(w.guest)}
+		file, err := w.rebuilder.Rebuild(img, opt)
 		if err != nil {
 			return orNil(rec, clean), nil // it was scanned as the memory it is
 		}
@@ -179,7 +180,7 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 			return nil, ended(ctx, err)
 		}
 		if res.Signature != "" {
-			f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, pe.Options{})
+			f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, opt)
 			w.found(ctx, p, f, Exhibit{file.Data, img.Mem, file.Fidelity})
 			return nil, nil
 		}

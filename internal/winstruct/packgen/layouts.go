@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -41,9 +43,6 @@ var vtypesFiles = []struct{ file, version string }{
 	{"win10_x86_19041_vtypes.py", "10.0.19041.0"},
 }
 
-// layoutGuests are the versions that the 32-bit test guest is laid out as.
-var layoutGuests = map[string]bool{"5.1.2600.5512": true, "6.1.7601.17514": true, "6.1.7601.24000": true, "10.0.19041.0": true}
-
 func makeLayouts(from, to string) error {
 	for _, f := range vtypesFiles {
 		text, err := os.ReadFile(filepath.Join(from, f.file))
@@ -54,11 +53,7 @@ func makeLayouts(from, to string) error {
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.file, err)
 		}
-		verified := winstruct.VerifiedNone
-		if layoutGuests[f.version] {
-			verified = winstruct.VerifiedGuest
-		}
-		p, err := layout(defs, f.version, winstruct.Source{Of: "types", From: "public type information of the kernel, by way of the overlay " + f.file + " of Volatility 2.6", Verified: verified})
+		p, err := layout(defs, f.version, winstruct.Source{Of: "types", From: "public type information of the kernel, by way of the overlay " + f.file + " of Volatility 2.6", Verified: winstruct.VerifiedNone})
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.file, err)
 		}
@@ -86,8 +81,8 @@ var basics = map[string]uint64{"char": 1, "unsigned char": 1, "short": 2, "unsig
 func layout(defs map[string]any, version string, source winstruct.Source) (*winstruct.Profile, error) {
 	types := []any{}
 	size := func(t []any) (uint64, bool) { return sizeOf(defs, t) }
-	for name, def := range defs {
-		d, ok := def.([]any)
+	for _, name := range slices.Sorted(maps.Keys(defs)) {
+		d, ok := defs[name].([]any)
 		if !ok || len(d) != 2 {
 			return nil, fmt.Errorf("structure %s has an unknown form", name)
 		}
@@ -96,8 +91,8 @@ func layout(defs map[string]any, version string, source winstruct.Source) (*wins
 			return nil, fmt.Errorf("structure %s has an unknown form", name)
 		}
 		fields := []any{}
-		for member, m := range members {
-			pair, ok := m.([]any)
+		for _, member := range slices.Sorted(maps.Keys(members)) {
+			pair, ok := members[member].([]any)
 			if !ok || len(pair) != 2 {
 				return nil, fmt.Errorf("%s.%s has an unknown form", name, member)
 			}

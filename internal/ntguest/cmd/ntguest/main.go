@@ -31,6 +31,8 @@ func main() {
 			{Name: "image", Usage: "write the guest's memory as a raw image file", Action: writeImage, Flags: append([]cli.Flag{
 				&cli.PathFlag{Name: "out", Required: true, Usage: "image `FILE`"},
 				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the image, as JSON"},
+				&cli.PathFlag{Name: "profile", Usage: "`FILE` for the profile of the guest's kernel, which vmav has only for the 64-bit builds"},
+				&cli.BoolFlag{Name: "3gb", Usage: "32-bit builds: processes have 3 GiB of addresses"},
 			}, layout...)},
 			{Name: "kernel", Usage: "write the guest as a kernel that QEMU boots", Action: writeKernel, Flags: append([]cli.Flag{
 				&cli.PathFlag{Name: "out", Required: true, Usage: "ELF `FILE`"},
@@ -55,7 +57,7 @@ func main() {
 
 func options(c *cli.Context) ntguest.Options {
 	return ntguest.Options{Build: c.String("build"), Seed: c.Uint64("seed"), MemoryMiB: c.Uint64("memory"),
-		KVAShadow: c.Bool("kva-shadow"), LA57: c.Bool("la57"), Absent: c.Bool("absent"), Hide: c.String("hide")}
+		KVAShadow: c.Bool("kva-shadow"), LA57: c.Bool("la57"), Absent: c.Bool("absent"), Hide: c.String("hide"), ThreeGB: c.Bool("3gb")}
 }
 
 func listBuilds(*cli.Context) error {
@@ -63,8 +65,12 @@ func listBuilds(*cli.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range builds {
-		fmt.Printf("%-12s %-18s %s\n", b.Name, b.Version, b.Identity)
+	narrow, err := ntguest.Builds32()
+	if err != nil {
+		return err
+	}
+	for _, b := range append(builds, narrow...) {
+		fmt.Printf("%-17s %-18s %s\n", b.Name, b.Version, b.Identity)
 	}
 	return nil
 }
@@ -84,6 +90,21 @@ func writeImage(c *cli.Context) error {
 	}
 	if err == nil && c.Path("truth") != "" {
 		err = os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644)
+	}
+	if err == nil && c.Path("profile") != "" {
+		err = writeProfile(m, c.Path("profile"))
+	}
+	return err
+}
+
+func writeProfile(m *ntguest.Machine, path string) error {
+	out, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	err = m.Profile().SaveText(out)
+	if cerr := out.Close(); err == nil {
+		err = cerr
 	}
 	return err
 }

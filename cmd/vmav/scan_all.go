@@ -84,6 +84,9 @@ func runAlone(ctx context.Context, e *env, o scanOptions, scan func() error) err
 	if errors.Is(err, lock.ErrHeld) {
 		l, err = lock.Wait(ctx, path)
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: runtime_directory of the settings says where locks are", err)
 	}

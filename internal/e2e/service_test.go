@@ -32,8 +32,8 @@ type entry struct {
 // service is a running vmav watch.
 type service struct {
 	t    testing.TB
-	dir  string // its runtime directory
 	args []string
+	env  []string
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it ended and all of its log was read
 
@@ -46,9 +46,13 @@ type service struct {
 // startService starts the service with the tests' signatures and waits until it listens.
 func startService(t testing.TB, more ...string) *service {
 	t.Helper()
-	s := &service{t: t, dir: filepath.Join(t.TempDir(), "run")}
+	s := &service{t: t}
 	s.grown = sync.NewCond(&s.mu)
-	s.args = append([]string{"watch", "-c", uri, "-d", database(t), "--runtime-directory", s.dir, "--log", "json", "--debug"}, more...)
+	s.env = append(os.Environ(), "VMAV_CONFIG="+settings(t, ""))
+	if !inLab() {
+		s.env = append(s.env, "VMAV_SOURCE=qemu") // these guests run without KVM
+	}
+	s.args = append([]string{"watch", "-c", uri, "--log", "json", "--debug"}, more...)
 	s.run()
 	t.Cleanup(func() {
 		s.kill(syscall.SIGTERM)
@@ -64,13 +68,31 @@ func startService(t testing.TB, more ...string) *service {
 	return s
 }
 
+// settings writes a vmav.toml with directories of the test's own and the tests' signatures,
+// and more.
+func settings(t testing.TB, more string) string {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "vmav.toml")
+	text := fmt.Sprintf("uri = %q\nstate_directory = %q\nruntime_directory = %q\n[clamd]\ndatabases = [%q]\n[report]\njournal = false\n%s",
+		uri, filepath.Join(dir, "state"), filepath.Join(dir, "run"), database(t), more)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// vmav runs the program with the service's settings.
+func (s *service) vmav(args ...string) (stdout, stderr string, status int) {
+	s.t.Helper()
+	return run(s.t, s.env, args...)
+}
+
 // run starts the program, for the first time or once more.
 func (s *service) run() {
 	s.t.Helper()
 	s.cmd = exec.Command(bin(s.t, "vmav"), s.args...)
-	if !inLab() {
-		s.cmd.Env = append(os.Environ(), "VMAV_SOURCE=qemu")
-	}
+	s.cmd.Env = s.env
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -120,7 +142,9 @@ func (s *service) kill(sig syscall.Signal) {
 
 // status asks the service with its own command.
 func (s *service) status() (text string, st watch.Status, err error) {
-	out, err := exec.Command(bin(s.t, "vmav"), "watch", "status", "--runtime-directory", s.dir, "--format", "json").Output()
+	cmd := exec.Command(bin(s.t, "vmav"), "watch", "status", "--format", "json")
+	cmd.Env = s.env
+	out, err := cmd.Output()
 	if err != nil {
 		return "", st, err
 	}

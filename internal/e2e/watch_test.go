@@ -48,18 +48,18 @@ func TestWatchFindsWhatStarts(t *testing.T) {
 		}
 		return false
 	})
-	out, errs, status := vmav(t, "watch", "status", "--runtime-directory", s.dir)
+	out, errs, status := s.vmav("watch", "status")
 	if status != 0 || !strings.Contains(out, g.name) || !strings.Contains(out, "watched") {
 		t.Errorf("status %d: %s %s", status, out, errs)
 	}
-	if _, errs, status := vmav(t, "watch", "-c", uri, "--runtime-directory", s.dir); status != 2 || !strings.Contains(errs, "running already") {
+	if _, errs, status := s.vmav("watch"); status != 2 || !strings.Contains(errs, "running already") {
 		t.Errorf("a second service: status %d, %q", status, errs)
 	}
 	s.kill(syscall.SIGTERM)
 	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("stopped by SIGTERM it ends with %d", code)
 	}
-	if _, errs, status := vmav(t, "watch", "status", "--runtime-directory", s.dir); status != 2 || !strings.Contains(errs, "no service runs") {
+	if _, errs, status := s.vmav("watch", "status"); status != 2 || !strings.Contains(errs, "no service runs") {
 		t.Errorf("status without a service: %d, %q", status, errs)
 	}
 }
@@ -192,8 +192,7 @@ func TestHookHandsStartsOver(t *testing.T) {
 	if err := os.WriteFile(main, []byte("#!/bin/sh\necho \"$2\" >>"+log+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("VMAV_RUNTIME_DIRECTORY", s.dir)
-	if out, errs, status := vmav(t, "hook", "install", "--hooks-directory", d.Hooks()); status != 0 || !strings.Contains(out, "qemu.d/vmav") {
+	if out, errs, status := s.vmav("hook", "install", "--hooks-directory", d.Hooks()); status != 0 || !strings.Contains(out, "qemu.d/vmav") {
 		t.Fatalf("install: status %d, %q, %q", status, out, errs)
 	}
 	d.Kill()
@@ -231,7 +230,7 @@ func TestHookHandsStartsOver(t *testing.T) {
 	if err2 := s.cmd.Process.Signal(syscall.SIGCONT); err != nil || err2 != nil || len(out) > 0 {
 		t.Errorf("while the service hangs: %v, %v, printed %q", err, err2, out)
 	}
-	if out, errs, status := vmav(t, "hook", "remove", "--hooks-directory", d.Hooks()); status != 0 || out != "" {
+	if out, errs, status := s.vmav("hook", "remove", "--hooks-directory", d.Hooks()); status != 0 || out != "" {
 		t.Errorf("remove: status %d, %q, %q", status, out, errs)
 	}
 	if _, err := os.Stat(script); err == nil {
@@ -250,7 +249,6 @@ func TestHookCost(t *testing.T) {
 		return
 	}
 	s := startService(t)
-	t.Setenv("VMAV_RUNTIME_DIRECTORY", s.dir)
 	ops := []string{"prepare", "start", "started"}
 	measure := func(script string) (total time.Duration) {
 		for _, op := range ops {
@@ -264,7 +262,7 @@ func TestHookCost(t *testing.T) {
 		}
 		return total
 	}
-	if _, errs, status := vmav(t, "hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
+	if _, errs, status := s.vmav("hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
 		t.Fatalf("install: %d, %q", status, errs)
 	}
 	nothing := filepath.Join(t.TempDir(), "nothing")

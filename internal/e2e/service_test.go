@@ -24,6 +24,7 @@ type entry struct {
 	Time                                                             time.Time
 	PID                                                              uint64
 	Findings                                                         int
+	Since                                                            int64 `json:"since_seen_ms"`
 	Requested                                                        time.Time
 	Dead                                                             *float64 // ms since Requested
 	text                                                             string

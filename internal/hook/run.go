@@ -3,7 +3,6 @@ package hook
 import (
 	"context"
 	"io"
-	"os"
 	"time"
 
 	"vmav.dev/vmav/internal/watch"
@@ -82,7 +81,7 @@ func deliver(h watch.Hint, opt Options) {
 	if err := Put(opt.Spool, h); err != nil {
 		return // full, or not to be written: libvirt's own events, or the next sweep, must do
 	}
-	if opt.Start != nil && os.Getenv("VMAV_HOOK_NO_SCAN") == "" {
+	if opt.Start != nil {
 		_ = opt.Start()
 	}
 }

@@ -177,10 +177,12 @@ const cachePages = 4096
 // find waits until the guest's kernel is up.
 func (f *follower) find(ctx context.Context, src source.Source) (*introspect.Guest, error) {
 	wait, said := firstLook, ""
+	cache := source.NewCache(src, cachePages)
 	for {
 		f.wasReset()
+		cache.Invalidate()
 		begin := time.Now()
-		g, err := introspect.Open(ctx, source.NewCache(src, cachePages), f.s.opt.Profiles)
+		g, err := introspect.Open(ctx, cache, f.s.opt.Profiles)
 		took := time.Since(begin)
 		if err == nil {
 			return g.Through(src), nil

@@ -59,8 +59,8 @@ func (s *Service) Once(ctx context.Context, names []string, pending func() []str
 	}
 }
 
-// notWindows is for how long a domain may look like no Windows before that is believed: its
-// boot loader does.
+// notWindows is for how long a domain may look like no Windows, or not be readable, before
+// that is believed: boot loaders look like nothing.
 const notWindows = 5 * time.Minute
 
 // done tells whether each of some domains was swept, does not run, or is no Windows.
@@ -74,7 +74,7 @@ func (s *Service) done(asked map[string]time.Time, grace time.Duration) bool {
 		switch {
 		case !runs && time.Since(since) > grace:
 		case runs && d.Status != "" && !d.Sweeping:
-		case runs && d.State == "not Windows" && time.Since(since) > notWindows:
+		case runs && (d.State == "not Windows" || d.State == "waiting") && time.Since(since) > notWindows:
 		default:
 			return false
 		}

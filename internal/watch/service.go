@@ -78,6 +78,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.stopAll()
 	tell("READY=1\nSTATUS=watching " + s.opt.URI)
 	defer tell("STOPPING=1")
+	go s.heed(ctx, sock.hints)
 	alive, stop := watchdog()
 	defer stop()
 	for {
@@ -86,8 +87,6 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-alive:
 			tell("WATCHDOG=1")
-		case hint := <-sock.hints:
-			s.hinted(ctx, hint)
 		case u, ok := <-w.Updates():
 			if !ok {
 				return fmt.Errorf("libvirt is not followed any more: %w", context.Cause(ctx))
@@ -170,27 +169,27 @@ func (s *Service) stopAll() {
 	}
 }
 
-// hinted looks at a domain of which a hook said something: its event may be late, or lost
-// with the connection.
-func (s *Service) hinted(ctx context.Context, h Hint) {
-	s.mu.Lock()
-	w := s.watcher
-	s.mu.Unlock()
-	s.opt.Log.Debug("hook", "domain", h.Domain, "operation", h.Operation)
-	go func() {
-		// libvirt answers for the domain when the operation that the hook is part of is over.
-		host := w.Host()
-		if host == nil {
-			return // the list that follows a connection has it
+// heed looks at domains of which a hook said something: their events may be late, or lost
+// with the connection. libvirt answers for a domain when the operation that the hook is part
+// of is over, so this waits where nothing else does.
+func (s *Service) heed(ctx context.Context, hints <-chan Hint) {
+	for {
+		var h Hint
+		select {
+		case <-ctx.Done():
+			return
+		case h = <-hints:
+		}
+		s.opt.Log.Debug("hook", "domain", h.Domain, "operation", h.Operation)
+		host, err := s.host()
+		if err != nil {
+			continue // the list that follows a connection has it
 		}
 		d, err := host.Find(h.Domain)
-		if err != nil || !d.Running {
-			return
-		}
-		if ctx.Err() == nil {
+		if err == nil && d.Running && ctx.Err() == nil {
 			s.update(ctx, domain.Update{Kind: domain.EventStarted, Detail: "hook", Domain: d})
 		}
-	}()
+	}
 }
 
 // host is the connection to libvirt of now.

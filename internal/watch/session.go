@@ -58,6 +58,7 @@ var settle = []time.Duration{0, 30 * time.Millisecond, 150 * time.Millisecond, 7
 const (
 	spacesEvery  = 100 * time.Millisecond // address spaces are looked at
 	allEvery     = 2 * time.Second        // processes are enumerated in full: hidden ones, too
+	hookedEvery  = 500 * time.Millisecond // the same, where the module saw an address space
 	pausedEvery  = time.Second            // anything at all, while the domain is paused
 	betterEvery  = time.Minute            // the module is looked for, where it was not there
 	minRescan    = 100 * time.Millisecond // between two sweeps of one process
@@ -212,7 +213,7 @@ func (s *session) look(ctx context.Context) error {
 			err = s.moved()
 		}
 		// A hook tells of address spaces that no list may have.
-		if err == nil && (!now.Before(nextAll) || hooked && now.After(nextAll.Add(minRescan-allEvery))) {
+		if err == nil && (!now.Before(nextAll) || hooked && now.After(nextAll.Add(hookedEvery-allEvery))) {
 			nextAll = now.Add(allEvery)
 			err = s.all(ctx, false)
 		}
@@ -298,7 +299,7 @@ func (s *session) add(p *introspect.Process, old bool) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.procs[id] != nil {
+	if s.procs[id] != nil || len(s.procs) >= maxListed { // more is a lie; all says so
 		return
 	}
 	n := &process{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[imageKey]bool)}

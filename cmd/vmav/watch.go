@@ -46,6 +46,7 @@ func watchFlags() []cli.Flag {
 		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images of one domain in work at once: `N`"},
 		&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
+		noSandboxFlag(),
 		&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
 		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
 		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
@@ -117,6 +118,9 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	o.CPU, o.Memory, o.Slots = float64(w.CPUPercent), w.Memory, settings.Clamd.Slots
 	o.Engine = engineOptions(c, settings)
 	o.Sweep = sweep.Options{Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"), Policy: policy.Policy, Kill: how}
+	if !c.Bool("no-sandbox") {
+		o.Everything = sweeper(c, e)
+	}
 	o.Runtime = settings.RuntimeDirectory
 	return o, func() { e.told(c.Context, tell); rec.close() }, nil
 }

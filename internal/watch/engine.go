@@ -126,6 +126,42 @@ func (e *engine) lost(c *clam.Engine, why error) {
 	}
 }
 
+// checkEvery is how often the engine is asked whether it is there, and with which signatures.
+const checkEvery = 5 * time.Second
+
+// tend keeps an engine ready, so that the next scan need not wait for one, and forgets
+// results when its signatures change.
+func (e *engine) tend(ctx context.Context) {
+	var was clam.Info
+	for {
+		c, err := e.get(ctx)
+		if err != nil {
+			return
+		}
+		cctx, cancel := context.WithTimeout(ctx, 6*checkEvery) // it may be busy
+		now, err := c.Check(cctx)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			e.lost(c, err)
+			continue
+		case was.Version != "" && (now.Version != was.Version || now.Database != was.Database || !now.BuildTime.Equal(was.BuildTime)):
+			e.log.Info("the engine has other signatures", "version", now.Version, "database", now.Database)
+			e.mu.Lock()
+			e.cache, e.fresh = sweep.NewCache(), time.Now()
+			e.mu.Unlock()
+		}
+		was = now
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(checkEvery):
+		}
+	}
+}
+
 // results is the cache of what the engine said.
 func (e *engine) results() *sweep.Cache {
 	e.mu.Lock()
@@ -187,6 +223,10 @@ type slotted struct {
 // Scan implements sweep.Scanner.
 func (s slotted) Scan(ctx context.Context, name string, data []byte) (clam.Result, error) {
 	if !s.urgent {
+		// A sweep in a worker of its own is held back here.
+		if err := s.budget.pace(ctx); err != nil {
+			return clam.Result{}, err
+		}
 		if err := take(ctx, s.budget.bulk); err != nil {
 			return clam.Result{}, err
 		}

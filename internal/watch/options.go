@@ -26,6 +26,8 @@ type Options struct {
 	Profiles winstruct.Finder
 	Engine   clam.Options
 	Sweep    sweep.Options // policy, kills, coverage, images in work at once
+	// Everything sweeps everything in a guest, as sweep.Domain does; nil for that.
+	Everything sweepFunc
 
 	Poll     time.Duration // between two looks at a guest's process list; 0 for DefaultPoll
 	Interval time.Duration // between two sweeps of everything in a domain; 0 for DefaultInterval

@@ -65,7 +65,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	defer sock.close()
 	defer s.engine.Close()
-	go func() { _, _ = s.engine.get(ctx) }() // a private one takes its time
+	go s.engine.tend(ctx)
 	w, err := domain.Watch(ctx, domain.WatchOptions{URI: s.opt.URI, Backend: s.opt.Backend, Log: s.opt.Log,
 		Fallback: func(why error) { s.opt.Log.Warn("without the module nothing can be killed", "reason", why) }})
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/memhook"
 	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/winstruct"
 )
 
 // Triggers of sweeps, as they are recorded.
@@ -20,6 +21,9 @@ const (
 	TriggerNew   = "watch: new"      // of what is new
 	TriggerTimer = "watch: interval" // of everything, now and then
 )
+
+// sweepFunc has the shape of sweep.Domain.
+type sweepFunc = func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Results, sweep.Options) (report.DomainScan, error)
 
 // retrySweep is when a sweep of everything that failed is made again.
 const retrySweep = 30 * time.Second
@@ -64,9 +68,18 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	src := source.NewCache(s.src, cachePages)
 	acc := s.account(nil)
 	opt := s.options(ctx, acc)
-	opt.Pace = b.pace
-	opt.Focus = &sweep.Focus{Guest: s.guest.Through(src), Seen: s.seen}
-	d, err := s.sweep(ctx, src, opt, false)
+	var d report.DomainScan
+	before, err := s.mapped(ctx)
+	if err != nil {
+		return false, err
+	}
+	if s.f.s.opt.Everything == nil {
+		opt.Pace = b.pace
+		opt.Focus = &sweep.Focus{Guest: s.guest.Through(src)}
+		d, err = s.sweep(ctx, sweep.Domain, src, opt, false)
+	} else {
+		d, err = s.sweep(ctx, s.f.s.opt.Everything, src, opt, false)
+	}
 	if ctx.Err() != nil && len(d.Findings) == 0 {
 		return false, ctx.Err()
 	}
@@ -88,8 +101,15 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 		s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.swept = err == nil
-	s.mu.Unlock()
+	for id, keys := range before {
+		for _, k := range keys {
+			if p := s.procs[id]; p != nil && err == nil && !p.images[k] && len(p.images) < maxImages {
+				p.images[k] = false // looked at, be it not whole
+			}
+		}
+	}
 	return err == nil, err
 }
 
@@ -101,7 +121,26 @@ func (s *session) options(ctx context.Context, acc *account) sweep.Options {
 	return opt
 }
 
-func (s *session) sweep(ctx context.Context, src source.Source, opt sweep.Options, urgent bool) (report.DomainScan, error) {
+// mapped are the images that the processes have mapped: a sweep of everything that begins now
+// sees to them.
+func (s *session) mapped(ctx context.Context) (map[introspect.Identity][]imageKey, error) {
+	out := make(map[introspect.Identity][]imageKey)
+	procs := s.others()
+	for i := range procs {
+		mods, _, err := s.guest.Modules(ctx, &procs[i])
+		if err != nil {
+			return nil, err
+		}
+		keys := make([]imageKey, len(mods))
+		for j := range mods {
+			keys[j] = keyOf(&mods[j])
+		}
+		out[procs[i].Identity()] = keys
+	}
+	return out, nil
+}
+
+func (s *session) sweep(ctx context.Context, do sweepFunc, src source.Source, opt sweep.Options, urgent bool) (report.DomainScan, error) {
 	svc := s.f.s
 	s.f.mu.Lock()
 	d := s.f.domain
@@ -113,7 +152,7 @@ func (s *session) sweep(ctx context.Context, src source.Source, opt sweep.Option
 		}
 		return h.Suspend(ctx, d)
 	}}
-	return sweep.Domain(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.engine.results(), opt)
+	return do(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.engine.results(), opt)
 }
 
 // seen remembers an image that was looked at.
@@ -190,7 +229,7 @@ func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *proc
 			whole, seen := p.images[keyOf(m)]
 			return whole || seen && (p.old || p.step >= len(settle)) // the rest of it is for sweeps of everything
 		}}
-	return s.sweep(ctx, s.src, opt, true)
+	return s.sweep(ctx, sweep.Domain, s.src, opt, true)
 }
 
 // hasEnded tells whether a process has ended by now.

@@ -46,7 +46,7 @@ func watchFlags() []cli.Flag {
 		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images of one domain in work at once: `N`"},
 		&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
-		noSandboxFlag(),
+		noSandboxFlag(), cacheFlag(),
 		&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
 		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
 		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
@@ -112,6 +112,11 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	o.Record = func(domain, uuid string, everything bool) watch.Record {
 		return &watchRecord{rec: rec, tell: tell, dryRun: policy.DryRun, domain: domain, uuid: uuid, everything: everything}
 	}
+	memory, kept, err := e.openCache(c, rec == nil && !c.Bool("no-history"))
+	if err != nil {
+		return o, nil, err
+	}
+	o.Results = memory
 	w := settings.Watch
 	o.Include, o.Exclude = w.Domains.Include, w.Domains.Exclude
 	o.Poll, o.Interval, o.Jitter = w.Poll, w.Interval, w.Jitter
@@ -122,7 +127,7 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 		o.Everything = sweeper(c, e)
 	}
 	o.Runtime = settings.RuntimeDirectory
-	return o, func() { e.told(c.Context, tell); rec.close() }, nil
+	return o, func() { e.told(c.Context, tell); rec.close(); kept() }, nil
 }
 
 func runWatch(c *cli.Context, e *env) error {

@@ -23,7 +23,7 @@ type entry struct {
 	Msg, Domain, Process, Signature, Action, Outcome, Trigger, Image string
 	Time                                                             time.Time
 	PID                                                              uint64
-	Findings                                                         int
+	Findings, Images, Files                                          int
 	Since                                                            int64 `json:"since_seen_ms"`
 	Requested                                                        time.Time
 	Dead                                                             *float64 // ms since Requested

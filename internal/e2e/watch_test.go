@@ -186,13 +186,18 @@ func TestWatchIsStartedAgain(t *testing.T) {
 	}
 	s := startService(t)
 	g := start(t, "10.0.19041")
-	s.await("sweep", 0, says(g, "swept"))
+	first := s.await("sweep", 0, says(g, "swept"))
 	for range 2 {
 		s.kill(syscall.SIGKILL)
 		pid := g.start("malware.exe")
 		from := s.mark()
 		s.run()
 		s.await("finding of what came meanwhile", from, finding(g, pid))
+		// What was scanned before is not scanned again, but for what is infected.
+		again := s.await("sweep of the next one", from, says(g, "swept"))
+		if again.Files > 3 || first.Files < 20 || again.Images < first.Images {
+			t.Errorf("first %d images in %d files that were scanned, then %d in %d", first.Images, first.Files, again.Images, again.Files)
+		}
 		s.await("finding of what comes now", from, finding(g, g.start("malware.exe")))
 	}
 }

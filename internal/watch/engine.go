@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/clam"
-	"vmav.dev/vmav/internal/sweep"
 )
 
 // engine is a ClamAV engine that is opened again when it went away. Scans wait for it:
@@ -19,27 +18,24 @@ type engine struct {
 	opt clam.Options
 	log *slog.Logger
 
-	mu      sync.Mutex
-	current *clam.Engine
-	cache   *sweep.Cache // good for the engine and its signatures of now
-	fresh   time.Time    // of the cache
-	err     error        // why there is no engine
-	closed  bool
-	opening chan struct{} // closed when the attempt under way is over; nil for none
+	mu       sync.Mutex
+	current  *clam.Engine
+	identity string    // of current
+	asked    time.Time // when it was told
+	err      error     // why there is no engine
+	closed   bool
+	opening  chan struct{} // closed when the attempt under way is over; nil for none
 }
 
 // maxDeaths is how often clamd may go away under one file until that is given up: the file
 // may be what it dies of.
 const maxDeaths = 3
 
-// cacheLife is how long results are good for: signatures change.
-const cacheLife = time.Hour
-
 // errNoEngine is of an engine that was closed.
 var errNoEngine = fmt.Errorf("the service ends: %w", os.ErrClosed)
 
 func newEngine(opt clam.Options, log *slog.Logger) *engine {
-	return &engine{opt: opt, log: log, cache: sweep.NewCache(), fresh: time.Now()}
+	return &engine{opt: opt, log: log}
 }
 
 // get returns the engine, when there is one.
@@ -103,8 +99,7 @@ func (e *engine) open(over chan struct{}) {
 		go c.Close()
 		return
 	}
-	e.current, e.err = c, nil
-	e.cache, e.fresh = sweep.NewCache(), time.Now()
+	e.current, e.err, e.identity = c, nil, ""
 	info := c.Info()
 	if !info.Private && e.opt.Socket == "" {
 		e.opt.Socket = info.Socket // the host has one: a private one is no stand-in while it restarts
@@ -126,11 +121,14 @@ func (e *engine) lost(c *clam.Engine, why error) {
 	}
 }
 
+// errOutdated is why a private engine is replaced.
+var errOutdated = errors.New("its signature files have changed")
+
 // checkEvery is how often the engine is asked whether it is there, and with which signatures.
 const checkEvery = 5 * time.Second
 
-// tend keeps an engine ready, so that the next scan need not wait for one, and forgets
-// results when its signatures change.
+// tend keeps an engine ready, so that the next scan need not wait for one, and says when its
+// signatures change.
 func (e *engine) tend(ctx context.Context) {
 	var was clam.Info
 	for {
@@ -147,11 +145,11 @@ func (e *engine) tend(ctx context.Context) {
 		case err != nil:
 			e.lost(c, err)
 			continue
+		case c.Outdated():
+			e.lost(c, errOutdated)
+			continue
 		case was.Version != "" && (now.Version != was.Version || now.Database != was.Database || !now.BuildTime.Equal(was.BuildTime)):
 			e.log.Info("the engine has other signatures", "version", now.Version, "database", now.Database)
-			e.mu.Lock()
-			e.cache, e.fresh = sweep.NewCache(), time.Now()
-			e.mu.Unlock()
 		}
 		was = now
 		select {
@@ -162,15 +160,30 @@ func (e *engine) tend(ctx context.Context) {
 	}
 }
 
-// results is the cache of what the engine said.
-func (e *engine) results() *sweep.Cache {
+// Identity implements sweep.Identified, so that results are good for the signatures that they
+// were had with. While there is no engine nothing is known.
+func (e *engine) Identity(ctx context.Context) string {
+	e.mu.Lock()
+	c, id, age := e.current, e.identity, time.Since(e.asked)
+	e.mu.Unlock()
+	if c == nil {
+		return ""
+	}
+	if id != "" && age < identityLife {
+		return id
+	}
+	id = c.Identity(ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if time.Since(e.fresh) > cacheLife {
-		e.cache, e.fresh = sweep.NewCache(), time.Now()
+	if e.current == c {
+		e.identity, e.asked = id, time.Now()
 	}
-	return e.cache
+	return id
 }
+
+// identityLife is for how long an identity is believed: it is asked for by each sweep, and
+// what is new in a guest is not to wait for it.
+const identityLife = 2 * time.Second
 
 // state is the engine's version, or why there is none.
 func (e *engine) state() (string, error) {

@@ -26,6 +26,7 @@ type Options struct {
 	Profiles winstruct.Finder
 	Engine   clam.Options
 	Sweep    sweep.Options // policy, kills, coverage, images in work at once
+	Results  sweep.Memory  // of results; nil for one of this run
 	// Everything sweeps everything in a guest, as sweep.Domain does; nil for that.
 	Everything sweepFunc
 
@@ -76,6 +77,9 @@ func (o *Options) complete() error {
 	}
 	if o.Slots <= 0 {
 		o.Slots = DefaultSlots
+	}
+	if o.Results == nil {
+		o.Results = sweep.NewCache()
 	}
 	if o.Record == nil {
 		o.Record = func(string, string, bool) Record { return nobody{} }

@@ -23,7 +23,7 @@ const (
 )
 
 // sweepFunc has the shape of sweep.Domain.
-type sweepFunc = func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Results, sweep.Options) (report.DomainScan, error)
+type sweepFunc = func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
 
 // retrySweep is when a sweep of everything that failed is made again.
 const retrySweep = 30 * time.Second
@@ -152,7 +152,7 @@ func (s *session) sweep(ctx context.Context, do sweepFunc, src source.Source, op
 		}
 		return h.Suspend(ctx, d)
 	}}
-	return do(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.engine.results(), opt)
+	return do(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.opt.Results, opt)
 }
 
 // seen remembers an image that was looked at.

@@ -40,6 +40,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			driversCommand(e),
 			scanCommand(e),
 			killCommand(e),
+			watchCommand(e),
+			hookCommand(e),
 			dumpCommand(e),
 			rebuildCommand(e),
 			historyCommand(e),

@@ -26,12 +26,17 @@ const exitStatusHelp = `EXIT STATUS
 // errFound ends a command that did its work and found something.
 var errFound = errors.New("found")
 
+// errStopped ends a service that was told to stop and did.
+var errStopped = errors.New("stopped")
+
 // errIncomplete ends a command whose output already names what could not be read.
 var errIncomplete = errors.New("incomplete")
 
 // exitStatus is the one place that turns an error into an exit status.
 func exitStatus(ctx context.Context, err error) int {
 	switch {
+	case errors.Is(err, errStopped):
+		return exitClean
 	case ctx.Err() != nil:
 		return exitInterrupted
 	case err == nil:
@@ -47,7 +52,7 @@ func exitStatus(ctx context.Context, err error) int {
 // all there is to say.
 func message(err error) string {
 	switch {
-	case err == nil, errors.Is(err, errFound), errors.Is(err, errIncomplete):
+	case err == nil, errors.Is(err, errStopped), errors.Is(err, errFound), errors.Is(err, errIncomplete):
 		return ""
 	case errors.Is(err, context.Canceled):
 		return "interrupted"

@@ -98,6 +98,14 @@ func runKill(c *cli.Context, e *env, v *view) error {
 	if engine, err := kill.New(v.domain.Name, v.guest, v.source); err != nil {
 		k = kill.Refuse(v.domain.Name, p, err)
 	} else {
+		settings, err := e.settings(c)
+		if err != nil {
+			return err
+		}
+		if l := (allOptions{runtime: settings.RuntimeDirectory}).killLock(c.Context, v.domain); l != nil {
+			l.Lock()
+			defer l.Unlock()
+		}
 		k = engine.Kill(c.Context, p, opt)
 	}
 	record(k)

@@ -21,6 +21,10 @@ func main() {
 	if worker.Inside(os.Args) { // before anything else is
 		os.Exit(workerMain())
 	}
+	if len(os.Args) > 2 && os.Args[1] == "hook" && os.Args[2] == "run" {
+		runHook(os.Args[3:])
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	code := run(ctx, os.Args, os.Stdout, os.Stderr)

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
@@ -30,9 +31,15 @@ func scanCommand(e *env) *cli.Command {
 			"what is in no memory. An action that is not known to have worked leaves the scan incomplete.\n" +
 			"Findings are recorded in the history before they are told of (vmav history); one that could\n" +
 			"not be leaves the scan incomplete. What has not changed since an earlier scan, byte for byte,\n" +
-			"and was scanned with the signatures of now is not scanned again.",
+			"and was scanned with the signatures of now is not scanned again.\n\n" +
+			"One scan of all domains runs at a time. Another one that starts meanwhile ends with 0 at once: the\n" +
+			"status of the first is the one to go by. With --wait it waits, and takes the result of one that\n" +
+			"began after it was started: several that wait come to one scan and one status.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
+			&cli.BoolFlag{Name: "wait", Usage: "with --all: wait for one that is under way; without, there is nothing to do then"},
+			&cli.DurationFlag{Name: "deadline", Usage: "end after `TIME`; what was not reached by then is an error"},
+			&cli.BoolFlag{Name: "resume", Usage: "with --all: leave out what an interrupted one, within a day, has done"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
 			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
 			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
@@ -42,7 +49,7 @@ func scanCommand(e *env) *cli.Command {
 			noSandboxFlag(),
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
 			cacheFlag(),
-			&cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"},
+			evidenceFlag(),
 			stateFlag(),
 		}, slices.Concat(recordFlags(), pageInFlags(), policyFlags(), killFlags(), profileFlags())...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
@@ -50,10 +57,15 @@ func scanCommand(e *env) *cli.Command {
 	})
 }
 
+func evidenceFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"}
+}
+
 // scanOptions are the options of one scan, checked.
 type scanOptions struct {
 	format  report.Format
 	compact bool
+	all     allOptions
 	holds   *holds // nil where nothing may be held
 	engine  clam.Options
 	sweep   sweep.Options
@@ -63,15 +75,10 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if o.format, err = report.ParseFormat(c.String("format")); err != nil {
 		return o, err
 	}
-	policy, err := e.policy(c)
+	policy, how, err := e.verdicts(c)
 	if err != nil {
 		return o, err
 	}
-	how, err := parseKill(c, policy)
-	if err != nil {
-		return o, err
-	}
-	policy.Surrogates, policy.DryRun = how.Policy.Surrogates, how.DryRun
 	switch action := c.String("action"); {
 	case how.DryRun && c.Bool("dry-run") && !policy.Acts():
 		return o, errors.New("--dry-run is for --action kill and policies that do something: this one touches no guest")
@@ -106,12 +113,13 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if err != nil {
 		return o, err
 	}
-	o.engine = clam.Options{Socket: settings.Clamd.Socket, Databases: settings.Clamd.Databases, Progress: func(s string) { bar.note(s) }}
-	if c.IsSet("clamd") {
-		o.engine = clam.Options{Socket: c.String("clamd"), Progress: o.engine.Progress}
+	if o.all, err = parseAll(c, settings); err != nil {
+		return o, err
 	}
-	if c.IsSet("database") {
-		o.engine.Databases = c.StringSlice("database")
+	o.engine = engineOptions(c, settings)
+	o.engine.Progress = func(s string) { bar.note(s) }
+	if o.all.identity, err = identity(c, policy); err != nil {
+		return o, err
 	}
 	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
 		Policy: policy.Policy, Kill: how, Progress: bar.show, PageIn: pageIn, PageInOptions: pageInOptions}
@@ -122,14 +130,23 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 }
 
 func runScan(c *cli.Context, e *env) error {
-	ctx := c.Context
-	begin := time.Now()
 	bar := newProgress(e.stderr)
 	defer bar.clear()
 	o, err := parseScan(c, e, bar)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := o.all.bound(c.Context)
+	defer cancel()
+	if c.Bool("all") {
+		return runAlone(ctx, e, o, func() error { return scanThem(ctx, c, e, o, bar) })
+	}
+	return scanThem(ctx, c, e, o, bar)
+}
+
+// scanThem scans what the options name.
+func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *progress) error {
+	begin := time.Now()
 	profiles, err := newFinder(c, e)
 	if err != nil {
 		return err
@@ -143,7 +160,7 @@ func runScan(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	defer e.told(ctx, tell)
+	defer e.told(c.Context, tell)
 	rec, err := openRecording(c, e, asksForEvidence(o.sweep.Policy))
 	if err != nil {
 		return err
@@ -160,18 +177,34 @@ func runScan(c *cli.Context, e *env) error {
 		return err
 	}
 	defer kept()
+	progress, err := o.begin(c, e, out.Engine, begin)
+	if err != nil {
+		return err
+	}
 	sweepDomain := sweeper(c, e)
 	var ended error
-	for _, t := range targets {
-		d, err := scanOne(ctx, t, sweepDomain, profiles, engine, cache, o.sweep, rec)
+	for i, t := range targets {
+		d, known := progress.find(t.domain)
+		if !known {
+			o.sweep.Kills = o.all.killLock(ctx, t.domain)
+			d, err = scanOne(ctx, t, sweepDomain, profiles, engine, cache, o.sweep, rec)
+			tell.Domain(&d, o.sweep.Policy.DryRun)
+		}
 		out.Domains = append(out.Domains, d)
-		tell.Domain(&d, o.sweep.Policy.DryRun)
-		if ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone) {
-			ended = err // nothing more can be scanned; what was found is reported
+		if !known && err != nil && (ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone)) {
+			if ended = err; errors.Is(err, context.DeadlineExceeded) {
+				ended = context.Cause(ctx)
+			}
+			// Nothing more can be scanned; what was found is reported.
+			out.Domains = append(out.Domains, notReached(targets[i+1:], ended)...)
 			break
+		}
+		if !known {
+			progress.add(t.domain, d)
 		}
 	}
 	bar.clear()
+	progress.close(ended == nil && out.Complete())
 	out.Summarise(time.Since(begin))
 	err = writeScan(e, o, out)
 	o.holds.wait(ctx, e)
@@ -179,6 +212,18 @@ func runScan(c *cli.Context, e *env) error {
 		return err
 	}
 	return scanStatus(out, ended)
+}
+
+// engineOptions are the engine that flags and settings name.
+func engineOptions(c *cli.Context, s *config.Config) clam.Options {
+	o := clam.Options{Socket: s.Clamd.Socket, Databases: s.Clamd.Databases}
+	if c.IsSet("clamd") {
+		o = clam.Options{Socket: c.String("clamd")}
+	}
+	if c.IsSet("database") {
+		o.Databases = c.StringSlice("database")
+	}
+	return o
 }
 
 // scanTarget is a domain or image to scan, opened only when its turn comes.

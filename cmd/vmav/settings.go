@@ -69,6 +69,20 @@ func policyFlags() []cli.Flag {
 	}
 }
 
+// verdicts are the policy and the way to kill of a command with policyFlags and killFlags.
+func (e *env) verdicts(c *cli.Context) (policy.Policy, kill.Options, error) {
+	p, err := e.policy(c)
+	if err != nil {
+		return p, kill.Options{}, err
+	}
+	how, err := parseKill(c, p)
+	if err != nil {
+		return p, how, err
+	}
+	p.Surrogates, p.DryRun = how.Policy.Surrogates, how.DryRun
+	return p, how, nil
+}
+
 // maxHold bounds --hold-for.
 const maxHold = 24 * time.Hour
 

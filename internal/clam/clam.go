@@ -109,6 +109,17 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 // Info says which engine this is.
 func (e *Engine) Info() Info { return e.info }
 
+// Check asks the daemon who it is now: its signatures may be others than at the start. The
+// error wraps ErrEngineGone.
+func (e *Engine) Check(ctx context.Context) (Info, error) {
+	now, err := version(ctx, e.addr)
+	if err != nil {
+		return Info{}, fmt.Errorf("%w: %w", ErrEngineGone, err)
+	}
+	now.Private, now.Socket = e.info.Private, e.info.Socket
+	return now, nil
+}
+
 // Close ends the session, and the daemon where it is private.
 func (e *Engine) Close() error {
 	e.mu.Lock()

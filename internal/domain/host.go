@@ -175,6 +175,16 @@ func (h *Host) Find(text string) (Domain, error) {
 	return describe(d)
 }
 
+// FindUUID looks a domain up by its UUID alone.
+func (h *Host) FindUUID(uuid string) (Domain, error) {
+	d, err := h.conn.LookupDomainByUUIDString(uuid)
+	if err != nil {
+		return Domain{}, fmt.Errorf("look up domain %s on %s: %w", uuid, h.uri, explain(err))
+	}
+	defer free(d)
+	return describe(d)
+}
+
 func (h *Host) lookup(text string) (*libvirt.Domain, error) {
 	if id, err := strconv.ParseUint(text, 10, 31); err == nil {
 		if d, err := h.conn.LookupDomainById(uint32(id)); err == nil {

@@ -59,6 +59,7 @@ type guest struct {
 	t    testing.TB
 	name string
 	conn net.Conn
+	sock string // of the console
 	in   *bufio.Scanner
 	said []string // lines that tell of processes and programs
 }
@@ -83,14 +84,23 @@ func start(t testing.TB, build string, more ...string) *guest {
 	}
 	virsh(t, "create", file)
 	t.Cleanup(func() { exec.Command("virsh", "-q", "-c", uri, "destroy", g.name).Run() })
-	if g.conn, err = net.Dial("unix", socket); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { g.conn.Close() })
-	g.in = bufio.NewScanner(g.conn)
-	g.in.Buffer(nil, 1<<20)
+	g.sock = socket
+	g.connect()
 	g.expect("HB ")
 	return g
+}
+
+// connect connects to the console, for the first time or to that of another QEMU.
+func (g *guest) connect() {
+	g.t.Helper()
+	var err error
+	if g.conn, err = net.Dial("unix", g.sock); err != nil {
+		g.t.Fatal(err)
+	}
+	conn := g.conn
+	g.t.Cleanup(func() { conn.Close() })
+	g.in = bufio.NewScanner(g.conn)
+	g.in.Buffer(nil, 1<<20)
 }
 
 // patience is for how long the guest may be silent, or go on without what is expected.
@@ -187,10 +197,18 @@ func (g *guest) truth() (out truth) {
 // vmav runs the program and returns what it wrote and its exit status.
 func vmav(t testing.TB, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
-	cmd := exec.Command(bin(t, "vmav"), args...)
+	env := os.Environ()
 	if !inLab() {
-		cmd.Env = append(os.Environ(), "VMAV_SOURCE=qemu") // these guests run without KVM
+		env = append(env, "VMAV_SOURCE=qemu") // these guests run without KVM
 	}
+	return run(t, env, args...)
+}
+
+// run runs the program in an environment.
+func run(t testing.TB, env []string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := exec.Command(bin(t, "vmav"), args...)
+	cmd.Env = env
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	err := cmd.Run()

@@ -40,6 +40,7 @@ type Offsets struct {
 		ImageFile      uint32          `win:"_EPROCESS.ImageFilePointer,optional"`
 		AuditName      uint32          `win:"_EPROCESS.SeAuditProcessCreationInfo.ImageFileName"`
 		VadRoot        uint32          `win:"_EPROCESS.VadRoot"`
+		VadCount       winstruct.Field `win:"_EPROCESS.VadCount|_EPROCESS.VadRoot.NumberGenericTableElements,optional"`
 		Critical       winstruct.Field `win:"_EPROCESS.BreakOnTermination"`
 		Protection     uint32          `win:"_EPROCESS.Protection.Level|_EPROCESS.Protection,optional"`
 		Wow64HasObject uint32          `win:"_EPROCESS.WoW64Process,optional"`

@@ -161,7 +161,7 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	p.PID, p.PPID = rec.ptr(o.PID), rec.ptr(o.PPID)
 	p.Name = rec.text8(o.Name)
 	p.Created, p.Exited = rec.time(o.CreateTime), rec.time(o.ExitTime)
-	p.ExitStatus = rec.u32(o.ExitStatus)
+	p.ExitStatus, p.createTime = rec.u32(o.ExitStatus), rec.u64(o.CreateTime)
 	p.DTB = rec.ptr(o.DTB) & g.as.f.root
 	if o.UserDTB != winstruct.Missing {
 		p.UserDTB = rec.ptr(o.UserDTB) & g.as.f.root

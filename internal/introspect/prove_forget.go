@@ -26,6 +26,7 @@ func (p *prover) forgetKills() {
 	o := p.g.off
 	none := winstruct.Field{}
 	o.Process.Token, o.Process.Exiting, o.Process.Delete = winstruct.Missing, none, none
+	o.Process.VadCount = none // a hint for those who come back; its loss costs them time
 	o.Token.Count, o.Token.Users, o.Token.SID = winstruct.Missing, winstruct.Missing, winstruct.Missing
 	t := &o.TEB
 	t.Self, t.StackBase, t.StackLimit, t.PID = winstruct.Missing, winstruct.Missing, winstruct.Missing, winstruct.Missing

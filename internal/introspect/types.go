@@ -46,6 +46,13 @@ type Process struct {
 	SectionBase uint64   // where its program is mapped
 	Sources     []string // where it was found: "list", "cid"
 	Flags       []string // FlagExited and so on
+
+	createTime uint64 // as Windows has it
+}
+
+// Identity tells the process from every other that ever was in its guest.
+func (p *Process) Identity() Identity {
+	return Identity{EPROCESS: p.EPROCESS, PID: p.PID, CreateTime: p.createTime, DTB: p.DTB}
 }
 
 // Module is one image mapped into a process, or one kernel driver.

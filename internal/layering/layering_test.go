@@ -19,10 +19,14 @@ const module = "vmav.dev/vmav/"
 // may always import itself. Test files are free. The table is the one of
 // docs/ARCHITECTURE.md; a tree that is not named here fails the test.
 var layers = map[string][]string{
-	"cmd/vmav":            {"internal/cache", "internal/clam", "internal/config", "internal/domain", "internal/evidence", "internal/history", "internal/introspect", "internal/kill", "internal/notify", "internal/pagein", "internal/pe", "internal/policy", "internal/ready", "internal/report", "internal/source", "internal/sweep", "internal/tomlfile", "internal/verdict", "internal/winstruct", "internal/worker"},
+	"cmd/vmav":            {"internal/cache", "internal/clam", "internal/config", "internal/domain", "internal/evidence", "internal/history", "internal/hook", "internal/introspect", "internal/journal", "internal/kill", "internal/lock", "internal/notify", "internal/pagein", "internal/pe", "internal/policy", "internal/ready", "internal/report", "internal/source", "internal/sweep", "internal/tomlfile", "internal/verdict", "internal/watch", "internal/winstruct", "internal/worker"},
 	"internal/worker":     {"internal/clam", "internal/introspect", "internal/pagein", "internal/pe", "internal/report", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
 	"internal/sweep":      {"internal/clam", "internal/introspect", "internal/kill", "internal/pagein", "internal/pe", "internal/report", "internal/source", "internal/verdict", "internal/winstruct"},
 	"internal/ready":      {"internal/clam", "internal/config", "internal/domain", "internal/policy", "internal/source", "internal/winstruct"},
+	"internal/watch":      {"internal/clam", "internal/domain", "internal/introspect", "internal/kill", "internal/lock", "internal/report", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
+	"internal/hook":       {"internal/watch"},
+	"internal/journal":    {"internal/report"},
+	"internal/lock":       {},
 	"internal/kill":       {"internal/introspect", "internal/pe", "internal/report", "internal/source", "internal/verdict"},
 	"internal/history":    {"internal/report", "internal/verdict"},
 	"internal/evidence":   {},

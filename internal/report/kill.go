@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ func (m *Milliseconds) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &ms); err != nil {
 		return err
 	}
-	*m = Milliseconds(ms * float64(time.Millisecond))
+	*m = Milliseconds(time.Duration(math.Round(ms*1000)) * time.Microsecond)
 	return nil
 }
 

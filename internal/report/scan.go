@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -176,6 +177,7 @@ type DomainScan struct {
 	Kills     []*Kill     `json:"kills,omitempty"`   // one for each process that was to be killed
 	Actions   []*Act      `json:"actions,omitempty"` // what else was to be done to it
 	Timing    Timing      `json:"timing"`
+	Resumed   bool        `json:"resumed,omitempty"` // the result of a run that was interrupted
 
 	// Where no profile fits the build: the PDB, GUID and age that one is missing for, the
 	// build whose offsets were used in its place, and what was not used because it could
@@ -257,6 +259,11 @@ func (s *Scan) Summarise(took time.Duration) {
 		s.Summary.Findings += len(d.Findings)
 		s.Summary.Errors += len(d.Errors)
 	}
+}
+
+// Complete tells whether each domain was looked at, whatever became of that.
+func (s *Scan) Complete() bool {
+	return !slices.ContainsFunc(s.Domains, func(d DomainScan) bool { return d.Status == StatusFailed })
 }
 
 // FindingColumns are the columns of the table of findings.

@@ -57,6 +57,10 @@ func (s *sweep) act(ctx context.Context) {
 	}
 	slices.SortFunc(all, func(a, b *doomed) int { return cmp.Compare(a.process.PID, b.process.PID) })
 	if len(all) > 0 {
+		if s.opt.Kills != nil {
+			s.opt.Kills.Lock()
+			defer s.opt.Kills.Unlock()
+		}
 		engine, err := kill.New(s.target.Name, s.guest, s.target.Source)
 		if s.target.State == StateImage {
 			err = errImage

@@ -32,6 +32,8 @@ func (w *worker) image(ctx context.Context, j *job) error {
 		return err
 	}
 	begin := time.Now()
+	whole := false
+	defer func() { w.lookedAt(j, whole) }()
 	pl, err := w.copier.find(ctx, j.process, &j.module)
 	if err != nil {
 		w.rebuildTime.Add(int64(time.Since(begin)))
@@ -85,6 +87,7 @@ func (w *worker) image(ctx context.Context, j *job) error {
 	}
 	rec := imageRecord{Sum: sum, Fidelity: found.Fidelity, Complete: file.Fidelity.Complete(), Changes: all}
 	w.changed(ctx, j, all, found, exhibit)
+	whole = res.Skipped == "" && file.Fidelity.Complete()
 	if len(file.Fidelity.MemoryOnly) > 0 {
 		rec.Memory, err = w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image}, found.File)
 		keyed = keyed && rec.Memory != nil

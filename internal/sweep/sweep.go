@@ -49,6 +49,9 @@ type Options struct {
 	// Found takes findings over as they come, before anything is decided about them, for a
 	// Judge. The exhibit is the sweep's. nil for the sweep to decide and act itself.
 	Found func(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit)
+	Focus *Focus                      // what is new, where that is all that counts; nil for everything
+	Pace  func(context.Context) error // called before each image, to hold the sweep back; nil for never
+	Kills sync.Locker                 // held while processes are killed; nil for none
 }
 
 // Progress is how far a sweep is.
@@ -123,7 +126,7 @@ func Empty(t Target) report.DomainScan {
 
 func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	begin := time.Now()
-	g, err := introspect.Open(ctx, s.target.Source, profiles)
+	g, err := s.open(ctx, profiles)
 	s.out.Timing.Locate = time.Since(begin).Seconds()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -175,6 +178,13 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	return err
 }
 
+func (s *sweep) open(ctx context.Context, profiles winstruct.Finder) (*introspect.Guest, error) {
+	if f := s.opt.Focus; f != nil && f.Guest != nil {
+		return f.Guest, nil
+	}
+	return introspect.Open(ctx, s.target.Source, profiles)
+}
+
 // Refuse notes why a guest was not swept. One that is not Windows is skipped; all
 // else is a failure, because it may be a Windows that nobody looked at.
 func Refuse(d *report.DomainScan, err error) {
@@ -223,8 +233,11 @@ func (j *job) file() string {
 	return ""
 }
 
-// enumerate lists every image of the guest.
+// enumerate lists every image of the guest, or those that the sweep is focused on.
 func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
+	if s.opt.Focus != nil && s.opt.Focus.Processes != nil {
+		return s.focus(ctx)
+	}
 	procs, problems, err := s.guest.Processes(ctx)
 	if err != nil {
 		return nil, err
@@ -312,7 +325,9 @@ func (s *sweep) work(ctx context.Context, jobs []job) error {
 					}
 					continue
 				}
-				if err := w.image(ctx, &j); err != nil {
+				if err := s.pace(ctx); err != nil {
+					cancel(err)
+				} else if err := w.image(ctx, &j); err != nil {
 					cancel(err)
 				}
 				s.step()

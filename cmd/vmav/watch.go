@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/history"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/watch"
+)
+
+func watchCommand(e *env) *cli.Command {
+	return command(&cli.Command{
+		Name:  "watch",
+		Usage: "the service: sweep every Windows domain when it starts, and what is new in it at once",
+		Description: "It follows the domains of a libvirt. Each Windows is swept in full when its kernel is up and\n" +
+			"again now and then; processes and images that come are scanned within milliseconds. What is\n" +
+			"done about findings is the policy's to say. Which domains, how often and within which budget\n" +
+			"is in [watch] of the settings. It outlives restarts of libvirt, of clamd, of QEMU and of the\n" +
+			"module (docs/WATCH.md). Its log is on stderr.\n\n" +
+			"EXIT STATUS\n" +
+			"   0    stopped by SIGTERM or SIGINT\n" +
+			"   2    an error, or a service runs already",
+		Flags:  watchFlags(),
+		Action: func(c *cli.Context) error { return runWatch(c, e) },
+		Subcommands: []*cli.Command{
+			command(&cli.Command{Name: "status", Usage: "what the running service says of itself and of its domains",
+				Flags:  []cli.Flag{formatFlag()},
+				Action: func(c *cli.Context) error { return runWatchStatus(c, e) }}),
+		},
+	})
+}
+
+// watchFlags are the flags of the service, and of what stands in for it.
+func watchFlags() []cli.Flag {
+	return slices.Concat([]cli.Flag{connectFlag(), sourceFlag(),
+		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
+		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images of one domain in work at once: `N`"},
+		&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
+		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
+		noSandboxFlag(), cacheFlag(),
+		&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
+		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
+		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
+		&cli.StringFlag{Name: "log", Value: "text", Usage: "`FORMAT` of the log: text or json"},
+		&cli.BoolFlag{Name: "debug", Usage: "log every event and every new process"},
+	}, recordFlags(), []cli.Flag{evidenceFlag()}, killFlags(), profileFlags())
+}
+
+// watchOptions are the service's, of flags and settings. done ends what they hold.
+func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done func(), err error) {
+	if c.Args().Present() {
+		return o, nil, fmt.Errorf("%s has no operation %q; vmav watch --help shows the usage", c.Command.Name, c.Args().First())
+	}
+	settings, err := e.settings(c)
+	if err != nil {
+		return o, nil, err
+	}
+	policy, how, err := e.verdicts(c)
+	if err != nil {
+		return o, nil, err
+	}
+	for _, w := range policy.Warnings {
+		e.warn("%v", w)
+	}
+	if o.URI, err = e.uri(c); err != nil {
+		return o, nil, err
+	}
+	if o.Backend, err = e.backend(c); err != nil {
+		return o, nil, err
+	}
+	if n := c.Int("parallel"); n < 1 || n > 64 {
+		return o, nil, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
+	}
+	if share := c.Float64("min-coverage"); share < 0 || share > 1 {
+		return o, nil, fmt.Errorf("a coverage of %v: it is a share between 0 and 1", share)
+	}
+	if o.Profiles, err = newFinder(c, e); err != nil {
+		return o, nil, err
+	}
+	level := slog.LevelInfo
+	if c.Bool("debug") {
+		level = slog.LevelDebug
+	}
+	switch format := c.String("log"); format {
+	case "text":
+		o.Log = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	case "json":
+		o.Log = slog.New(slog.NewJSONHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	default:
+		return o, nil, fmt.Errorf("log format %q: known are text and json", format)
+	}
+	tell, err := e.notifier(c, trigger)
+	if err != nil {
+		return o, nil, err
+	}
+	rec, err := openRecording(c, e, asksForEvidence(policy.Policy))
+	if err != nil {
+		return o, nil, err
+	}
+	if rec != nil {
+		rec.origin.Trigger = trigger
+	}
+	o.Record = func(domain, uuid string, everything bool) watch.Record {
+		return &watchRecord{rec: rec, tell: tell, dryRun: policy.DryRun, domain: domain, uuid: uuid, everything: everything}
+	}
+	memory, kept, err := e.openCache(c, rec == nil && !c.Bool("no-history"))
+	if err != nil {
+		return o, nil, err
+	}
+	o.Results = memory
+	w := settings.Watch
+	o.Include, o.Exclude = w.Domains.Include, w.Domains.Exclude
+	o.Poll, o.Interval, o.Jitter = w.Poll, w.Interval, w.Jitter
+	o.CPU, o.Memory, o.Slots = float64(w.CPUPercent), w.Memory, settings.Clamd.Slots
+	o.Engine = engineOptions(c, settings)
+	o.Sweep = sweep.Options{Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"), Policy: policy.Policy, Kill: how}
+	if !c.Bool("no-sandbox") {
+		o.Everything = sweeper(c, e)
+	}
+	o.Runtime = settings.RuntimeDirectory
+	return o, func() { e.told(c.Context, tell); rec.close(); kept() }, nil
+}
+
+func runWatch(c *cli.Context, e *env) error {
+	opt, done, err := watchOptions(c, e, history.TriggerWatch)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s, err := watch.New(opt)
+	if err != nil {
+		return err
+	}
+	err = s.Run(c.Context)
+	if errors.Is(err, watch.ErrRunning) {
+		return fmt.Errorf("%w: vmav watch status shows it", err)
+	}
+	if err == nil && c.Context.Err() != nil {
+		return errStopped
+	}
+	return err
+}
+
+// domainColumns are the columns of the table of watched domains.
+var domainColumns = []report.Column[watch.DomainStatus]{
+	{Title: "DOMAIN", Text: func(d watch.DomainStatus) string { return d.Name }},
+	{Title: "STATE", Text: func(d watch.DomainStatus) string { return d.State }},
+	{Title: "WINDOWS", Text: func(d watch.DomainStatus) string { return dash(d.Build) }},
+	{Title: "SOURCE", Text: func(d watch.DomainStatus) string { return dash(d.Source) }},
+	{Title: "PROCESSES", Text: func(d watch.DomainStatus) string { return fmt.Sprint(d.Processes) }, Right: true},
+	{Title: "DUE", Text: func(d watch.DomainStatus) string { return fmt.Sprint(d.Due) }, Right: true},
+	{Title: "FINDINGS", Text: func(d watch.DomainStatus) string { return fmt.Sprint(d.Findings) }, Right: true},
+	{Title: "KILLS", Text: func(d watch.DomainStatus) string { return fmt.Sprint(d.Kills) }, Right: true},
+	{Title: "LAST SWEEP (UTC)", Text: func(d watch.DomainStatus) string { return clock(d.LastSweep) }},
+	{Title: "RESULT", Text: func(d watch.DomainStatus) string { return dash(d.Status) }},
+	{Title: "NOTE", Text: func(d watch.DomainStatus) string { return dash(d.Reason) }},
+}
+
+func runWatchStatus(c *cli.Context, e *env) error {
+	f, err := report.ParseFormat(c.String("format"))
+	if err != nil {
+		return err
+	}
+	settings, err := e.settings(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.Context, 10*time.Second)
+	defer cancel()
+	client, err := watch.Dial(ctx, settings.RuntimeDirectory)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	st, err := client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	switch f {
+	case report.JSON:
+		return report.Document(e.stdout, st)
+	case report.Table:
+		libvirt, engine := "connected", st.Engine
+		if !st.Connected {
+			libvirt = "no connection"
+		}
+		if st.EngineErr != "" {
+			engine = "none: " + st.EngineErr
+		}
+		fmt.Fprintf(e.stdout, "Service:   pid %d, since %s UTC, %.1f s of processor time\n", st.PID, clock(&st.Since), st.CPU)
+		fmt.Fprintf(e.stdout, "libvirt:   %s, %s\n", report.Escape(dash(st.URI)), libvirt)
+		fmt.Fprintf(e.stdout, "Engine:    %s\n", report.Escape(engine))
+		fmt.Fprintf(e.stdout, "So far:    %d sweeps, %d new processes, %d findings, %d kills\n\n", st.Counts.Sweeps, st.Counts.Newcomers, st.Counts.Findings, st.Counts.Kills)
+	}
+	return report.Rows(e.stdout, f, st.Domains, domainColumns)
+}

@@ -1,0 +1,251 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmav.dev/vmav/internal/domain/domaintest"
+)
+
+// chaos is what happens to a host while a service watches it.
+type chaos struct {
+	t      *testing.T
+	rng    *rand.Rand
+	d      *domaintest.Daemon
+	s      *service
+	guests []*guest
+	owed   map[*guest][]uint64 // malware that must be found, while its guest lives
+	files  string              // of saved domains
+	done   map[string]int      // how often each thing was done
+	kills  bool                // the module is there
+}
+
+// TestWatchSurvivesChaos kills libvirtd, clamd, QEMU and the service at random, starts,
+// stops, pauses, saves and restores domains, and starts malware in them: what a living guest
+// runs is found, nobody is killed twice, no guest is harmed, and the service holds no more
+// at the end than in the beginning. VMAV_CHAOS says for how long, VMAV_CHAOS_SEED how.
+func TestWatchSurvivesChaos(t *testing.T) {
+	if inLab() {
+		t.Skip("TestLabWatchSurvivesChaos does it with kills")
+	}
+	runChaos(t)
+}
+
+func TestLabWatchSurvivesChaos(t *testing.T) {
+	lab(t)
+	runChaos(t)
+}
+
+func runChaos(t *testing.T) {
+	d := domaintest.Own(t)
+	if d == nil {
+		return
+	}
+	length := 30 * time.Second
+	if text := os.Getenv("VMAV_CHAOS"); text != "" {
+		var err error
+		if length, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("VMAV_CHAOS_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("VMAV_CHAOS_SEED=%d", seed)
+	c := &chaos{t: t, rng: rand.New(rand.NewPCG(seed, 0)), d: d, owed: make(map[*guest][]uint64), files: openDir(t), done: make(map[string]int), kills: inLab()}
+	var args []string
+	if c.kills {
+		args = []string{"--action", "kill", "--timeout", "2m"}
+	}
+	c.s = startService(t, args...)
+	if _, errs, status := c.s.vmav("hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
+		t.Fatalf("hook install: %d, %q", status, errs)
+	}
+	d.Kill()
+	d.Start()
+	for range 2 {
+		c.boot()
+	}
+	// The service dies in the first half; in the second one it must not grow.
+	half := time.Now().Add(length / 2)
+	for time.Now().Before(half) {
+		c.step(true)
+	}
+	c.settle()
+	files, resident := c.s.holds()
+	for end := time.Now().Add(length / 2); time.Now().Before(end); {
+		c.step(false)
+	}
+	c.settle()
+	filesNow, residentNow := c.s.holds()
+	t.Logf("done: %v", c.done)
+	t.Logf("the service held %d files and %d MiB, and holds %d and %d MiB", files, resident>>20, filesNow, residentNow>>20)
+	if filesNow > files+4 { // a libvirt connection or a session of clamd more or less
+		t.Errorf("%d open files became %d", files, filesNow)
+	}
+	if residentNow > resident+resident/2+64<<20 {
+		t.Errorf("%d MiB of memory became %d", resident>>20, residentNow>>20)
+	}
+	c.nobodyTwice()
+	for _, g := range c.guests {
+		g.expect("HB ")
+	}
+}
+
+// boot starts a domain.
+func (c *chaos) boot() *guest {
+	g := start(c.t, []string{"10.0.19041", "6.1.7601", "10.0.22000"}[c.rng.IntN(3)])
+	c.guests = append(c.guests, g)
+	return g
+}
+
+func (c *chaos) any() *guest { return c.guests[c.rng.IntN(len(c.guests))] }
+
+// gone forgets a guest that has ended. What it ran cannot be found any more.
+func (c *chaos) gone(g *guest) {
+	for i := range c.guests {
+		if c.guests[i] == g {
+			c.guests = append(c.guests[:i], c.guests[i+1:]...)
+			break
+		}
+	}
+	delete(c.owed, g)
+	if len(c.guests) == 0 {
+		c.boot()
+	}
+}
+
+// infect starts malware in a guest.
+func (c *chaos) infect(g *guest) {
+	c.owed[g] = append(c.owed[g], g.start("malware.exe"))
+}
+
+// step does one thing.
+func (c *chaos) step(service bool) {
+	c.t.Helper()
+	did := func(what string) { c.done[what]++ }
+	g := c.any()
+	switch n := c.rng.IntN(20); {
+	case n < 6:
+		c.infect(g)
+		did("malware")
+	case n < 8:
+		did("libvirtd killed")
+		c.d.Kill()
+		c.infect(c.any())
+		if c.rng.IntN(2) == 0 { // a QEMU ends while nobody looks
+			c.killQEMU(c.any())
+			did("QEMU killed without libvirtd")
+		}
+		c.d.Start()
+	case n < 10:
+		did("clamd killed")
+		_ = syscall.Kill(c.s.clamd(), syscall.SIGKILL)
+	case n < 11:
+		did("QEMU killed")
+		c.killQEMU(g)
+	case n < 12 && service:
+		did("service killed")
+		c.s.kill(syscall.SIGKILL)
+		c.infect(c.any())
+		c.s.run()
+	case n < 14:
+		did("paused")
+		virsh(c.t, "suspend", g.name)
+		time.Sleep(time.Duration(c.rng.IntN(500)) * time.Millisecond)
+		virsh(c.t, "resume", g.name)
+	case n < 15:
+		did("saved and restored")
+		file := filepath.Join(c.files, g.name)
+		virsh(c.t, "save", g.name, file)
+		virsh(c.t, "restore", file)
+		_ = os.Remove(file)
+		g.connect()
+		g.expect("HB ")
+	case n < 16:
+		did("destroyed")
+		virsh(c.t, "destroy", g.name)
+		c.gone(g)
+	case n < 18 && len(c.guests) < 3:
+		did("started")
+		c.boot()
+	default:
+		time.Sleep(time.Duration(c.rng.IntN(300)) * time.Millisecond)
+	}
+}
+
+func (c *chaos) killQEMU(g *guest) {
+	if err := syscall.Kill(pidOf("qemu-system", "guest="+g.name), syscall.SIGKILL); err != nil {
+		c.t.Fatal(err)
+	}
+	c.gone(g)
+}
+
+// settle waits until the service has found all that it owes, and watches what there is: two
+// domains, so that what it holds can be compared.
+func (c *chaos) settle() {
+	c.t.Helper()
+	for len(c.guests) < 2 {
+		c.boot()
+	}
+	for len(c.guests) > 2 {
+		g := c.guests[0]
+		virsh(c.t, "destroy", g.name)
+		c.gone(g)
+	}
+	for _, g := range c.guests {
+		for _, pid := range c.owed[g] {
+			c.s.await(fmt.Sprintf("finding of pid %d in %s", pid, g.name), 0, finding(g, pid))
+		}
+		c.infect(g)
+		pid := c.owed[g][len(c.owed[g])-1]
+		c.s.await("finding of what starts now", 0, finding(g, pid))
+	}
+	waitFor(c.t, "the service to come to rest", func() bool {
+		_, st, err := c.s.status()
+		if err != nil || len(st.Domains) != 2 || st.EngineErr != "" {
+			return false
+		}
+		for _, d := range st.Domains {
+			if d.State != "watched" || d.Sweeping || d.Status == "" || d.Due > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// nobodyTwice checks the kills: each process ended once, by the service's word, and no
+// innocent did.
+func (c *chaos) nobodyTwice() {
+	seen := make(map[string]bool)
+	for _, e := range c.s.all(0, func(e *entry) bool { return e.Msg == "kill" && e.Outcome == "killed" }) {
+		key := fmt.Sprintf("%s %d", e.Domain, e.PID)
+		if seen[key] || e.Process != "malware.exe" && e.Process != "packed.exe" {
+			c.t.Errorf("killed twice, or an innocent: %s", e.text)
+		}
+		seen[key] = true
+	}
+	if c.kills && len(seen) == 0 {
+		c.t.Error("nobody was killed at all")
+	}
+	for _, g := range c.guests {
+		if said := g.complaints(); len(said) > 0 {
+			c.t.Errorf("%s complains: %q", g.name, said)
+		}
+	}
+	for _, line := range c.s.other {
+		if strings.Contains(line, "panic") || strings.Contains(line, "fatal error") {
+			c.t.Errorf("the service said %q", line)
+		}
+	}
+}

@@ -1,0 +1,116 @@
+package hook
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// DefaultDirectory is where libvirt's system daemon looks for hooks.
+const DefaultDirectory = "/etc/libvirt/hooks"
+
+// marker tells our script from others'.
+const marker = "# Installed by vmav hook install; vmav hook remove takes it away."
+
+// script is what libvirt runs. It cannot fail, whatever becomes of the program, and does not
+// wait for it: starting it takes longer than all the rest. Its word is as good a moment
+// later, for libvirt answers for the domain only when the hook is done.
+const script = `#!/bin/sh
+` + marker + `
+# libvirt waits for this, takes what it prints for the domain's XML and its failure for a
+# veto: it prints nothing and always succeeds.
+exec >/dev/null 2>&1
+%scase "$2" in
+started | attach) [ -x %[2]s ] && %[2]s hook run "$@" </dev/null & ;;
+esac
+cat
+exit 0
+`
+
+// Path is where the script of a hook directory lies: beside the scripts of others, of which
+// libvirt runs qemu first and then those in qemu.d, in the order of their names.
+func Path(dir string) string { return filepath.Join(dir, "qemu.d", "vmav") }
+
+// Install puts the hook into libvirt's hook directory. program is the path of vmav;
+// environment has variables that it is to run with. Another's file is never replaced.
+func Install(dir, program string, environment map[string]string) error {
+	if !filepath.IsAbs(program) {
+		return fmt.Errorf("install the hook: the program's path %q is not absolute", program)
+	}
+	path := Path(dir)
+	if err := ours(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("install the hook: %w", err)
+	}
+	var env strings.Builder
+	var names []string
+	for name := range environment {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		fmt.Fprintf(&env, "export %s=%s\n", name, quote(environment[name]))
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("install the hook: %w", err)
+	}
+	// Not in qemu.d: libvirt runs what it finds there.
+	f, err := os.CreateTemp(dir, ".vmav-")
+	if err != nil {
+		return fmt.Errorf("install the hook: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = fmt.Fprintf(f, script, env.String(), quote(program))
+	if err == nil {
+		err = f.Chmod(0o755)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("install the hook: %w", err)
+	}
+	return nil
+}
+
+// Remove takes the hook out of a hook directory, and directories that are empty then. That
+// it is not there is no error.
+func Remove(dir string) error {
+	path := Path(dir)
+	err := ours(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the hook: %w", err)
+	}
+	_ = os.Remove(filepath.Dir(path)) // fails where others' are in it
+	return nil
+}
+
+// Installed tells whether the hook is in a hook directory.
+func Installed(dir string) bool { return ours(Path(dir)) == nil }
+
+// ours fails where a file is not our script.
+func ours(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(text, []byte(marker)) {
+		return fmt.Errorf("%s is not vmav's", path)
+	}
+	return nil
+}
+
+// quote makes one word of the shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -1,0 +1,207 @@
+package introspect
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+// Pulse notices cheaply that processes came into a guest and that address spaces changed:
+// it reads a few words where they lie in physical memory, translates nothing and
+// enumerates nothing. What it says are hints; the guest can forge and hide them, so its
+// caller enumerates in full now and then. It is for one goroutine.
+//
+// Windows appends a process to the list behind PsActiveProcessHead when its address space
+// is made and before its first thread runs, so the head's Blink is the newest one.
+type Pulse struct {
+	g     *Guest
+	blink uint64 // guest-physical address of PsActiveProcessHead.Blink
+
+	newest Identity // of the last process on the list
+	spaces []space
+	words  []byte // of the spaces, as they are read
+	reqs   []source.Request
+}
+
+// space is what is known of one process between two looks.
+type space struct {
+	id      Identity
+	changes uint64 // a sum over its root and count of VADs
+	exited  bool
+}
+
+// wordsOfSpace is how many words are read of each process: the root of its VADs, their
+// count, and its exit time.
+const wordsOfSpace = 3
+
+// Change is what a look at the address spaces saw.
+type Change struct {
+	Spaces []Identity // processes that mapped or unmapped something
+	Exited []Identity // processes that have ended since
+}
+
+// NewPulse makes a pulse of a guest. It reads through src, which must keep no pages: what
+// counts is what is there now.
+func (g *Guest) NewPulse(src source.Source) (*Pulse, error) {
+	p := &Pulse{g: g.Through(src)}
+	if err := p.locate(); err != nil {
+		return nil, err
+	}
+	_, err := p.Beat()
+	return p, err
+}
+
+func (p *Pulse) locate() error {
+	gpa, err := p.g.physical(p.g.kernel.Base + p.g.off.Sym.ActiveProcessHead + uint64(p.g.as.ptr))
+	if err != nil {
+		return fmt.Errorf("find PsActiveProcessHead: %w", err)
+	}
+	p.blink = gpa
+	return nil
+}
+
+// Beat tells whether a process has come since the last call. It costs two reads.
+func (p *Pulse) Beat() (bool, error) {
+	var word [8]byte
+	if err := p.g.src.ReadPhys(word[:p.g.as.ptr], p.blink); err != nil {
+		return false, err
+	}
+	entry := binary.LittleEndian.Uint64(word[:])
+	at := entry - uint64(p.g.off.Process.Links)
+	if at == p.newest.EPROCESS && p.same(at) {
+		return false, nil
+	}
+	p.g.Refresh()
+	id, _, err := p.g.Identify(at)
+	if err != nil {
+		// The list is being changed, or its end is no process: those who enumerate will see.
+		p.newest = Identity{EPROCESS: at}
+		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) {
+			return false, err
+		}
+		return true, nil
+	}
+	changed := id != p.newest
+	p.newest = id
+	return changed, nil
+}
+
+// same tells whether the newest process is still the one it was: its object can have been
+// freed and used again.
+func (p *Pulse) same(at uint64) bool {
+	created, err := p.g.as.u64(at + uint64(p.g.off.Process.CreateTime))
+	return err == nil && created == p.newest.CreateTime
+}
+
+// Watch sets the processes whose address spaces Spaces looks at, and finds out where their
+// words lie now. Those that cannot be found are left out.
+func (p *Pulse) Watch(procs []Identity) error {
+	p.g.Refresh()
+	if err := p.locate(); err != nil {
+		return err
+	}
+	known := make(map[Identity]space, len(p.spaces))
+	for _, s := range p.spaces {
+		known[s.id] = s
+	}
+	p.spaces, p.reqs = p.spaces[:0], p.reqs[:0]
+	if need := 8 * wordsOfSpace * len(procs); cap(p.words) < need {
+		p.words = make([]byte, need)
+	}
+	o := &p.g.off.Process
+	for _, id := range procs {
+		fields := [wordsOfSpace]uint32{p.g.off.VAD.TreeRoot, p.g.off.VAD.TreeRoot, o.ExitTime}
+		if o.VadCount.Name != "" {
+			fields[1] = o.VadCount.Offset
+		}
+		reqs := p.reqs
+		for i, f := range fields {
+			gpa, err := p.g.physical(id.EPROCESS + uint64(f))
+			if err != nil {
+				reqs = p.reqs
+				break
+			}
+			n := 8 * (wordsOfSpace*len(p.spaces) + i)
+			size := int(p.g.as.ptr)
+			if f == o.ExitTime {
+				size = 8
+			}
+			clear(p.words[n : n+8])
+			reqs = append(reqs, source.Request{Addr: gpa, P: p.words[n : n+size]})
+		}
+		if len(reqs) == len(p.reqs) {
+			continue
+		}
+		p.reqs = reqs
+		s, ok := known[id]
+		if !ok {
+			s = space{id: id}
+		}
+		p.spaces = append(p.spaces, s)
+	}
+	return nil
+}
+
+// Spaces tells which of the watched processes changed their address space or ended since
+// the last call. The first call tells of every process.
+func (p *Pulse) Spaces() (Change, error) {
+	var c Change
+	if err := source.ReadBatch(p.g.src, p.reqs); err != nil {
+		return c, err
+	}
+	for i := range p.spaces {
+		s := &p.spaces[i]
+		reqs := p.reqs[wordsOfSpace*i : wordsOfSpace*(i+1)]
+		if s.exited || reqs[0].Err != nil || reqs[1].Err != nil || reqs[2].Err != nil {
+			continue
+		}
+		le, words := binary.LittleEndian, p.words[8*wordsOfSpace*i:]
+		if le.Uint64(words[16:]) != 0 {
+			s.exited = true
+			c.Exited = append(c.Exited, s.id)
+			continue
+		}
+		// Never zero, so that the first look differs.
+		now := le.Uint64(words)*0x9e3779b97f4a7c15 ^ le.Uint64(words[8:]) | 1
+		if now != s.changes {
+			s.changes = now
+			c.Spaces = append(c.Spaces, s.id)
+		}
+	}
+	return c, nil
+}
+
+// Newest reads the processes at the end of the process list, newest first, up to the first
+// that known accepts.
+func (g *Guest) Newest(ctx context.Context, known func(Identity) bool) ([]Process, []Problem, error) {
+	var out []Process
+	var problems []Problem
+	head := g.kernel.Base + g.off.Sym.ActiveProcessHead
+	rec := g.as.newRecord(g.off.Process.Size)
+	err := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, func(entry uint64) bool {
+		at := entry - uint64(g.off.Process.Links)
+		id, _, err := g.Identify(at)
+		if err != nil {
+			problems = append(problems, Problem{fmt.Sprintf("process at %#x", at), err})
+			return true
+		}
+		if known(id) {
+			return false
+		}
+		p, probs := g.process(rec, at)
+		p.Sources = []string{SourceList}
+		out = append(out, p)
+		problems = append(problems, probs...)
+		return true
+	})
+	if err != nil && (ctx.Err() != nil || len(out) == 0) {
+		return nil, problems, fmt.Errorf("read the end of the process list: %w", err)
+	}
+	if err != nil {
+		problems = append(problems, Problem{"process list", err})
+	}
+	return out, problems, nil
+}

@@ -1,0 +1,194 @@
+// Package journal keeps what a scan of all domains has done so far, so that one that was
+// interrupted, by its deadline, a signal or a crash, can be resumed. It is a file of one JSON
+// object a line: what the run is, then the result of each domain that is done.
+//
+// The file is trusted as far as its directory is. One that is torn by a crash counts up to
+// the tear.
+package journal
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/report"
+)
+
+// Run is what a run is. Only one that is the same can be resumed.
+type Run struct {
+	Boot    string    `json:"boot"`   // of the host: domain ids count from its start
+	Engine  string    `json:"engine"` // with its signatures
+	Options string    `json:"options"`
+	Started time.Time `json:"started"`
+}
+
+// MaxAge is how old a run may be to be resumed: what was clean then may not be now.
+const MaxAge = 24 * time.Hour
+
+// Bounds of a journal.
+const (
+	maxDomains = 1 << 16
+	maxLine    = 64 << 20 // bytes of one domain's result
+)
+
+// Key is one run of a domain.
+type Key struct {
+	UUID string `json:"uuid"`
+	ID   int    `json:"id"` // libvirt's: another one after each start
+}
+
+type entry struct {
+	Key
+	Result report.DomainScan `json:"result"`
+}
+
+// Journal is the journal of the run of now. It is for one goroutine.
+type Journal struct {
+	file *os.File
+	done map[Key]report.DomainScan
+}
+
+// Open begins the journal of a run at a path. With resume, what a run like it has done is
+// taken over; else it is forgotten.
+func Open(path string, run Run, resume bool) (*Journal, error) {
+	j := &Journal{done: make(map[Key]report.DomainScan)}
+	flags := os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("journal of the scan: %w", err)
+	}
+	f, err := os.OpenFile(path, flags, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("journal of the scan: %w", err)
+	}
+	j.file = f
+	end := int64(0)
+	if resume {
+		end, err = j.read(run)
+	}
+	if err == nil {
+		err = f.Truncate(end)
+	}
+	if err == nil {
+		_, err = f.Seek(end, 0)
+	}
+	if err == nil && end == 0 {
+		err = j.write(run)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("journal of the scan: %w", err)
+	}
+	return j, nil
+}
+
+// read takes over what is there and returns where that ends.
+func (j *Journal) read(run Run) (end int64, err error) {
+	in := bufio.NewReaderSize(j.file, 1<<20)
+	next := func() ([]byte, error) {
+		var line []byte
+		for {
+			part, err := in.ReadSlice('\n')
+			line = append(line, part...)
+			if !errors.Is(err, bufio.ErrBufferFull) || len(line) > maxLine {
+				return line, err
+			}
+		}
+	}
+	line, err := next()
+	var was Run
+	if err != nil || json.Unmarshal(line, &was) != nil {
+		return 0, nil
+	}
+	age := run.Started.Sub(was.Started)
+	if was.Boot != run.Boot || was.Engine != run.Engine || was.Options != run.Options || age < 0 || age > MaxAge {
+		return 0, nil
+	}
+	end = int64(len(line))
+	for len(j.done) < maxDomains {
+		line, err := next()
+		if err != nil {
+			break // the end, or a line that a crash has torn
+		}
+		e, err := decode(line)
+		if err != nil {
+			break
+		}
+		e.Result.Resumed = true
+		j.done[e.Key] = e.Result
+		end += int64(len(line))
+	}
+	return end, nil
+}
+
+// decode reads the result of one domain.
+func decode(line []byte) (entry, error) {
+	var e entry
+	d := json.NewDecoder(bytes.NewReader(line))
+	if err := d.Decode(&e); err != nil {
+		return entry{}, err
+	}
+	switch e.Result.Status {
+	case report.StatusScanned, report.StatusIncomplete, report.StatusSkipped:
+	default:
+		return entry{}, fmt.Errorf("a domain that is %q is not done", e.Result.Status)
+	}
+	if e.UUID == "" || e.Result.UUID != e.UUID {
+		return entry{}, errors.New("a result of another domain")
+	}
+	return e, nil
+}
+
+// Find is the result of a domain that the interrupted run had done.
+func (j *Journal) Find(k Key) (report.DomainScan, bool) {
+	d, ok := j.done[k]
+	return d, ok
+}
+
+// Add notes a domain's result, unless it is none: what failed is tried again.
+func (j *Journal) Add(k Key, d report.DomainScan) error {
+	if d.Status == report.StatusFailed || k.UUID == "" {
+		return nil
+	}
+	return j.write(entry{k, d})
+}
+
+func (j *Journal) write(v any) error {
+	text, err := json.Marshal(v)
+	if err == nil {
+		_, err = j.file.Write(append(text, '\n'))
+	}
+	if err == nil {
+		err = j.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("journal of the scan: %w", err)
+	}
+	return nil
+}
+
+// Close ends the journal. complete says that the run has done all: there is nothing to
+// resume then.
+func (j *Journal) Close(complete bool) error {
+	var err error
+	if complete {
+		err = os.Remove(j.file.Name())
+	}
+	return errors.Join(err, j.file.Close())
+}
+
+// Boot names the host's run of now.
+func Boot() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}

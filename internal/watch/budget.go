@@ -1,0 +1,115 @@
+package watch
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// budget is what all domains together may use: how many are swept in full at once, how
+// many scans the engine has at once, and which share of a processor that takes. What is
+// new in a guest waits for none of it but an engine's slot, of which one is its own; its
+// cost is charged to the others.
+type budget struct {
+	domains chan struct{}
+	bulk    chan struct{} // scans of sweeps of everything
+	slots   chan struct{} // scans
+	share   float64       // processors; 0 for no bound
+
+	mu     sync.Mutex
+	since  time.Time
+	before time.Duration // used at since
+	engine time.Duration // that scans took, for clamd's own use
+}
+
+// slice is how far the share may be exceeded before sweeps wait, and how often what was
+// not used is forgotten.
+const slice = time.Second
+
+func newBudget(o *Options) *budget {
+	domains := o.Domains
+	if domains <= 0 {
+		domains = max(1, runtime.NumCPU()/2)
+	}
+	if o.Memory > 0 {
+		debug.SetMemoryLimit(o.Memory)
+		domains = int(max(1, min(int64(domains), o.Memory/sweepMemory)))
+	}
+	return &budget{domains: make(chan struct{}, domains), slots: make(chan struct{}, o.Slots),
+		bulk: make(chan struct{}, max(1, o.Slots-1)), share: o.CPU / 100, since: time.Now(), before: used()}
+}
+
+// sweepMemory is what one sweep of everything may need, in bytes: its workers' buffers and
+// the files it keeps.
+const sweepMemory = 512 << 20
+
+// take takes one of a channel's places; give gives it back.
+func take(ctx context.Context, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func give(places chan struct{}) { <-places }
+
+// used is the processor time that this process and its children that have ended took.
+func used() time.Duration {
+	sum := time.Duration(0)
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if unix.Getrusage(who, &u) == nil {
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return sum
+}
+
+// scanned charges the time that a scan took: the engine computes in it.
+func (b *budget) scanned(d time.Duration) {
+	b.mu.Lock()
+	b.engine += d
+	b.mu.Unlock()
+}
+
+// owed is how long to wait for the use since the last slice to be within the share.
+func (b *budget) owed(now time.Time, use time.Duration) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	use += b.engine
+	elapsed := now.Sub(b.since)
+	spent := use - b.before
+	allowed := time.Duration(float64(elapsed) * b.share)
+	if spent < allowed && elapsed > slice {
+		b.since, b.before = now, use // what was not used is not saved up
+		return 0
+	}
+	if over := spent - allowed; over > 0 {
+		return time.Duration(float64(over) / b.share)
+	}
+	return 0
+}
+
+// pace holds a sweep of everything back while the share is used up.
+func (b *budget) pace(ctx context.Context) error {
+	if b.share <= 0 {
+		return ctx.Err()
+	}
+	for {
+		wait := b.owed(time.Now(), used())
+		if wait < time.Millisecond {
+			return ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(wait, slice)):
+		}
+	}
+}

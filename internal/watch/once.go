@@ -1,0 +1,92 @@
+package watch
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"vmav.dev/vmav/internal/domain"
+)
+
+// Once sweeps some domains in full, each as soon as its kernel is up, and ends when that is
+// done, when none of them runs any more, or when ctx ends. It is what stands in for a
+// service: it takes no socket and no lock of one. pending is called with the names that are
+// still to be done, now and then; it returns further ones.
+func (s *Service) Once(ctx context.Context, names []string, pending func() []string) error {
+	// Libvirt may not know the domain yet, or not answer while it starts.
+	const grace = time.Minute
+	s.opt.Include, s.opt.Exclude = patterns(names), nil
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer s.engine.Close()
+	w, err := domain.Watch(ctx, domain.WatchOptions{URI: s.opt.URI, Backend: s.opt.Backend, Log: s.opt.Log, Resync: 5 * time.Second})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.watcher = w
+	s.mu.Unlock()
+	defer w.Close()
+	defer s.stopAll()
+	seen := make(map[string]time.Time) // when each was asked for
+	for _, n := range names {
+		seen[n] = time.Now()
+	}
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case u, ok := <-w.Updates():
+			if !ok {
+				return ctx.Err()
+			}
+			s.update(ctx, u)
+		case <-tick.C:
+			for _, n := range pending() {
+				if _, known := seen[n]; !known {
+					seen[n] = time.Now()
+					s.mu.Lock()
+					s.opt.Include = append(s.opt.Include, patterns([]string{n})...)
+					s.mu.Unlock()
+				}
+			}
+			if s.done(seen, grace) {
+				return nil
+			}
+		}
+	}
+}
+
+// notWindows is for how long a domain may look like no Windows, or not be readable, before
+// that is believed: boot loaders look like nothing.
+const notWindows = 5 * time.Minute
+
+// done tells whether each of some domains was swept, does not run, or is no Windows.
+func (s *Service) done(asked map[string]time.Time, grace time.Duration) bool {
+	states := make(map[string]DomainStatus)
+	for _, d := range s.Status().Domains {
+		states[d.Name] = d
+	}
+	for name, since := range asked {
+		d, runs := states[name]
+		switch {
+		case !runs && time.Since(since) > grace:
+		case runs && d.Status != "" && !d.Sweeping:
+		case runs && (d.State == "not Windows" || d.State == "waiting") && time.Since(since) > notWindows:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// patterns are patterns that match these names alone.
+func patterns(names []string) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(strings.ReplaceAll(n, "/", "_"))
+	}
+	return out
+}

@@ -1,0 +1,107 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/verdict"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Options say what a Service watches, how, and within which budget.
+type Options struct {
+	URI      string
+	Backend  domain.Backend
+	Include  []string // patterns of names with * and ?, case aside; none for all
+	Exclude  []string
+	Profiles winstruct.Finder
+	Engine   clam.Options
+	Sweep    sweep.Options // policy, kills, coverage, images in work at once
+	Results  sweep.Memory  // of results; nil for one of this run
+	// Everything sweeps everything in a guest, as sweep.Domain does; nil for that.
+	Everything sweepFunc
+
+	Poll     time.Duration // between two looks at a guest's process list; 0 for DefaultPoll
+	Interval time.Duration // between two sweeps of everything in a domain; 0 for DefaultInterval
+	Jitter   time.Duration // up to this is added to Interval
+
+	Domains int     // sweeps of everything that run at once; 0 for one for two processors
+	CPU     float64 // percent of one processor that sweeps of everything keep the service below; 0 for no bound
+	Memory  int64   // bytes that the service aims to stay below; 0 for no bound
+	Slots   int     // scans that clamd has at once; 0 for DefaultSlots
+
+	Runtime string // directory of locks and of the socket
+	Record  Recorder
+	Log     *slog.Logger
+}
+
+// Recorder makes the record of a sweep of a domain that begins: of everything, or of what is
+// new.
+type Recorder func(domain, uuid string, everything bool) Record
+
+// Record records one sweep. As a Sink it is told of a finding before anything is done about
+// it, and not of one that was recorded before and needs no action. End is told of the result,
+// with the findings in it that were not told of before.
+type Record interface {
+	sweep.Sink
+	End(ctx context.Context, d *report.DomainScan, fresh []report.Finding)
+}
+
+// Defaults of Options.
+const (
+	DefaultPoll     = 5 * time.Millisecond
+	DefaultInterval = 6 * time.Hour
+	DefaultSlots    = 4
+)
+
+func (o *Options) complete() error {
+	for _, p := range slices.Concat(o.Include, o.Exclude) {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("pattern of domains %q: %w", p, err)
+		}
+	}
+	if o.Poll <= 0 {
+		o.Poll = DefaultPoll
+	}
+	if o.Interval <= 0 {
+		o.Interval = DefaultInterval
+	}
+	if o.Slots <= 0 {
+		o.Slots = DefaultSlots
+	}
+	if o.Results == nil {
+		o.Results = sweep.NewCache()
+	}
+	if o.Record == nil {
+		o.Record = func(string, string, bool) Record { return nobody{} }
+	}
+	return nil
+}
+
+// wanted tells whether a domain is to be watched.
+func (o *Options) wanted(name string) bool {
+	name = strings.ReplaceAll(strings.ToLower(name), "/", "_") // a pattern's * is to match them, too
+	matches := func(patterns []string) bool {
+		return slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(strings.ToLower(p), name); return ok })
+	}
+	return (len(o.Include) == 0 || matches(o.Include)) && !matches(o.Exclude)
+}
+
+// nobody records nothing.
+type nobody struct{}
+
+func (nobody) Found(context.Context, *report.Finding, sweep.Exhibit) error    { return nil }
+func (nobody) Acting(context.Context, verdict.Action, []report.Finding) error { return nil }
+func (nobody) End(context.Context, *report.DomainScan, []report.Finding)      {}
+func (nobody) Acted(context.Context, verdict.Action, []report.Finding, *report.Kill, *report.Act) error {
+	return nil
+}

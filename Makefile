@@ -64,7 +64,6 @@ test-kvm-debug:
 # The tests boot guests as libvirt domains and read them.
 test: build lint
 	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
-	@$(MAKE) --no-print-directory test-packages
 	@$(MAKE) --no-print-directory test-kvm
 
 demo: demo-deps

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-out=build/packages work=build/packages/work tree=build/packages/work/vmav
+out=build/packages stage=build/packages/stage tree=build/packages/stage/vmav
 
 debian_version() {
 	local v time dirty=
@@ -26,7 +26,7 @@ version=${1:-$(debian_version)-1}
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 
-rm -rf "$work"
+rm -rf "$stage"
 mkdir -p "$tree"
 cp -a packaging/debian "$tree/debian"
 cat >"$tree/debian/changelog" <<END
@@ -41,16 +41,16 @@ END
 	git ls-files -z CHANGELOG.md README.md docs packaging kernel/kvm-memhook
 	printf 'bin/vmav\0'
 } | tar -c --null -T - | tar -x -C "$tree"
-bin/vmav man >"$work/commands"
-sed -e "/^\.\\\\\" @COMMANDS@\$/ { r $work/commands
+bin/vmav man >"$stage/commands"
+sed -e "/^\.\\\\\" @COMMANDS@\$/ { r $stage/commands
 d }" packaging/man/vmav.1.in >"$tree/packaging/man/vmav.1"
 
 (cd "$tree" && dpkg-buildpackage --build=binary --no-sign >../log 2>&1) || {
-	tail -n 40 "$work/log" >&2
-	echo "build.sh: dpkg-buildpackage failed; the log is $work/log" >&2
+	tail -n 40 "$stage/log" >&2
+	echo "build.sh: dpkg-buildpackage failed; the log is $stage/log" >&2
 	exit 1
 }
 rm -f "$out"/*.deb
-mv "$work"/*.deb "$out"
+mv "$stage"/*.deb "$out"
 rm -rf "$tree"
 ls "$out"/*.deb

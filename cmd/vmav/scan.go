@@ -187,7 +187,7 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 		d, known := progress.find(t.domain)
 		if !known {
 			o.sweep.Kills = o.all.killLock(ctx, t.domain)
-			d, err = scanOne(ctx, t, sweepDomain, profiles, engine, cache, o.sweep, rec)
+			d, err = scanOne(ctx, t, sweepDomain, profiles, engine, cache, o, rec)
 			tell.Domain(&d, o.sweep.Policy.DryRun)
 		}
 		out.Domains = append(out.Domains, d)
@@ -269,7 +269,7 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	return out, func() { h.Close() }, nil
 }
 
-func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, opt sweep.Options, rec *recording) (d report.DomainScan, err error) {
+func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, o scanOptions, rec *recording) (d report.DomainScan, err error) {
 	on := engineOf(engine.Info())
 	run := rec.begin(ctx, history.OperationScan, st.domain.Name, st.domain.UUID, &on)
 	defer func() { run.end(ctx, &d) }()
@@ -279,7 +279,8 @@ func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles
 		d.Reason = err.Error()
 		return d, err
 	}
-	defer t.source.Close()
+	defer o.holds.done(t.source)
+	opt := o.sweep
 	opt.Sink, opt.Exhibits = run.sink(), rec != nil && rec.always
 	return sweepDomain(ctx, t.sweep(), profiles, engine, cache, opt)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -88,8 +89,10 @@ const maxHold = 24 * time.Hour
 
 // holds are the processes that a command holds.
 type holds struct {
-	time time.Duration
-	all  []*kill.Held
+	time    time.Duration
+	all     []*kill.Held
+	sources []io.Closer // of the domains whose processes are in all
+	swept   int         // how many of all there were when the last sweep ended
 }
 
 // parseHolds reads --hold-for; nil where there is none.
@@ -105,6 +108,17 @@ func parseHolds(c *cli.Context) (*holds, error) {
 }
 
 func (h *holds) keep(p *kill.Held) { h.all = append(h.all, p) }
+
+// done closes a domain's source when its sweep is over: now, or after the holds that the
+// sweep took, which look after their processes through it.
+func (h *holds) done(src io.Closer) {
+	if h == nil || len(h.all) == h.swept {
+		src.Close()
+		return
+	}
+	h.swept = len(h.all)
+	h.sources = append(h.sources, src)
+}
 
 // wait keeps the holds for their time or until ctx ends, and lets go of all.
 func (h *holds) wait(ctx context.Context, e *env) {
@@ -131,6 +145,9 @@ func (h *holds) wait(ctx context.Context, e *env) {
 		if err := p.Release(); err != nil {
 			e.warn("held no more: %v", err)
 		}
+	}
+	for _, src := range h.sources {
+		src.Close()
 	}
 }
 

@@ -161,16 +161,20 @@ func (e *engine) tend(ctx context.Context) {
 }
 
 // Identity implements sweep.Identified, so that results are good for the signatures that they
-// were had with. While there is no engine nothing is known.
+// were had with. While an engine is away it is that of the last one, whose results still
+// serve; before the first one it waits, as a scan would.
 func (e *engine) Identity(ctx context.Context) string {
 	e.mu.Lock()
 	c, id, age := e.current, e.identity, time.Since(e.asked)
 	e.mu.Unlock()
-	if c == nil {
-		return ""
-	}
-	if id != "" && age < identityLife {
+	if id != "" && (c == nil || age < identityLife) {
 		return id
+	}
+	if c == nil {
+		var err error
+		if c, err = e.get(ctx); err != nil {
+			return ""
+		}
 	}
 	id = c.Identity(ctx)
 	e.mu.Lock()

@@ -58,8 +58,9 @@ END
 chmod 755 "$own/start"
 
 cleanup() {
-	for pid in $(cat "$own/pid" /run/libvirt/qemu/*.pid "$own"/run/libvirt/qemu/run/*.pid 2>/dev/null || true); do
-		kill "$pid" 2>/dev/null || true
+	# These files end without a newline.
+	for file in "$own/pid" /run/libvirt/qemu/*.pid "$own"/run/libvirt/qemu/run/*.pid; do
+		kill "$(cat "$file" 2>/dev/null)" 2>/dev/null || true
 	done
 }
 trap cleanup EXIT

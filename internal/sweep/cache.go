@@ -59,6 +59,13 @@ func NewLastingCache(store Store, program string) *Cache {
 	return c
 }
 
+// Flush makes what is remembered outlast the process, however it ends, where it is to.
+func (c *Cache) Flush() {
+	if c.store != nil {
+		c.store.Flush()
+	}
+}
+
 func derive(secret []byte, kind, name string) (out [32]byte) {
 	h := hmac.New(sha256.New, secret)
 	h.Write([]byte(kind + "\x00" + name))

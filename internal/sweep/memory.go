@@ -42,6 +42,8 @@ type Identified interface {
 type Store interface {
 	Get(key [32]byte) (value []byte, ok bool)
 	Put(key [32]byte, value []byte)
+	// Flush makes what was put outlast the process, however it ends.
+	Flush()
 	// Secret is 32 bytes of the store's own that no guest knows.
 	Secret() [32]byte
 }

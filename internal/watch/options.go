@@ -26,7 +26,7 @@ type Options struct {
 	Profiles winstruct.Finder
 	Engine   clam.Options
 	Sweep    sweep.Options // policy, kills, coverage, images in work at once
-	Results  sweep.Memory  // of results; nil for one of this run
+	Results  *sweep.Cache  // of results; nil for one of this run
 	// Everything sweeps everything in a guest, as sweep.Domain does; nil for that.
 	Everything sweepFunc
 

@@ -84,6 +84,7 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 		return false, ctx.Err()
 	}
 	acc.close(ctx, trigger, &d)
+	s.f.s.opt.Results.Flush()
 	s.f.s.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
 	if d.Status == report.StatusFailed {
 		s.f.log.Warn("sweep failed", "trigger", trigger, "reason", d.Reason)

@@ -21,15 +21,7 @@ func laidOut(t *testing.T, opts ntguest.Options) (string, *ntguest.Machine) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "guest.raw")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = m.WriteImage(f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err := m.Save(path); err != nil {
 		t.Fatal(err)
 	}
 	return path, m

@@ -156,8 +156,20 @@ func (m *Machine) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// WriteImage writes the memory as a raw image, sparse where the file system can.
-func (m *Machine) WriteImage(f *os.File) error {
+// Save writes the memory to a new file, as a raw image, sparse where the file system can.
+func (m *Machine) Save(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	err = m.writeImage(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (m *Machine) writeImage(f *os.File) error {
 	if err := f.Truncate(int64(m.Memory)); err != nil {
 		return fmt.Errorf("write memory image %s: %w", f.Name(), err)
 	}

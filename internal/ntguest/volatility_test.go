@@ -22,14 +22,9 @@ func TestVolatilityAgrees(t *testing.T) {
 		t.Run(build, func(t *testing.T) {
 			m := lay(t, Options{Build: build, Seed: 11})
 			file := filepath.Join(t.TempDir(), "guest.raw")
-			f, err := os.Create(file)
-			if err != nil {
+			if err := m.Save(file); err != nil {
 				t.Fatal(err)
 			}
-			if err := m.WriteImage(f); err != nil {
-				t.Fatal(err)
-			}
-			f.Close()
 			v := volatility{t, vol, symbols, file}
 			v.compare(m.Truth)
 			v.tokens(m.b)
@@ -50,14 +45,9 @@ func TestVolatilityAgreesOn32Bits(t *testing.T) {
 			dir := t.TempDir()
 			writeISF(t, dir, m.Profile())
 			file := filepath.Join(dir, "guest.raw")
-			f, err := os.Create(file)
-			if err != nil {
+			if err := m.Save(file); err != nil {
 				t.Fatal(err)
 			}
-			if err := m.WriteImage(f); err != nil {
-				t.Fatal(err)
-			}
-			f.Close()
 			v := volatility{t, vol, dir, file}
 			v.compare(m.Truth)
 			v.tokens(m.b)

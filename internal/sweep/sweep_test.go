@@ -52,15 +52,7 @@ func guest(t testing.TB, opts ntguest.Options) (source.Source, *ntguest.Truth) {
 func imageOf(t testing.TB, m *ntguest.Machine) source.Source {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "guest.raw")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = m.WriteImage(f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err := m.Save(path); err != nil {
 		t.Fatal(err)
 	}
 	src, err := image.Open(path)

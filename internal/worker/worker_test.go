@@ -93,15 +93,7 @@ func guestOf(t testing.TB, opts ntguest.Options) (source.Source, *ntguest.Truth)
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "guest.raw")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = m.WriteImage(f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err := m.Save(path); err != nil {
 		t.Fatal(err)
 	}
 	src, err := image.Open(path)

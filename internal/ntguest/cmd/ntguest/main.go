@@ -80,14 +80,7 @@ func writeImage(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := os.Create(c.Path("out"))
-	if err != nil {
-		return err
-	}
-	err = m.WriteImage(out)
-	if cerr := out.Close(); err == nil {
-		err = cerr
-	}
+	err = m.Save(c.Path("out"))
 	if err == nil && c.Path("truth") != "" {
 		err = os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644)
 	}

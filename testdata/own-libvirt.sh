@@ -16,12 +16,13 @@ if [ "${VMAV_OWN_LIBVIRT:-}" = "" ]; then
 	chmod 755 "$VMAV_OWN_LIBVIRT"
 	status=0
 	if [ "$(id -u)" = 0 ]; then
-		mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /etc/libvirt
+		mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /etc/libvirt /run/vmav /var/lib/vmav
 		unshare --mount --propagation private "$0" "$@" || status=$?
 	else
 		XDG_RUNTIME_DIR=$VMAV_OWN_LIBVIRT/run XDG_CONFIG_HOME=$VMAV_OWN_LIBVIRT/config XDG_CACHE_HOME=$VMAV_OWN_LIBVIRT/cache "$0" "$@" || status=$?
 	fi
 	rm -rf "$VMAV_OWN_LIBVIRT"
+	rmdir /run/vmav /var/lib/vmav 2>/dev/null || true
 	exit $status
 fi
 
@@ -29,7 +30,8 @@ own=$VMAV_OWN_LIBVIRT
 if [ "$(id -u)" = 0 ]; then
 	cp -a /etc/libvirt "$own/etc"
 	cp -a /var/cache/libvirt "$own/cache" # what it knows of the QEMU programs takes seconds to find out
-	for dir in /run/libvirt /var/lib/libvirt /var/cache/libvirt /etc/libvirt; do
+	# The host's vmav is not the tests': hooks that the daemon runs know no other directories.
+	for dir in /run/libvirt /var/lib/libvirt /var/cache/libvirt /etc/libvirt /run/vmav /var/lib/vmav; do
 		mount -t tmpfs -o mode=755 vmav-test "$dir"
 	done
 	cp -a "$own/etc/." /etc/libvirt/

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -13,5 +14,16 @@ func TestMain(m *testing.M) {
 	if worker.Inside(os.Args) {
 		os.Exit(workerMain())
 	}
-	os.Exit(m.Run())
+	// The host's history is not the tests'.
+	dir, err := os.MkdirTemp("", "vmav-state-")
+	if err == nil {
+		err = os.Setenv("VMAV_STATE_DIRECTORY", dir)
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
 }

@@ -63,11 +63,7 @@ func Open(dir string, opt Options) (*DB, error) {
 	if opt.MaxSize < MinMaxSize {
 		return nil, fmt.Errorf("open cache: a size of %d bytes: %d are the least", opt.MaxSize, MinMaxSize)
 	}
-	mode := os.FileMode(0o700)
-	if os.Geteuid() == 0 {
-		mode = 0o755 // the system's profiles, which are for all users, lie beside it
-	}
-	if err := os.MkdirAll(dir, mode); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
 	f, err := openFile(filepath.Join(dir, fileName))

@@ -49,11 +49,7 @@ type DB struct {
 // Open opens the history in a state directory, and makes both where they are not there:
 // the directory with mode 0700, the files with 0600.
 func Open(dir string) (*DB, error) {
-	mode := os.FileMode(0o700)
-	if os.Geteuid() == 0 {
-		mode = 0o755 // the system's profiles, which are for all users, lie beside it
-	}
-	if err := os.MkdirAll(dir, mode); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open history: %w", err)
 	}
 	return open(dir, true)

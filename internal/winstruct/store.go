@@ -70,14 +70,16 @@ func UserDir() (string, error) {
 	return filepath.Join(home, ".local", "share", "vmav", "profiles"), nil
 }
 
-// OpenStore opens the layers of this host and user. A user without a home
-// directory has no layer.
+// OpenStore opens the layers of this host and user. A user without a home directory has no
+// layer, and one whom root has given no way to SystemDir does without that one.
 func OpenStore() *Store {
 	s := &Store{}
 	if dir, err := UserDir(); err == nil {
 		s.layers = append(s.layers, layer{"user", dir, os.DirFS(dir)})
 	}
-	s.layers = append(s.layers, layer{"system", SystemDir, os.DirFS(SystemDir)})
+	if _, err := os.Stat(SystemDir); !errors.Is(err, fs.ErrPermission) {
+		s.layers = append(s.layers, layer{"system", SystemDir, os.DirFS(SystemDir)})
+	}
 	b := BuiltIn()
 	s.layers, s.layouts = append(s.layers, b.layers...), b.layouts
 	return s

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -26,7 +27,7 @@ type chaos struct {
 	kills  bool                // the module is there
 }
 
-// TestWatchSurvivesChaos kills libvirtd, clamd, QEMU and the service at random, starts,
+// TestWatchSurvivesChaos kills libvirtd, clamd, QEMU, the service and its workers at random, starts,
 // stops, pauses, saves and restores domains, and starts malware in them: what a living guest
 // runs is found, nobody is killed twice, no guest is harmed, and the service holds no more
 // at the end than in the beginning. VMAV_CHAOS says for how long, VMAV_CHAOS_SEED how.
@@ -99,6 +100,7 @@ func runChaos(t *testing.T) {
 		t.Errorf("%d MiB of memory became %d", resident>>20, residentNow>>20)
 	}
 	c.nobodyTwice()
+	c.recorded()
 	for _, g := range c.guests {
 		g.expect("HB ")
 	}
@@ -181,9 +183,24 @@ func (c *chaos) step(service bool) {
 	case n < 18 && len(c.guests) < 3:
 		did("started")
 		c.boot()
+	case n < 19:
+		if c.killWorker() {
+			did("worker killed")
+		}
 	default:
 		time.Sleep(time.Duration(c.rng.IntN(300)) * time.Millisecond)
 	}
+}
+
+// killWorker kills a process in which the service reads a guest, as soon as there is one.
+func (c *chaos) killWorker() bool {
+	for range 200 {
+		if all := c.s.workers(); len(all) > 0 {
+			return syscall.Kill(all[c.rng.IntN(len(all))], syscall.SIGKILL) == nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
 }
 
 func (c *chaos) killQEMU(g *guest) {
@@ -225,6 +242,33 @@ func (c *chaos) settle() {
 		}
 		return true
 	})
+}
+
+// recorded checks that the history has every finding that was reported, and that its chain
+// holds.
+func (c *chaos) recorded() {
+	out, errs, _ := c.s.vmav("history", "--format", "json")
+	var all []struct {
+		Domain, Signature string
+		PID               uint64
+	}
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		c.t.Fatalf("history: %v\n%s", err, errs)
+	}
+	have := make(map[string]bool)
+	for _, f := range all {
+		have[fmt.Sprint(f.Domain, f.PID, f.Signature)] = true
+	}
+	reported := c.s.all(0, func(e *entry) bool { return e.Msg == "finding" })
+	for _, e := range reported {
+		if !have[fmt.Sprint(e.Domain, e.PID, e.Signature)] {
+			c.t.Errorf("reported, and not in the history: %s", e.text)
+		}
+	}
+	c.t.Logf("%d findings reported, %d in the history", len(reported), len(all))
+	if out, errs, status := c.s.vmav("history", "verify"); status != 0 {
+		c.t.Errorf("history verify: status %d, %s %s", status, out, errs)
+	}
 }
 
 // nobodyTwice checks the kills: each process ended once, by the service's word, and no

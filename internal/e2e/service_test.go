@@ -211,22 +211,34 @@ func says(g *guest, msg string) func(*entry) bool {
 func (s *service) clamd() (pid int) {
 	s.t.Helper()
 	waitFor(s.t, "the service's clamd", func() bool {
-		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-		for _, file := range stats {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				continue
-			}
-			_, rest, _ := strings.Cut(string(text), ") ")
-			f := strings.Fields(rest)
-			if strings.Contains(string(text), "(clamd)") && len(f) > 1 && f[0] != "Z" && f[1] == strconv.Itoa(s.cmd.Process.Pid) {
-				pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(file)))
-				return true
-			}
+		all := s.children("clamd")
+		if len(all) > 0 {
+			pid = all[0]
 		}
-		return false
+		return len(all) > 0
 	})
 	return pid
+}
+
+// workers are the sandboxed processes that the service has read guests with at the moment.
+func (s *service) workers() []int { return s.children("exe") } // started as /proc/self/exe
+
+// children are the service's living child processes of a name.
+func (s *service) children(name string) (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range stats {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		f := strings.Fields(rest)
+		if strings.Contains(string(text), "("+name+")") && len(f) > 1 && f[0] != "Z" && f[1] == strconv.Itoa(s.cmd.Process.Pid) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // descriptors and memory that the service has: open files, and resident bytes.

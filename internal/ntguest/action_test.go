@@ -80,11 +80,13 @@ func (g *guest) progress(pid uint64) uint64 {
 	return n
 }
 
-// flush has every processor leave its address space, so that none keeps a translation.
-func (g *guest) flush() {
+// frozen does something while nobody runs in user mode. Afterwards every processor has left
+// its address space, so that none keeps a translation.
+func (g *guest) frozen(do func()) {
 	g.t.Helper()
 	g.send("freeze")
 	g.expect(`^FROZEN 1$`)
+	do()
 	g.send("thaw")
 	g.expect(`^FROZEN 0$`)
 }
@@ -110,14 +112,16 @@ func TestPageIn(t *testing.T) {
 					if name != "burn.exe" {
 						break
 					}
-					g.send("%s %d", verb, pid)
-					if out := g.expect(`^(TRIMM|EVICT)ED (\d+)$`)[2]; out == "0" {
-						t.Errorf("%s: nothing to %s", name, verb)
-					}
-					want := map[string]string{"trim": "section", "evict": "file"}[verb]
-					if state, pa := g.page(pid, kernel32.base); state != want || (pa != 0) != (want == "section") {
-						t.Errorf("%s: after %s the page is %q at %#x", name, verb, state, pa)
-					}
+					g.frozen(func() { // another process would bring a file's pages back into its section
+						g.send("%s %d", verb, pid)
+						if out := g.expect(`^(TRIMM|EVICT)ED (\d+)$`)[2]; out == "0" {
+							t.Errorf("%s: nothing to %s", name, verb)
+						}
+						want := map[string]string{"trim": "section", "evict": "file"}[verb]
+						if state, pa := g.page(pid, kernel32.base); state != want || (pa != 0) != (want == "section") {
+							t.Errorf("%s: after %s the page is %q at %#x", name, verb, state, pa)
+						}
+					})
 					fault(kernel32.base)
 					state, pa := g.page(pid, kernel32.base)
 					if state != "present" || !bytes.Equal(mem.read(pa, pageSize), kernel32.content[:pageSize]) {
@@ -182,7 +186,7 @@ func TestHold(t *testing.T) {
 				}
 				mem.noExecute(table(pid), true)
 			}
-			g.flush()
+			g.frozen(func() {})
 			bystander := g.pidOf("spin.exe")
 			moved := g.progress(bystander)
 			held := make([]uint64, len(pids))

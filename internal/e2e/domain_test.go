@@ -59,9 +59,9 @@ type guest struct {
 	t    testing.TB
 	name string
 	conn net.Conn
-	sock string // of the console
-	in   *bufio.Scanner
-	said []string // lines that tell of processes and programs
+	sock string      // of the console
+	in   chan string // lines of the console, closed behind the last
+	said []string    // lines that tell of processes and programs
 }
 
 // start boots a test guest and waits for its first heartbeat. It ends with the test.
@@ -90,42 +90,69 @@ func start(t testing.TB, build string, more ...string) *guest {
 	return g
 }
 
-// connect connects to the console, for the first time or to that of another QEMU.
+// connect connects to the console, for the first time or to that of another QEMU. It is
+// read all the time: a QEMU that is saved while its console takes no more says nothing
+// when it is restored.
 func (g *guest) connect() {
 	g.t.Helper()
 	var err error
 	if g.conn, err = net.Dial("unix", g.sock); err != nil {
 		g.t.Fatal(err)
 	}
-	conn := g.conn
+	conn, in := g.conn, make(chan string, 1<<18)
 	g.t.Cleanup(func() { conn.Close() })
-	g.in = bufio.NewScanner(g.conn)
-	g.in.Buffer(nil, 1<<20)
+	g.in = in
+	go func() {
+		defer close(in)
+		lines := bufio.NewScanner(conn)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			in <- strings.TrimRight(lines.Text(), "\r")
+		}
+	}()
 }
 
-// patience is for how long the guest may be silent, or go on without what is expected.
-func (g *guest) patience() { _ = g.conn.SetReadDeadline(time.Now().Add(3 * time.Minute)) }
-
-// expect reads the guest's lines up to one that starts with a prefix.
-func (g *guest) expect(prefix string) string {
+// line is the next line of the console. Its end, or minutes of silence, fail the test.
+func (g *guest) line(want string) string {
 	g.t.Helper()
-	g.patience()
-	for g.in.Scan() {
-		line := strings.TrimRight(g.in.Text(), "\r")
-		if strings.HasPrefix(line, "BUGCHECK") {
-			g.t.Fatalf("the guest says %q", line)
+	select {
+	case line, ok := <-g.in:
+		if !ok {
+			g.t.Fatalf("the guest's console ended before %q", want)
 		}
 		for _, kind := range []string{"EXIT ", "EXCEPTION ", "MSG "} {
 			if strings.HasPrefix(line, kind) {
 				g.said = append(g.said, line)
 			}
 		}
+		return line
+	case <-time.After(3 * time.Minute):
+		g.t.Fatalf("the guest is silent where it should say %q", want)
+	}
+	return ""
+}
+
+// expect reads the guest's lines up to one that starts with a prefix.
+func (g *guest) expect(prefix string) string {
+	g.t.Helper()
+	for {
+		line := g.line(prefix)
+		if strings.HasPrefix(line, "BUGCHECK") {
+			g.t.Fatalf("the guest says %q", line)
+		}
 		if strings.HasPrefix(line, prefix) {
 			return line
 		}
 	}
-	g.t.Fatalf("the guest's console ended before %q: %v", prefix, g.in.Err())
-	return ""
+}
+
+// alive waits for a heartbeat that comes after all that was said until now.
+func (g *guest) alive() {
+	g.t.Helper()
+	for range len(g.in) {
+		g.line("HB ")
+	}
+	g.expect("HB ")
 }
 
 func (g *guest) say(command, answer string) string {
@@ -177,16 +204,8 @@ func (g *guest) truth() (out truth) {
 	g.t.Helper()
 	g.say("truth", "TRUTH-BEGIN")
 	var doc bytes.Buffer
-	for g.in.Scan() {
-		line := strings.TrimRight(g.in.Text(), "\r")
-		if line == "TRUTH-END" {
-			break
-		}
+	for line := ""; line != "TRUTH-END"; line = g.line("TRUTH-END") {
 		doc.WriteString(line)
-		g.patience()
-	}
-	if err := g.in.Err(); err != nil {
-		g.t.Fatalf("the guest's console ended in the middle of its truth, after %d bytes: %v", doc.Len(), err)
 	}
 	if err := json.Unmarshal(doc.Bytes(), &out); err != nil {
 		g.t.Fatalf("the truth is no JSON: %v", err)

@@ -68,7 +68,7 @@ func TestLabListsEqualTheGuestsOwnAccount(t *testing.T) {
 			g.say("freeze", "FROZEN 1")
 			compare(t, g.truth(), g.name, "-c", uri)
 			g.say("thaw", "FROZEN 0")
-			g.expect("HB ")
+			g.alive()
 		})
 	}
 }

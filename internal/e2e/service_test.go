@@ -241,12 +241,18 @@ func (s *service) children(name string) (pids []int) {
 	return pids
 }
 
-// descriptors and memory that the service has: open files, and resident bytes.
-func (s *service) holds() (files int, resident uint64) {
+// holds is what the service has: open files by what they are, and resident bytes.
+func (s *service) holds() (files []string, resident uint64) {
 	s.t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
+	dir := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			files = append(files, target)
+		}
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.cmd.Process.Pid))
 	if err != nil {
@@ -256,5 +262,5 @@ func (s *service) holds() (files int, resident uint64) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return len(entries), pages * uint64(os.Getpagesize())
+	return files, pages * uint64(os.Getpagesize())
 }

@@ -24,7 +24,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-debug bench-kvm module-matrix"
+	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug bench-kvm module-matrix"
 
 # What building, the demo and running vmav take; deps adds what the tests read.
 demo-deps:
@@ -47,7 +47,7 @@ include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
 
 # The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
-.PHONY: test-kvm test-kvm-all test-kvm-kills test-kvm-debug
+.PHONY: test-kvm test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug
 test-kvm: lab-test
 test-kvm-all:
 	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)" LAB_STEPS="module-test resize-test lab-go-test"
@@ -56,6 +56,13 @@ test-kvm-all:
 KILLS ?= 1000
 test-kvm-kills: build
 	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
+
+# The service in the lab: so many programs that start and must die, with the times, and chaos
+# for so long.
+STARTS ?= 200
+CHAOS  ?= 15m
+test-kvm-watch: build
+	@VMAV_LAB_STARTS=$(STARTS) VMAV_CHAOS=$(CHAOS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabWatch' LAB_KERNELS=6.1 LAB_LIMIT=36000
 
 # On a kernel with lockdep, KASAN and kmemleak, which it builds first (a quarter of an hour).
 test-kvm-debug:

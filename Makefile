@@ -36,6 +36,7 @@ demo-deps:
 deps: demo-deps
 	@command -v npm >/dev/null || VMAV_EXTRA_PACKAGES=npm packaging/deps.sh
 	@testdata/pecorpus/fetch.sh
+	@packaging/root.sh fetch
 
 build: guest-assets
 	@mkdir -p bin
@@ -68,9 +69,11 @@ test-kvm-watch: build
 test-kvm-debug:
 	@$(MAKE) --no-print-directory module-test resize-test LAB_KERNELS=6.1-debug
 
-# The tests boot guests as libvirt domains and read them.
+# The tests boot guests as libvirt domains and read them; then the packages, in a Debian of
+# their own, and the module.
 test: build lint
 	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
+	@$(MAKE) --no-print-directory test-packages
 	@$(MAKE) --no-print-directory test-kvm
 
 demo: demo-deps

@@ -1,11 +1,12 @@
 # Sourced: files prints every file of the system, with type, mode, owner, and what /etc's
-# hold. Left out are logs, what apt, dpkg and man-db note of any package, and what runs.
+# hold. Left out are logs, what apt, dpkg and man-db note of any package, the keys that DKMS
+# makes for itself when it builds for the first time, and what runs.
 files() {
 	find / -xdev \( \
 		-path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /test -o \
 		-path /var/log -o -path /var/tmp -o -path /var/cache/apt -o -path /var/cache/man -o -path /var/cache/debconf -o \
 		-path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/libvirt -o -path /var/lib/clamav -o \
-		-path /var/lib/systemd -o -path /var/cache/libvirt -o -path /root \
+		-path /var/lib/systemd -o -path '/var/lib/dkms/mok.*' -o -path /var/cache/libvirt -o -path /root \
 		\) -prune -o -printf '%y %m %u:%g %p %l\n' | sort -k 4
 	# Those of our own that could be in what is left out.
 	find /var/lib/systemd /var/lib/dpkg/info /root /tmp /var/tmp /run /var/lib/libvirt -name '*vmav*' ! -path '*/systemd-private-*' | sort

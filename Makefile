@@ -67,7 +67,7 @@ test-kvm-watch: build
 
 # On a kernel with lockdep, KASAN and kmemleak, which it builds first (a quarter of an hour).
 test-kvm-debug:
-	@$(MAKE) --no-print-directory module-test resize-test LAB_KERNELS=6.1-debug
+	@$(MAKE) --no-print-directory module-test LAB_KERNELS=6.1-debug
 
 # The tests boot guests as libvirt domains and read them; then the packages, in a Debian of
 # their own, and the module.

@@ -13,7 +13,10 @@ console=/lab/out/guest-console.log
 rm -f $console
 cleanup() {
 	status=$?
-	[ $status = 0 ] || tail -n 15 $console "$work/qemu.log" >&2 2>/dev/null || true
+	if [ $status != 0 ]; then
+		tail -n 60 $console "$work/qemu.log" >&2 2>/dev/null || true
+		mv $console /lab/out/guest-console-failed.log 2>/dev/null || true
+	fi
 	[ -z "${qemu:-}" ] || kill -9 "$qemu" 2>/dev/null || true
 	rm -rf "$work"
 	exit $status
@@ -52,7 +55,7 @@ while :; do
 	sleep 0.1
 done
 S
-"$here/initramfs.sh" "$work/initrd" "$work/init" "/lib/modules/$(uname -r)" virtio_pci virtio_balloon virtio_mem
+"$here/initramfs.sh" "$work/initrd" "$work/init" "$LAB_MODULES" virtio_pci virtio_balloon virtio_mem
 
 # What reading files took from the host is not lost: the caches are emptied first.
 available() {

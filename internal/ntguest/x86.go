@@ -227,7 +227,7 @@ type Registers32 struct {
 }
 
 // Registers32 are those of the first processor: in the kernel on System's tables, or in the
-// user mode of the process with an id.
+// user mode of the process with an id, with KVA shadow on its user tables.
 func (m *Machine) Registers32(pid uint64) (Registers32, bool) {
 	b := m.b
 	r := Registers32{CR0: 0x80010033, CR4: 0x6d8, IDT: b.cpus[0].idt, CR3: b.kernel.dtb, EIP: b.sym("KeBugCheckEx")}
@@ -241,6 +241,9 @@ func (m *Machine) Registers32(pid uint64) (Registers32, bool) {
 	for _, p := range b.procs {
 		if p.pid == pid && p.user != nil {
 			r.CR3, r.EIP = p.space.dtb, p.exe.base+p.exe.file.entry
+			if p.userRoot != 0 {
+				r.CR3 = p.userRoot
+			}
 			return r, true
 		}
 	}

@@ -54,12 +54,12 @@ STUB(NtTerminateProcess, 8);
 STUB(NtTerminateThread, 8);
 STUB(NtOpenProcess, 16);
 STUB(NtClose, 4);
-STUB(NtDelayExecution, 8);
 #ifdef NATIVE
-STUB_BY(NtYieldExecution, 0, KiIntSystemCall);
+STUB_BY(NtDelayExecution, 8, KiIntSystemCall);
 #else
-STUB(NtYieldExecution, 0);
+STUB(NtDelayExecution, 8);
 #endif
+STUB(NtYieldExecution, 0);
 STUB(NtWaitForSingleObject, 12);
 STUB(NtAllocateVirtualMemory, 24);
 STUB(NtFreeVirtualMemory, 16);

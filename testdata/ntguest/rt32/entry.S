@@ -8,6 +8,8 @@
  * KPCR offsets used here are the same in every build: NtTib.StackBase 04h. Those of
  * the KVA shadow differ; the builder patches the displacements listed in `patches`.
  */
+#include "../rt/thunks.h"
+
 #define PCR_STACK 0x04
 #define PATCHED 0x7fffffff
 #define VECTOR_SYSCALL 0x100
@@ -151,26 +153,9 @@ trap_framed:
 	add	$8, %esp
 	iret
 
-	/* Vectors that push an error code: 8, 10-14, 17, 21, 29, 30. */
-	.macro thunk n, to
-	.if (\n == 8) || (\n >= 10 && \n <= 14) || (\n == 17) || (\n == 21) || (\n == 29) || (\n == 30)
-	.else
-	push	$0
-	.endif
-	.byte	0x68
-	.long	\n
-	.byte	0xe9
-	.long	\to - . - 4
-	.endm
-
 	.balign 16
 vectors:
-	.set n, 0
-	.rept 256
-	.balign 16
-	thunk	n, trap_entry
-	.set n, n + 1
-	.endr
+	thunks	trap_entry
 
 	/*
 	 * KVA shadow. These pages alone of the runtime are in the user page tables.
@@ -251,9 +236,4 @@ patch2:
 
 	.balign 16
 shadow_vectors:
-	.set n, 0
-	.rept 256
-	.balign 16
-	thunk	n, shadow_trap
-	.set n, n + 1
-	.endr
+	thunks	shadow_trap

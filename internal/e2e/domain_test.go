@@ -205,6 +205,7 @@ type process struct {
 	Exited   *string
 	EPROCESS uint64
 	DTB      uint64
+	UserDTB  uint64 `json:"user_dtb"`
 	PEB      uint64
 	Threads  int
 	Modules  []module

@@ -297,3 +297,12 @@ func TestThousandKills(t *testing.T) {
 		t.Errorf("%d processes are listed, %d were laid out", n, len(g.machine.Truth.Processes))
 	}
 }
+
+func parseHex(t *testing.T, s string) uint64 {
+	t.Helper()
+	v, err := strconv.ParseUint(s, 0, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}

@@ -54,8 +54,8 @@ func (r *Runtime) Vector(n uint8) uint32 { return r.Vectors + 16*uint32(n) }
 func (r *Runtime) ShadowVector(n uint8) uint32 { return r.ShadowVectors + 16*uint32(n) }
 
 // PatchShadow writes the KPCR offsets of this build into the shadow entry code:
-// KernelDirectoryTableBase, RspBaseShadow and UserRspShadow of the KPRCB, counted
-// from the start of the KPCR.
+// KernelDirectoryTableBase, RspBaseShadow and UserRspShadow of the KPRCB, or what
+// serves as these, counted from the start of the KPCR.
 func (r *Runtime) PatchShadow(kernelDTB, rspBase, userRsp uint32) error {
 	values := [...]uint32{kernelDTB, rspBase, userRsp}
 	le := binary.LittleEndian
@@ -75,7 +75,7 @@ type StubParams struct {
 	SystemDTB uint64             // physical
 	RTEntry   uint64             // virtual address of the runtime's Entry
 	NtBoot    uint64             // virtual address of the encoded Boot
-	LA57      uint64             // 1 for 5-level paging
+	Wide      uint64             // 1 for 5-level paging; on x86 for PAE
 	Stacks    [BootMaxCPU]uint64 // stack tops, 0 for processors that do not exist
 }
 
@@ -93,7 +93,7 @@ func LoadStub(file []byte, p StubParams) (PhysRun, uint32, error) {
 	if p.SystemDTB == 0 || p.SystemDTB>>32 != 0 {
 		return PhysRun{}, 0, fmt.Errorf("boot stub: system DTB %#x is not below 4 GiB", p.SystemDTB)
 	}
-	h.SystemDTB, h.RTEntry, h.NtBoot, h.LA57, h.Stack = p.SystemDTB, p.RTEntry, p.NtBoot, p.LA57, p.Stacks
+	h.SystemDTB, h.RTEntry, h.NtBoot, h.Wide, h.Stack = p.SystemDTB, p.RTEntry, p.NtBoot, p.Wide, p.Stacks
 	var out bytes.Buffer
 	if err := binary.Write(&out, binary.LittleEndian, &h); err != nil {
 		return PhysRun{}, 0, fmt.Errorf("write header of boot.bin: %w", err)

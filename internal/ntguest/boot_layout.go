@@ -9,7 +9,7 @@ package ntguest
 // it has room for, BootNone an offset or index that a build lacks.
 const (
 	BootMagic   uint64 = 0x544f4f424d41564e
-	BootVersion uint32 = 3
+	BootVersion uint32 = 4
 	BootMaxCPU         = 4
 	BootNone    uint32 = 0xffffffff
 
@@ -266,6 +266,7 @@ type Boot struct {
 	NCPU            uint32              `c:"ncpu"`
 	InvalidPTEMask  uint64              `c:"invalid_pte_mask"`
 	SwizzleBit      uint64              `c:"swizzle_bit"`
+	UserEnd         uint64              `c:"user_end"`
 	Syscall64       uint64              `c:"syscall64"`
 	Syscall32       uint64              `c:"syscall32"`
 	Syscall64Shadow uint64              `c:"syscall64_shadow"`
@@ -321,6 +322,6 @@ type StubHeader struct {
 	SystemDTB uint64             `c:"system_dtb"`
 	RTEntry   uint64             `c:"rt_entry"`
 	NtBoot    uint64             `c:"nt_boot"`
-	LA57      uint64             `c:"la57"`
+	Wide      uint64             `c:"wide"`
 	Stack     [BootMaxCPU]uint64 `c:"stack"`
 }

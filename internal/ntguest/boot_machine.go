@@ -51,15 +51,18 @@ func (m *Machine) WriteKernel(w io.Writer) (err error) {
 			return err
 		}
 	}
-	stub, err := os.ReadFile(filepath.Join(assets, "boot.bin"))
+	if m.b.pae() && m.b.mem.size > high {
+		return fmt.Errorf("write kernel of build %s: what lies above %d GiB is for images of memory", m.Build.Name, high>>30)
+	}
+	stub, err := os.ReadFile(filepath.Join(assets, m.b.stubFile()))
 	if err != nil {
 		return fmt.Errorf("read the guest's boot stub: %w", err)
 	}
 	bw := &bootWriter{b: m.b}
 	at := bw.write()
 	params := StubParams{SystemDTB: m.b.kernel.dtb, RTEntry: m.b.image.runtime + uint64(m.b.image.rt.Entry), NtBoot: at}
-	if m.b.opts.LA57 {
-		params.LA57 = 1
+	if m.b.opts.LA57 || m.b.pae() {
+		params.Wide = 1
 	}
 	for i, c := range m.b.cpus {
 		params.Stacks[i] = c.bootStack
@@ -118,11 +121,11 @@ func (w *bootWriter) write() uint64 {
 	b := w.b
 	w.boot = Boot{Magic: BootMagic, Version: BootVersion, Size: uint32(binary.Size(Boot{})),
 		KernelBase: b.image.base, SystemDTB: b.kernel.dtb,
-		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)),
-		Syscall64: b.sym("KiSystemCall64"), Syscall32: b.sym("KiSystemCall32"),
+		SelfIndex: uint32(b.selfIndex), NCPU: uint32(len(b.cpus)), UserEnd: b.user,
 		TimerVector: timerVector, IPIVector: ipiVector,
-		Kuser: 0xfffff78000000000, ObCookie: b.cookie}
+		Kuser: b.kuser(), ObCookie: b.cookie}
 	bt := &w.boot
+	w.systemCalls()
 	if bt.InvalidPTEMask = b.invalidPTEMask(); bt.InvalidPTEMask != 0 {
 		bt.SwizzleBit = pteSwizzle
 	}
@@ -137,8 +140,6 @@ func (w *bootWriter) write() uint64 {
 	}
 	if b.opts.KVAShadow {
 		bt.Flags |= BootKVAShadow
-		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
-		bt.Syscall32 = b.sym("KiSystemCall32Shadow")
 		bt.ShadowPML4 = b.shadow.dtb
 	}
 	bt.Off = w.offsets()
@@ -172,6 +173,25 @@ func (w *bootWriter) write() uint64 {
 	w.place(at, bt)
 	b.finishSpaces()
 	return at
+}
+
+// systemCalls says where system calls lead to.
+func (w *bootWriter) systemCalls() {
+	b, bt := w.b, &w.boot
+	switch {
+	case b.x86():
+		bt.Syscall64 = b.sym("KiFastCallEntry")
+		if b.opts.KVAShadow {
+			bt.Syscall64 = b.image.runtime + uint64(b.image.rt.ShadowSyscall64)
+		}
+		ntdll := b.files.byName["ntdll.dll"]
+		bt.Syscall64Shadow = ntdll.base + ntdll.file.exports["KiFastSystemCallRet"].rva
+	case b.opts.KVAShadow:
+		bt.Syscall64, bt.Syscall32 = b.sym("KiSystemCall64"), b.sym("KiSystemCall32Shadow")
+		bt.Syscall64Shadow = b.sym("KiSystemCall64Shadow")
+	default:
+		bt.Syscall64, bt.Syscall32 = b.sym("KiSystemCall64"), b.sym("KiSystemCall32")
+	}
 }
 
 // templates lays out the programs to start later and sets kernel memory aside for
@@ -216,45 +236,6 @@ func (w *bootWriter) freeRanges() []BootRange {
 	return out
 }
 
-// offsets resolves the members that the runtime keeps up to date.
-func (w *bootWriter) offsets() BootOff {
-	off := func(typ string, paths ...string) uint32 {
-		if f, ok := w.b.at(typ, 0).field(paths...); ok {
-			return f.Offset
-		}
-		return BootNone
-	}
-	bit := func(name string) uint32 {
-		if f, ok := w.b.at("_EPROCESS", 0).field(name); ok && f.BitCount == 1 {
-			return 1 << f.BitOffset
-		}
-		return 0
-	}
-	prcb := func(name string) uint32 {
-		if o := off("_KPRCB", name); o != BootNone {
-			return o + off("_KPCR", "Prcb")
-		}
-		return BootNone
-	}
-	return BootOff{
-		EpDTB: off("_EPROCESS", "Pcb.DirectoryTableBase"), EpUserDTB: off("_EPROCESS", "Pcb.UserDirectoryTableBase"),
-		KpThreadList: off("_EPROCESS", "Pcb.ThreadListHead"), EpThreadList: off("_EPROCESS", "ThreadListHead"),
-		EpCreateTime: off("_EPROCESS", "CreateTime"), EpExitTime: off("_EPROCESS", "ExitTime"),
-		EpExitStatus: off("_EPROCESS", "ExitStatus"), EpActiveThreads: off("_EPROCESS", "ActiveThreads"),
-		EpFlags: off("_EPROCESS", "ProcessExiting"), EpFlagExiting: bit("ProcessExiting"), EpFlagDelete: bit("ProcessDelete"),
-		EpObjectTable: off("_EPROCESS", "ObjectTable"),
-		EpVADRoot:     w.vadRoot(), EpPEB: off("_EPROCESS", "Peb"),
-		KtState: off("_KTHREAD", "State"), KtWaitReason: off("_KTHREAD", "WaitReason"),
-		KtContextSwitches: off("_KTHREAD", "ContextSwitches"), KtKernelStack: off("_KTHREAD", "KernelStack"), KtTrapFrame: BootNone,
-		KtThreadListEntry: off("_KTHREAD", "ThreadListEntry"), EtThreadListEntry: off("_ETHREAD", "ThreadListEntry"),
-		EtExitStatus: off("_ETHREAD", "ExitStatus"), EtExitTime: off("_ETHREAD", "ExitTime"),
-		HtTableCode: off("_HANDLE_TABLE", "TableCode"), OhBody: off("_OBJECT_HEADER", "Body"),
-		OhPointerCount: off("_OBJECT_HEADER", "PointerCount"), OhHandleCount: off("_OBJECT_HEADER", "HandleCount"),
-		PcrCurrentThread: prcb("CurrentThread"), PcrNextThread: prcb("NextThread"),
-		PcrKernelDTB: prcb("KernelDirectoryTableBase"), PcrRSPShadow: prcb("RspBaseShadow"), PcrUserRSPShadow: prcb("UserRspShadow"),
-	}
-}
-
 // progress is the address of the counter that a program exports, 0 without one.
 func (p *process) progress() uint64 {
 	if p.exe == nil {
@@ -265,30 +246,6 @@ func (p *process) progress() uint64 {
 		return 0
 	}
 	return p.exe.base + e.rva
-}
-
-// vadRoot is where the pointer to the tree's root lies in _EPROCESS: in a tree of
-// its own, or until Windows 7 as the right child of the table's node.
-func (w *bootWriter) vadRoot() uint32 {
-	ep := w.b.at("_EPROCESS", 0)
-	if f, ok := ep.field("VadRoot.Root"); ok {
-		return f.Offset
-	}
-	return ep.must("VadRoot").Offset + w.b.at("_MM_AVL_TABLE", 0).must("BalancedRoot.RightChild").Offset
-}
-
-// cpus describes the processors, and checks what entry.S takes for granted.
-func (w *bootWriter) cpus() {
-	b := w.b
-	for name, want := range map[string]uint32{"CurrentThread": 0x188, "Number": 0x1a4, "RspBase": 0x1a8} {
-		if got := b.at("_KPRCB", 0).must(name).Offset + b.at("_KPCR", 0).must("Prcb").Offset; got != want {
-			panic(fmt.Errorf("_KPCR.Prcb.%s is at %#x, the runtime expects %#x", name, got, want))
-		}
-	}
-	for i, c := range b.cpus {
-		w.boot.CPU[i] = BootCPU{KPCR: c.kpcr, GDT: c.gdt, IDT: c.idt, GDTLimit: gdtLimit, IDTLimit: idtLimit,
-			TSS: c.tss, BootStack: c.bootStack, ShadowStack: c.shadowStack}
-	}
 }
 
 // segments lists the sections with the frames that hold their files: those of the
@@ -343,7 +300,7 @@ func (w *bootWriter) processes() {
 	var procs []BootProc
 	var threads []BootThread
 	for i, p := range b.procs {
-		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.dtb, UserDTB: p.userRoot << pageShift,
+		bp := BootProc{EPROCESS: p.eprocess, DTB: p.space.dtb, UserDTB: p.userRoot,
 			PEB: p.peb, PEB32: p.peb32, CreateTime: filetime(p.created), ExitTime: filetime(p.exited),
 			ExitStatus: p.status, PID: uint32(p.pid), PPID: uint32(p.ppid), Session: uint32(int32(p.spec.session)),
 			FirstRegion: uint32(len(w.regions))}

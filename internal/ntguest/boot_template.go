@@ -25,7 +25,7 @@ func (b *builder) templates() []processSpec {
 	critical.critical = true
 	malware := app("malware.exe", "malware.exe", 1)
 	malware.dir = `\Users\user\AppData\Local\Temp`
-	return []processSpec{
+	all := []processSpec{
 		app("worker.exe", "worker.exe", 1), app("notify.exe", "notify.exe", 1), app("update.exe", "update.exe", 1),
 		app("burn.exe", "burn.exe", 1), app("spin.exe", "spin.exe", 1), app("sleeper.exe", "sleeper.exe", 1),
 		app("faulter.exe", "faulter.exe", 1), app("thrash.exe", "thrash.exe", 1), app("threads.exe", "threads.exe", 5), app("service.exe", "service.exe", 2), malware, app("syscheck.exe", "syscheck.exe", 1),
@@ -33,6 +33,10 @@ func (b *builder) templates() []processSpec {
 		wow("wowfaulter.exe", "faulter.exe", 1), wow("wowthrash.exe", "thrash.exe", 1), wow("wowservice.exe", "service.exe", 2),
 		wow("wowthreads.exe", "threads.exe", 5), sentry, critical, defender,
 	}
+	if b.x86() {
+		return scenario32(all)
+	}
+	return all
 }
 
 // template lays out a process that does not run yet: its kernel structures in a
@@ -96,7 +100,7 @@ func (w *bootWriter) processFixups(p *process) {
 	fix(FixNow, ep.addr("CreateTime"), 0, 0)
 	fix(FixPID32, b.at("_HANDLE_TABLE", p.handles.va).addr("UniqueProcessId"), 0, 0)
 	flags := uint64(0)
-	if b.opts.KVAShadow {
+	if b.opts.KVAShadow && !b.x86() {
 		flags = 2
 		fix(FixUserDTB, ep.addr("Pcb.UserDirectoryTableBase"), 0, 1)
 	}
@@ -107,7 +111,9 @@ func (w *bootWriter) processFixups(p *process) {
 		fix(FixTID, et.addr("Cid.UniqueThread"), i, 0)
 		fix(FixNow, et.addr("CreateTime"), 0, 0)
 		fix(FixStackTop, kt.addr("InitialStack"), i, 0)
-		fix(FixStackTop, kt.addr("StackBase"), i, 0)
+		if _, ok := kt.field("StackBase"); ok {
+			fix(FixStackTop, kt.addr("StackBase"), i, 0)
+		}
 		fix(FixStackLimit, kt.addr("StackLimit"), i, 0)
 		fix(FixCIDThread, t.ethread, i, 0)
 	}

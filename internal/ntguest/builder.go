@@ -72,7 +72,7 @@ type Options struct {
 	Build     string // "10.0.19041"
 	Seed      uint64
 	MemoryMiB uint64 // RAM; 0 for 512; with more than 32 GiB a PAE guest uses what lies above them
-	KVAShadow bool   // user page tables without the kernel; 10.0 builds only
+	KVAShadow bool   // user page tables without the kernel; 10.0 and 32-bit builds only
 	LA57      bool   // 5-level paging; 10.0 builds only
 	Absent    bool   // leave pages of images out of processes, and some out of memory
 	Trim      int    // percent of the pages of images to trim at random, headers too; for images of memory only
@@ -141,10 +141,10 @@ func newBuilder(opts Options) (*builder, error) {
 	if opts.ThreeGB && !b.x86() {
 		return nil, fmt.Errorf("build %s has all addresses that processes want", b.build.Name)
 	}
-	if b.x86() && (opts.KVAShadow || opts.LA57) {
-		return nil, fmt.Errorf("build %s is laid out without KVA shadow and with 32-bit paging", b.build.Name)
+	if b.x86() && opts.LA57 {
+		return nil, fmt.Errorf("build %s has 32-bit paging", b.build.Name)
 	}
-	if opts.KVAShadow && b.build.Major < 10 {
+	if opts.KVAShadow && b.build.Major < 10 && !b.x86() {
 		return nil, fmt.Errorf("build %s has no KVA shadow", b.build.Name)
 	}
 	if opts.LA57 && b.build.Major < 10 {

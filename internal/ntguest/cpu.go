@@ -81,22 +81,24 @@ func (b *builder) writeGDT(c cpu) {
 }
 
 func (b *builder) writeTSS(c *cpu) {
-	stack := func(n uint64) uint64 {
-		va := b.system.reserve((n+1)*pageSize, pageSize) + pageSize
-		for off := uint64(0); off < n*pageSize; off += pageSize {
-			b.kernel.mapFrame(va+off, b.mem.alloc(), b.system.bits)
-		}
-		return va + n*pageSize
-	}
-	c.bootStack = stack(kernelStack / pageSize)
+	c.bootStack = b.guardedStack(kernelStack / pageSize)
 	if b.opts.KVAShadow {
-		c.shadowStack = stack(1)
+		c.shadowStack = b.guardedStack(1)
 	}
 	b.kernel.put(c.tss+4, c.bootStack, 8) // RSP0
 	for i := range uint64(3) {
-		b.kernel.put(c.tss+0x24+8*i, stack(2), 8) // IST1 to IST3
+		b.kernel.put(c.tss+0x24+8*i, b.guardedStack(2), 8) // IST1 to IST3
 	}
 	b.kernel.put(c.tss+0x66, 0x68, 2) // no I/O permission bitmap
+}
+
+// guardedStack is the top of a kernel stack of n pages, with one below that is not mapped.
+func (b *builder) guardedStack(n uint64) uint64 {
+	va := b.system.reserve((n+1)*pageSize, pageSize) + pageSize
+	for off := uint64(0); off < n*pageSize; off += pageSize {
+		b.kernel.mapFrame(va+off, b.mem.alloc(), b.system.bits)
+	}
+	return va + n*pageSize
 }
 
 // writeIDT points each vector at the runtime's entry code; those that the kernel has
@@ -145,6 +147,10 @@ func (b *builder) buildEntries() {
 		return
 	}
 	h := b.image.rt
+	if b.x86() {
+		b.jump(b.sym("KiFastCallEntry"), b.image.runtime+uint64(h.Syscall64))
+		return
+	}
 	for name, off := range map[string]uint32{"KiSystemCall64": h.Syscall64, "KiSystemCall32": h.Syscall32,
 		"KiSystemCall64Shadow": h.ShadowSyscall64, "KiSystemCall32Shadow": h.ShadowSyscall32} {
 		if va, ok := b.symbol(name); ok {

@@ -48,7 +48,7 @@ func (fs *files) hostPath(name string, wow64 bool) (string, error) {
 		dirs = []string{filepath.Join(fs.assets, "syswow64")}
 	}
 	if fs.b.x86() {
-		dirs = append([]string{filepath.Join(fs.assets, "syswow64")}, mingwPaths()...)
+		dirs = append([]string{filepath.Join(fs.assets, "x86"), filepath.Join(fs.assets, "syswow64")}, mingwPaths()...)
 	}
 	if name == "clam.exe" {
 		dirs = []string{testfilesPath}

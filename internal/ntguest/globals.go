@@ -112,12 +112,14 @@ func (b *builder) writeDebuggerBlock() {
 }
 
 // prcb is the address of a processor's KPRCB, which is part of its KPCR.
-func (b *builder) prcb(c cpu) uint64 {
+func (b *builder) prcb(c cpu) uint64 { return c.kpcr + uint64(b.prcbOffset()) }
+
+func (b *builder) prcbOffset() uint32 {
 	name := "Prcb"
 	if b.x86() {
 		name = "PrcbData" // Prcb is the pointer to it
 	}
-	return b.at("_KPCR", c.kpcr).addr(name)
+	return b.at("_KPCR", 0).must(name).Offset
 }
 
 // extended is an address as 64-bit fields hold it: with its sign.

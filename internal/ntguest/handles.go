@@ -46,9 +46,7 @@ func (t *handleTable) set(handle, to, access uint64) {
 	entry := t.pages[handle/4/per] + handle/4%per*2*t.b.word()
 	o := object{b: t.b, s: t.b.kernel}
 	switch {
-	case t.b.packedHandles() && t.b.x86():
-		t.b.kernel.put(entry, to|1, 4) // Unlocked and two bits of attributes; 29 bits of the address are in their place
-	case t.b.packedHandles():
+	case t.b.packedHandles() && !t.b.x86():
 		// _HANDLE_TABLE_ENTRY: Unlocked, 19 bits of reference count and attributes,
 		// then bits 4 to 47 of the address.
 		t.b.kernel.put(entry, to<<16|1, 8)
@@ -56,7 +54,8 @@ func (t *handleTable) set(handle, to, access uint64) {
 			t.b.fix(BootFixup{At: entry, Kind: FixReloc16})
 		}
 	default:
-		o.ptr(entry, to|1) // bit 0: not locked
+		// Bit 0: not locked. 32-bit builds leave the address in its place, packed or not.
+		o.ptr(entry, to|1)
 	}
 	t.b.kernel.put(entry+t.b.word(), access, 4)
 	t.count++

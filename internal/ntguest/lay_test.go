@@ -63,8 +63,10 @@ func TestKernelDeterministic(t *testing.T) {
 
 // TestKernelRefuses asks for a kernel of what only an image of memory can be.
 func TestKernelRefuses(t *testing.T) {
-	for _, opts := range []Options{{Trim: 10}, {FileCache: true}, {Implants: true}} {
-		opts.Build = "10.0.19041"
+	for _, opts := range []Options{{Trim: 10}, {FileCache: true}, {Implants: true}, {Build: "10.0.19041-x86", MemoryMiB: 36 << 10}} {
+		if opts.Build == "" {
+			opts.Build = "10.0.19041"
+		}
 		if err := lay(t, opts).WriteKernel(io.Discard); err == nil {
 			t.Errorf("%+v: no error", opts)
 		}

@@ -215,36 +215,56 @@ func (g *guest) pidOf(name string) uint64 {
 	return 0
 }
 
+// widths are those of programs that the guest has: a 32-bit one has no wow64.
+func (g *guest) widths(names ...string) (out []string) {
+	for _, name := range names {
+		if !g.machine.Build.X86 || !strings.HasPrefix(name, "wow") {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // TestLive boots every build and has it do everything once.
 func TestLive(t *testing.T) {
 	for _, c := range []struct {
-		build, machine       string
-		shadow, absent, la57 bool
+		machine string
+		Options
 	}{
-		{"6.1.7601", "pc", false, true, false},
-		{"10.0.19041", "q35", false, true, false},
-		{"10.0.22000", "q35", false, false, false},
-		{"10.0.19041", "pc", true, false, false},
-		{"10.0.22000", "q35", true, true, false},
-		{"10.0.22000", "q35", false, false, true},
-		{"10.0.19041", "q35", true, false, true},
+		{"pc", Options{Build: "6.1.7601", Absent: true}},
+		{"q35", Options{Build: "10.0.19041", Absent: true}},
+		{"q35", Options{Build: "10.0.22000"}},
+		{"pc", Options{Build: "10.0.19041", KVAShadow: true}},
+		{"q35", Options{Build: "10.0.22000", KVAShadow: true, Absent: true}},
+		{"q35", Options{Build: "10.0.22000", LA57: true}},
+		{"q35", Options{Build: "10.0.19041", KVAShadow: true, LA57: true}},
+		{"pc", Options{Build: "6.1.7601-x86", Absent: true}},
+		{"q35", Options{Build: "6.1.7601-x86", KVAShadow: true, ThreeGB: true}},
+		{"q35", Options{Build: "6.1.7601-x86-pae", ThreeGB: true, Absent: true}},
+		{"q35", Options{Build: "10.0.19041-x86", KVAShadow: true}},
 	} {
-		name := c.build + "-" + c.machine
-		if c.shadow {
+		name := c.Build + "-" + c.machine
+		if c.KVAShadow {
 			name += "-shadow"
 		}
-		if c.la57 {
+		if c.LA57 {
 			name += "-la57"
 		}
+		if c.ThreeGB {
+			name += "-3gb"
+		}
+		c.Seed = 7
 		t.Run(name, func(t *testing.T) {
-			g := boot(t, Options{Build: c.build, Seed: 7, KVAShadow: c.shadow, Absent: c.absent, LA57: c.la57}, c.machine)
+			g := boot(t, c.Options, c.machine)
 			g.expect(`^processor 1 up$`)
 			g.heartbeats(2)
 			checkAgainstLayout(t, g)
 			checkProgress(t, g)
-			pid := g.start("syscheck.exe")
-			g.expect(fmt.Sprintf(`^EXIT %d syscheck.exe 0x0$`, pid))
-			if !c.shadow && !c.la57 { // the same code with and without
+			if !g.machine.Build.X86 {
+				pid := g.start("syscheck.exe")
+				g.expect(fmt.Sprintf(`^EXIT %d syscheck.exe 0x0$`, pid))
+			}
+			if !c.KVAShadow && !c.LA57 { // the same code with and without
 				checkChurn(t, g)
 				checkFreeze(t, g)
 			}
@@ -282,7 +302,7 @@ func checkProgress(t *testing.T, g *guest) {
 	before := g.truth()
 	g.heartbeats(3)
 	after := g.truth()
-	for _, name := range []string{"spin.exe", "wowspin.exe", "sleeper.exe", "threads.exe", "malware.exe", "faulter.exe"} {
+	for _, name := range g.widths("spin.exe", "wowspin.exe", "sleeper.exe", "threads.exe", "malware.exe", "faulter.exe") {
 		pid := g.pidOf(name)
 		a, b := before.byPID(pid), after.byPID(pid)
 		if a == nil || b == nil || b.State != "running" || b.Syscalls <= a.Syscalls {
@@ -336,7 +356,7 @@ func checkChurn(t *testing.T, g *guest) {
 // checkKill ends processes of every kind from outside.
 func checkKill(t *testing.T, g *guest) {
 	victims := map[uint64]string{g.pidOf("service.exe"): "service.exe", g.pidOf("threads.exe"): "threads.exe"}
-	for _, name := range []string{"burn.exe", "wowburn.exe", "wowthreads.exe", "faulter.exe", "malware.exe"} {
+	for _, name := range g.widths("burn.exe", "wowburn.exe", "wowthreads.exe", "faulter.exe", "malware.exe") {
 		victims[g.start(name)] = name
 	}
 	g.heartbeats(2)

@@ -3,6 +3,7 @@ package ntguest
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 // Machine is a guest laid out: its memory at one moment and the truth about it.
@@ -45,11 +46,9 @@ func Lay(opts Options) (m *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var rt []byte
-	if !b.x86() { // the runtime is a 64-bit kernel
-		if rt, err = os.ReadFile(assets + "/rt.bin"); err != nil {
-			return nil, fmt.Errorf("read the guest's runtime: %w", err)
-		}
+	rt, err := os.ReadFile(filepath.Join(assets, b.runtimeFile()))
+	if err != nil {
+		return nil, fmt.Errorf("read the guest's runtime: %w", err)
 	}
 	if err := b.buildKernel(rt); err != nil {
 		return nil, err

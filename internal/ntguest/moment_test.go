@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/ntguest/gdbtest"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
 // stopped is a guest that a debugger has stopped, as a Source: its memory by way of
@@ -41,7 +43,7 @@ func (s *stopped) Close() error      { return nil }
 // moments reads a guest at instants that a debugger stops it at.
 type moments struct {
 	g          *guest
-	d          *debugger
+	d          *gdbtest.Debugger
 	src        *stopped
 	want       []string
 	trampoline map[uint64]bool // user page tables, by DTB
@@ -52,17 +54,24 @@ type moments struct {
 func (m *moments) snapshot(stoppedAt string) string {
 	var kinds []string
 	b := m.g.machine.b
-	lstar := b.sym("KiSystemCall64")
-	if b.opts.KVAShadow {
+	var lstar, efer uint64
+	flags := uint64(0xfff) // of CR3
+	switch {
+	case b.pae():
+		efer, flags = 0x800, 0x1f
+	case b.x86():
+	case b.opts.KVAShadow:
 		lstar = b.sym("KiSystemCall64Shadow")
+	default:
+		lstar = b.sym("KiSystemCall64")
 	}
 	m.src.regs = nil
-	for i, thread := range m.d.threads() {
-		m.d.must("Hg%s", thread)
-		r := source.Registers{CPU: i, RIP: m.d.reg64(gdbRIP), RSP: m.d.reg64(gdbRSP), CPL: uint8(m.d.reg64(gdbCS) & 3),
-			CR0: m.d.reg64(gdbCR0), CR3: m.d.reg64(gdbCR3), CR4: m.d.reg64(gdbCR4), LSTAR: lstar, IDTBase: b.cpus[i].idt}
+	for i, thread := range m.d.Threads() {
+		m.d.Must("Hg%s", thread)
+		r := source.Registers{CPU: i, RIP: m.d.Reg64(gdbtest.RIP), RSP: m.d.Reg64(gdbtest.RSP), CPL: uint8(m.d.Reg64(gdbtest.CS) & 3),
+			CR0: m.d.Reg64(gdbtest.CR0), CR3: m.d.Reg64(gdbtest.CR3), CR4: m.d.Reg64(gdbtest.CR4), EFER: efer, LSTAR: lstar, IDTBase: b.cpus[i].idt}
 		m.src.regs = append(m.src.regs, r)
-		switch dtb := r.CR3 &^ 0xfff; {
+		switch dtb := r.CR3 &^ flags; {
 		case r.CPL == 3:
 			kinds = append(kinds, "user")
 		case m.trampoline[dtb]:
@@ -72,7 +81,7 @@ func (m *moments) snapshot(stoppedAt string) string {
 		}
 	}
 	if stoppedAt != "" {
-		m.d.must("Hg%s", stoppedAt)
+		m.d.Must("Hg%s", stoppedAt)
 	}
 	return strings.Join(kinds, "+")
 }
@@ -83,7 +92,8 @@ func (m *moments) check(stoppedAt string) {
 	t.Helper()
 	kind := m.snapshot(stoppedAt)
 	m.seen[kind]++
-	g, err := introspect.Open(context.Background(), m.src, winstruct.BuiltIn())
+	store := winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.g.machine.Profile()}
+	g, err := introspect.Open(context.Background(), m.src, store)
 	if err != nil {
 		t.Fatalf("vCPUs in %s mode, %+v: %v", kind, m.src.regs, err)
 	}
@@ -102,18 +112,24 @@ func (m *moments) check(stoppedAt string) {
 }
 
 // TestEveryMomentListsTheSame stops running guests at instants that nobody chooses, and
-// with KVA shadow at each instruction of the code that changes the page tables, and has
-// the processes listed at each.
+// at each instruction of the code that enters the kernel and, with KVA shadow, changes
+// the page tables, and has the processes listed at each.
 func TestEveryMomentListsTheSame(t *testing.T) {
-	for _, c := range []struct{ shadow, la57 bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
-		t.Run(fmt.Sprintf("shadow %v la57 %v", c.shadow, c.la57), func(t *testing.T) {
+	for _, c := range []struct {
+		build        string
+		shadow, la57 bool
+	}{
+		{"10.0.22000", false, false}, {"10.0.22000", true, false}, {"10.0.22000", false, true}, {"10.0.22000", true, true},
+		{"6.1.7601-x86", false, false}, {"6.1.7601-x86", true, false}, {"10.0.19041-x86", false, false}, {"10.0.19041-x86", true, false},
+	} {
+		t.Run(fmt.Sprintf("%s shadow %v la57 %v", c.build, c.shadow, c.la57), func(t *testing.T) {
 			args, path := ramFile(t)
-			debug, socket := gdbSocket(t)
-			g := boot(t, Options{Build: "10.0.22000", Seed: 12, KVAShadow: c.shadow, LA57: c.la57}, "q35", append(args, debug...)...)
+			debug, socket := gdbtest.Socket(t)
+			g := boot(t, Options{Build: c.build, Seed: 12, KVAShadow: c.shadow, LA57: c.la57}, "q35", append(args, debug...)...)
 			g.heartbeats(1)
 			g.send("pause")
 			g.expect(`^CHURN 0$`)
-			for _, name := range []string{"burn.exe", "thrash.exe", "wowthreads.exe"} {
+			for _, name := range g.widths("burn.exe", "thrash.exe", "threads.exe", "wowthreads.exe") {
 				g.start(name)
 			}
 			m := &moments{g: g, src: &stopped{ram: openRAM(t, path)}, trampoline: make(map[uint64]bool), seen: make(map[string]int)}
@@ -124,13 +140,13 @@ func TestEveryMomentListsTheSame(t *testing.T) {
 				}
 			}
 			slices.Sort(m.want)
-			m.d = attach(t, socket)
+			m.d = gdbtest.Attach(t, socket)
 			rng := rand.New(rand.NewPCG(3, 4))
 			for range 40 {
 				m.check("")
-				m.d.run()
+				m.d.Run()
 				time.Sleep(time.Duration(rng.IntN(20000)) * time.Microsecond)
-				m.d.halt()
+				m.d.Halt()
 			}
 			count := func(kind string) (n int) {
 				for k, v := range m.seen {
@@ -143,37 +159,65 @@ func TestEveryMomentListsTheSame(t *testing.T) {
 			if count("user") == 0 || count("kernel") == 0 {
 				t.Errorf("the moments were %v: not both user and kernel mode", m.seen)
 			}
-			if c.shadow {
-				m.stepTrampoline()
-				if count("trampoline") < 10 {
-					t.Errorf("the moments were %v: too few in the trampoline", m.seen)
-				}
+			m.stepEntries()
+			if c.shadow && count("trampoline") < 10 {
+				t.Errorf("the moments were %v: too few in the trampoline", m.seen)
 			}
 			t.Logf("moments: %v", m.seen)
 		})
 	}
 }
 
-// stepTrampoline goes through the entries of a system call and of a page fault, and
-// through the way out, one instruction at a time.
-func (m *moments) stepTrampoline() {
-	b := m.g.machine.b
-	code := make([]byte, b.image.rt.KVASEnd-b.image.rt.KVASStart)
-	b.kernel.read(b.image.runtime+uint64(b.image.rt.KVASStart), code)
-	// mov %rax, %cr3; pop %rax; iretq: the user's page tables are there again.
-	out := bytes.Index(code, []byte{0x0f, 0x22, 0xd8, 0x58, 0x48, 0xcf})
-	if out < 0 {
-		m.g.t.Fatal("no way out in the runtime's shadow code")
-	}
-	for _, at := range []uint64{b.sym("KiSystemCall64Shadow"), b.sym("KiPageFaultShadow"), b.image.runtime + uint64(b.image.rt.KVASStart) + uint64(out)} {
+// stepEntries goes through the entries of system calls, of a page fault and of the clock, and with
+// KVA shadow through the way out, one instruction at a time.
+func (m *moments) stepEntries() {
+	for _, at := range m.entries() {
 		for range 3 {
-			m.d.must("Z1,%x,1", at)
-			thread := m.d.stopped(m.d.ask("vCont;c"))
-			m.d.must("z1,%x,1", at)
+			m.d.Must("Z1,%x,1", at)
+			thread := m.d.Stopped(m.d.Ask("vCont;c"))
+			m.d.Must("z1,%x,1", at)
 			for range 12 {
 				m.check(thread)
-				m.d.step(thread, 1)
+				m.d.Step(thread, 1)
 			}
 		}
 	}
+}
+
+// entries are the addresses of code that stepEntries goes through.
+func (m *moments) entries() []uint64 {
+	b := m.g.machine.b
+	rt := b.image.rt
+	calls, vectors := rt.Syscall64, rt.Vectors
+	if b.opts.KVAShadow {
+		calls, vectors = rt.ShadowSyscall64, rt.ShadowVectors
+	}
+	at := func(off uint32) uint64 { return b.image.runtime + uint64(off) }
+	out := []uint64{at(vectors + 16*timerVector)}
+	switch {
+	case b.opts.KVAShadow && b.x86():
+		out = append(out, at(calls), at(vectors+16*14), at(vectors+16*0x2e))
+	case b.opts.KVAShadow:
+		out = append(out, b.sym("KiSystemCall64Shadow"), b.sym("KiPageFaultShadow"))
+	case b.x86():
+		out = append(out, b.sym("KiFastCallEntry"), b.sym("KiTrap0E"), b.sym("KiSystemService"))
+	default:
+		out = append(out, b.sym("KiSystemCall64"), b.sym("KiPageFault"))
+	}
+	if !b.opts.KVAShadow {
+		return out
+	}
+	code := make([]byte, rt.KVASEnd-rt.KVASStart)
+	b.kernel.read(at(rt.KVASStart), code)
+	// mov %rax, %cr3; pop %rax; iretq: the user's page tables are there again. In 32-bit code
+	// fs comes back between the two.
+	way := []byte{0x0f, 0x22, 0xd8, 0x58, 0x48, 0xcf}
+	if b.x86() {
+		way = []byte{0x0f, 0x22, 0xd8, 0x0f, 0xa1, 0x58, 0xcf}
+	}
+	i := bytes.Index(code, way)
+	if i < 0 {
+		m.g.t.Fatal("no way out in the runtime's shadow code")
+	}
+	return append(out, at(rt.KVASStart)+uint64(i))
 }

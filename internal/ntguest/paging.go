@@ -39,6 +39,15 @@ type form struct {
 }
 
 func (b *builder) newSpace(dtb uint64) *space {
+	s := b.newUserSpace(dtb)
+	if b.pae() {
+		s.mapDirectories()
+	}
+	return s
+}
+
+// newUserSpace is a space that does not map its own tables.
+func (b *builder) newUserSpace(dtb uint64) *space {
 	s := &space{mem: b.mem, dtb: dtb, form: b.form, pt: make(map[uint64]uint64)}
 	if b.pae() {
 		s.makeDirectories()

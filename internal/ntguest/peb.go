@@ -272,6 +272,10 @@ func (b *builder) userThread(p *process, t *thread, i int) {
 	t.rip = ntdll.base + start.rva
 	t.rsp = top - 0x108
 	t.arg0, t.arg1 = p.exe.base+p.exe.file.entry, p.peb
+	if b.x86() { // arguments are on the stack, behind where to return to
+		u.s.put(t.rsp+4, t.arg0, 4)
+		u.s.put(t.rsp+8, t.arg1, 4)
+	}
 	if !p.spec.wow64 {
 		return
 	}

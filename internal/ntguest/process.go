@@ -34,7 +34,7 @@ type process struct {
 	exited   time.Time
 	status   uint32
 	space    *space
-	userRoot uint64 // KVA shadow: frame of the user root, 0 without
+	userRoot uint64 // KVA shadow: physical address of the user root, 0 without
 	user     *userSpace
 	exe      *image
 	modules  []*image
@@ -159,14 +159,12 @@ func (b *builder) nextID() uint64 {
 func (b *builder) writeDTB(p *process) {
 	ep := b.at("_EPROCESS", p.eprocess)
 	dtb := p.space.dtb
-	if b.opts.KVAShadow {
+	if b.opts.KVAShadow && p.spec.file != "" && !p.spec.exited {
+		p.userRoot = b.newRoot()
+	}
+	if b.opts.KVAShadow && !b.x86() { // 32-bit Windows has no such identifiers, and the field neither
 		dtb |= 2
-		user := uint64(1)
-		if p.spec.file != "" && !p.spec.exited {
-			p.userRoot = b.mem.alloc()
-			user |= p.userRoot << pageShift
-		}
-		ep.set(user, "Pcb.UserDirectoryTableBase")
+		ep.set(p.userRoot|1, "Pcb.UserDirectoryTableBase")
 	}
 	ep.set(dtb, "Pcb.DirectoryTableBase")
 }

@@ -85,7 +85,8 @@ func (b *builder) scenario() []processSpec {
 // programs32 are the programs of a 32-bit guest that run a file of another name: those that
 // a 64-bit one takes from packages that have none of 32 bits, or that are 64-bit code.
 var programs32 = map[string]string{"services.exe": "service.exe", "svchost.exe": "service.exe", "spoolsv.exe": "service.exe",
-	"explorer.exe": "sleeper.exe", "conhost.exe": "service.exe", "notepad.exe": "sleeper.exe", "winver.exe": "worker.exe", "spawner.exe": "worker.exe"}
+	"explorer.exe": "sleeper.exe", "conhost.exe": "service.exe", "notepad.exe": "sleeper.exe", "winver.exe": "worker.exe",
+	"notify.exe": "worker.exe", "update.exe": "worker.exe", "MsMpEng.exe": "service.exe"}
 
 // dlls32 are what some processes have beside what they import.
 var dlls32 = map[string][]string{"explorer.exe": {"libgomp-1.dll", "libgcc_s_dw2-1.dll", "libwinpthread-1.dll"},
@@ -95,7 +96,7 @@ var dlls32 = map[string][]string{"explorer.exe": {"libgomp-1.dll", "libgcc_s_dw2
 func scenario32(all []processSpec) []processSpec {
 	var out []processSpec
 	for _, s := range all {
-		if s.wow64 && s.file != "clam.exe" || s.name == "packed.exe" {
+		if s.wow64 && s.file != "clam.exe" || s.name == "packed.exe" || s.name == "syscheck.exe" {
 			continue
 		}
 		s.wow64 = false

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"vmav.dev/vmav/internal/ntguest/gdbtest"
 )
 
 // address is where a file of the guest has an exported symbol.
@@ -27,51 +29,51 @@ const svchostPath = `\windows\system32\svchost.exe`
 // disturbance is a change to a thread's context and what the sentry says of it.
 type disturbance struct {
 	name string
-	do   func(*debugger)
+	do   func(*gdbtest.Debugger)
 	says string
 }
 
 func disturbances() []disturbance {
-	flip := func(reg, at int, bit byte) func(*debugger) {
-		return func(d *debugger) {
-			raw := d.reg(reg)
+	flip := func(reg, at int, bit byte) func(*gdbtest.Debugger) {
+		return func(d *gdbtest.Debugger) {
+			raw := d.Reg(reg)
 			raw[at] ^= bit
-			d.setReg(reg, raw)
+			d.SetReg(reg, raw)
 		}
 	}
-	poke := func(reg int, off uint64) func(*debugger) {
-		return func(d *debugger) {
-			va := d.reg64(reg) + off
-			d.write(va, []byte{d.read(va, 1)[0] ^ 0x10})
+	poke := func(reg int, off uint64) func(*gdbtest.Debugger) {
+		return func(d *gdbtest.Debugger) {
+			va := d.Reg64(reg) + off
+			d.Write(va, []byte{d.Read(va, 1)[0] ^ 0x10})
 		}
 	}
 	var out []disturbance
-	for i, name := range gdbOrder {
-		if i != gdbRSP {
+	for i, name := range gdbtest.Order {
+		if i != gdbtest.RSP {
 			out = append(out, disturbance{name, flip(i, i%8, 1<<(i%8)), "CONTEXT " + name + " is"})
 		}
 	}
 	for i, bit := range []uint{0, 2, 4, 6, 7, 10, 11} {
-		out = append(out, disturbance{fmt.Sprintf("flag %d of %d", bit, i), flip(gdbFlags, int(bit/8), 1<<(bit%8)), "CONTEXT rflags is"})
+		out = append(out, disturbance{fmt.Sprintf("flag %d of %d", bit, i), flip(gdbtest.Flags, int(bit/8), 1<<(bit%8)), "CONTEXT rflags is"})
 	}
 	return append(out,
-		disturbance{"st3", flip(gdbST0+3, 5, 2), "CONTEXT fxsave "},
-		disturbance{"x87 control", flip(gdbFCtrl, 1, 4), "CONTEXT fxsave 1"},
-		disturbance{"xmm0", flip(gdbXMM0, 9, 0x80), "CONTEXT fxsave a8"},
-		disturbance{"xmm6", flip(gdbXMM0+6, 0, 1), "CONTEXT fxsave 100"},
-		disturbance{"xmm15", flip(gdbXMM0+15, 15, 1), "CONTEXT fxsave 198"},
-		disturbance{"mxcsr", flip(gdbMXCSR, 1, 0x20), "CONTEXT fxsave 18"},
-		disturbance{"the stack", poke(gdbRSP, 0x20), "CONTEXT stack "},
-		disturbance{"the stack above", poke(gdbRSP, 0x1f0), "CONTEXT stack "},
-		disturbance{"LastErrorValue", poke(gdbGSBase, 0x68), "CONTEXT LastErrorValue is"},
-		disturbance{"LastStatusValue", poke(gdbGSBase, 0x1250), "CONTEXT LastStatusValue is"},
+		disturbance{"st3", flip(gdbtest.ST0+3, 5, 2), "CONTEXT fxsave "},
+		disturbance{"x87 control", flip(gdbtest.FCtrl, 1, 4), "CONTEXT fxsave 1"},
+		disturbance{"xmm0", flip(gdbtest.XMM0, 9, 0x80), "CONTEXT fxsave a8"},
+		disturbance{"xmm6", flip(gdbtest.XMM0+6, 0, 1), "CONTEXT fxsave 100"},
+		disturbance{"xmm15", flip(gdbtest.XMM0+15, 15, 1), "CONTEXT fxsave 198"},
+		disturbance{"mxcsr", flip(gdbtest.MXCSR, 1, 0x20), "CONTEXT fxsave 18"},
+		disturbance{"the stack", poke(gdbtest.RSP, 0x20), "CONTEXT stack "},
+		disturbance{"the stack above", poke(gdbtest.RSP, 0x1f0), "CONTEXT stack "},
+		disturbance{"LastErrorValue", poke(gdbtest.GSBase, 0x68), "CONTEXT LastErrorValue is"},
+		disturbance{"LastStatusValue", poke(gdbtest.GSBase, 0x1250), "CONTEXT LastStatusValue is"},
 	)
 }
 
 // TestSentryNotices changes one thing in the context of each of many sentries, at an
 // instruction chosen at random, and expects each to say what it was.
 func TestSentryNotices(t *testing.T) {
-	args, socket := gdbSocket(t)
+	args, socket := gdbtest.Socket(t)
 	g := boot(t, Options{Build: "10.0.19041", Seed: 5}, "q35", args...)
 	g.heartbeats(1)
 	cases := make(map[uint64]disturbance) // by DTB
@@ -88,26 +90,25 @@ func TestSentryNotices(t *testing.T) {
 	}
 	first, end := g.machine.address(t, svchostPath, "sentry_steps"), g.machine.address(t, svchostPath, "sentry_count")
 	rng := rand.New(rand.NewPCG(1, 2))
-	d := attach(t, socket)
-	d.must("Z1,%x,1", first)
+	d := gdbtest.Attach(t, socket)
+	d.Must("Z1,%x,1", first)
 	for len(cases) > 0 {
-		thread := d.stopped(d.ask("vCont;c"))
-		dtb := d.reg64(gdbCR3) &^ 0xfff
+		thread := d.Stopped(d.Ask("vCont;c"))
+		dtb := d.Reg64(gdbtest.CR3) &^ 0xfff
 		c, ok := cases[dtb]
-		d.step(thread, 1)
+		d.Step(thread, 1)
 		if !ok {
 			continue
 		}
-		d.step(thread, rng.IntN(100))
-		if rip := d.reg64(gdbRIP); rip < first || rip >= end || d.reg64(gdbRSP)%16 != 0 {
+		d.Step(thread, rng.IntN(100))
+		if rip := d.Reg64(gdbtest.RIP); rip < first || rip >= end || d.Reg64(gdbtest.RSP)%16 != 0 {
 			continue // a push has moved RSP; or an interrupt came
 		}
 		c.do(d)
 		delete(cases, dtb)
 	}
-	d.must("z1,%x,1", first)
-	d.put("D")
-	d.get()
+	d.Must("z1,%x,1", first)
+	d.Detach()
 
 	g.bad = []string{"BUGCHECK", "EXCEPTION", "ERROR"}
 	said := make(map[uint64]string)

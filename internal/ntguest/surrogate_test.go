@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmav.dev/vmav/internal/ntguest/gdbtest"
 )
 
 const ntdllPath = `\windows\system32\ntdll.dll`
@@ -15,7 +17,7 @@ const ntdllPath = `\windows\system32\ntdll.dll`
 // the thread make calls of ntdll, each returning to an instruction that jumps to
 // itself, and then gives it its registers back.
 type surrogate struct {
-	d      *debugger
+	d      *gdbtest.Debugger
 	thread string
 	saved  [18][]byte // general registers, RIP, RFLAGS
 	stack  uint64
@@ -24,56 +26,56 @@ type surrogate struct {
 
 // borrow stops the guest at moments that nobody chooses until a vCPU is in user mode
 // in one of the address spaces, with room on its stack.
-func borrow(d *debugger, spaces map[uint64]bool, loop uint64) *surrogate {
-	d.t.Helper()
+func borrow(d *gdbtest.Debugger, spaces map[uint64]bool, loop uint64) *surrogate {
+	d.T.Helper()
 	for range 10000 {
-		for _, thread := range d.threads() {
-			d.must("Hg%s", thread)
-			if d.reg64(gdbCS)&3 != 3 || !spaces[d.reg64(gdbCR3)&^0xfff] {
+		for _, thread := range d.Threads() {
+			d.Must("Hg%s", thread)
+			if d.Reg64(gdbtest.CS)&3 != 3 || !spaces[d.Reg64(gdbtest.CR3)&^0xfff] {
 				continue
 			}
-			s := &surrogate{d: d, thread: thread, stack: d.reg64(gdbRSP)&^15 - 0x400, loop: loop}
-			if !strings.HasPrefix(d.ask("M%x,8:0000000000000000", s.stack), "OK") {
+			s := &surrogate{d: d, thread: thread, stack: d.Reg64(gdbtest.RSP)&^15 - 0x400, loop: loop}
+			if !strings.HasPrefix(d.Ask("M%x,8:0000000000000000", s.stack), "OK") {
 				continue // the page below is not there
 			}
 			for i := range s.saved {
-				s.saved[i] = d.reg(i)
+				s.saved[i] = d.Reg(i)
 			}
 			return s
 		}
-		d.run()
+		d.Run()
 		time.Sleep(time.Millisecond)
-		d.halt()
+		d.Halt()
 	}
-	d.t.Fatal("no thread is ever found in user mode")
+	d.T.Fatal("no thread is ever found in user mode")
 	return nil
 }
 
 // call has the thread call a function and returns its RAX.
 func (s *surrogate) call(function uint64, args ...uint64) uint64 {
-	s.d.t.Helper()
+	s.d.T.Helper()
 	rsp := s.stack - 8
-	s.d.write(rsp, binary.LittleEndian.AppendUint64(nil, s.loop))
-	s.d.setReg64(gdbRSP, rsp)
-	s.d.setReg64(gdbRIP, function)
+	s.d.Write(rsp, binary.LittleEndian.AppendUint64(nil, s.loop))
+	s.d.SetReg64(gdbtest.RSP, rsp)
+	s.d.SetReg64(gdbtest.RIP, function)
 	for i, reg := range []int{2, 3, 8, 9}[:len(args)] { // rcx, rdx, r8, r9
-		s.d.setReg64(reg, args[i])
+		s.d.SetReg64(reg, args[i])
 	}
-	s.d.must("Z1,%x,1", s.loop)
+	s.d.Must("Z1,%x,1", s.loop)
 	for {
-		s.d.cont() // the thread may go on on another vCPU
-		if s.d.reg64(gdbRSP) == s.stack {
+		s.d.Cont() // the thread may go on on another vCPU
+		if s.d.Reg64(gdbtest.RSP) == s.stack {
 			break
 		}
-		s.d.t.Fatal("another thread is at the loop")
+		s.d.T.Fatal("another thread is at the loop")
 	}
-	s.d.must("z1,%x,1", s.loop)
-	return s.d.reg64(gdbRAX)
+	s.d.Must("z1,%x,1", s.loop)
+	return s.d.Reg64(gdbtest.RAX)
 }
 
 func (s *surrogate) giveBack() {
 	for i, raw := range s.saved {
-		s.d.setReg(i, raw)
+		s.d.SetReg(i, raw)
 	}
 }
 
@@ -87,7 +89,7 @@ type surrogates struct {
 
 func newSurrogates(t *testing.T, opts Options) *surrogates {
 	t.Helper()
-	args, socket := gdbSocket(t)
+	args, socket := gdbtest.Socket(t)
 	g := boot(t, opts, "q35", args...)
 	g.heartbeats(2)
 	ntdll := g.machine.b.files.images[ntdllPath]
@@ -100,15 +102,13 @@ func newSurrogates(t *testing.T, opts Options) *surrogates {
 }
 
 // with borrows a thread that runs in one of the address spaces, and gives it back.
-func (u *surrogates) with(spaces map[uint64]bool, f func(d *debugger, s *surrogate)) {
+func (u *surrogates) with(spaces map[uint64]bool, f func(d *gdbtest.Debugger, s *surrogate)) {
 	u.g.t.Helper()
-	d := attach(u.g.t, u.socket)
+	d := gdbtest.Attach(u.g.t, u.socket)
 	s := borrow(d, spaces, u.loop)
 	f(d, s)
 	s.giveBack()
-	d.put("D")
-	d.get()
-	d.conn.Close()
+	d.Detach()
 }
 
 // openProcess has the thread open a process to end it: OBJECT_ATTRIBUTES, CLIENT_ID and
@@ -119,9 +119,9 @@ func (u *surrogates) openProcess(s *surrogate, pid uint64) (handle, status uint6
 	block := make([]byte, 0x48)
 	binary.LittleEndian.PutUint32(block, 48)
 	binary.LittleEndian.PutUint64(block[0x30:], pid)
-	s.d.write(at, block)
+	s.d.Write(at, block)
 	status = s.call(u.open, at+0x40, 1, at, at+0x30)
-	return binary.LittleEndian.Uint64(s.d.read(at+0x40, 8)), status
+	return binary.LittleEndian.Uint64(s.d.Read(at+0x40, 8)), status
 }
 
 // sentrySpaces are the page tables that services of an account run on in user mode, and
@@ -154,11 +154,11 @@ func TestSurrogate(t *testing.T) {
 			for range 10 {
 				pid := g.start("service.exe")
 				header := g.truth().byPID(pid).EPROCESS - body
-				u.with(spaces, func(d *debugger, s *surrogate) {
+				u.with(spaces, func(d *gdbtest.Debugger, s *surrogate) {
 					// The object's references and handles; user page tables do not show them.
 					counts := func() (n [2]uint64) {
 						if !shadow {
-							raw := d.read(header, 16)
+							raw := d.Read(header, 16)
 							n = [2]uint64{binary.LittleEndian.Uint64(raw), binary.LittleEndian.Uint64(raw[8:])}
 						}
 						return n
@@ -213,7 +213,7 @@ func TestSurrogateIsRefused(t *testing.T) {
 	} {
 		spaces, _ := sentrySpaces(truth, account)
 		for _, c := range cases {
-			u.with(spaces, func(d *debugger, s *surrogate) {
+			u.with(spaces, func(d *gdbtest.Debugger, s *surrogate) {
 				handle, status := u.openProcess(s, c.pid)
 				if status != c.status || (handle != 0) != (status == 0) {
 					t.Errorf("%s: NtOpenProcess(%d) gives handle %#x, status %#x; want %#x", account, c.pid, handle, status, c.status)

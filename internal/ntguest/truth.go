@@ -112,7 +112,7 @@ func (b *builder) levels() int {
 
 func (b *builder) processTruth(p *process) TruthProcess {
 	t := TruthProcess{PID: p.pid, PPID: p.ppid, Name: clip(p.spec.name, 14), Path: p.path, Session: p.spec.session,
-		Created: p.created.UTC().Truncate(100), DTB: p.space.dtb, UserDTB: p.userRoot << pageShift,
+		Created: p.created.UTC().Truncate(100), DTB: p.space.dtb, UserDTB: p.userRoot,
 		EPROCESS: p.eprocess, PEB: p.peb, PEB32: p.peb32, Wow64: p.spec.wow64 && !p.spec.exited, Critical: p.spec.critical, SID: b.account(p.spec),
 		Threads: len(p.threads), TIDs: []uint64{}, Modules: []TruthModule{}, VADs: []TruthVAD{}}
 	if !p.exited.IsZero() {

@@ -22,8 +22,7 @@ var builds32 = []struct {
 	{"10.0.19041-x86", "10.0.19041.0", "ntkrpamp.pdb", true},
 }
 
-// Builds32 lists what Options.Build may name beside Builds: 32-bit builds, which there are
-// images of memory of, and no kernels to boot.
+// Builds32 lists what Options.Build may name beside Builds: 32-bit builds.
 func Builds32() ([]Build, error) {
 	var out []Build
 	layouts := winstruct.BuiltIn().Layouts()
@@ -148,6 +147,10 @@ func (s *space) makeDirectories() {
 		}
 		s.mem.put64(s.dtb+8*i, pfn<<pageShift|pteValid)
 	}
+}
+
+// mapDirectories makes them map themselves.
+func (s *space) mapDirectories() {
 	for i := range uint64(4) {
 		s.mem.put64(s.directory(3)+8*i, s.directory(i)|pteValid|pteWrite|pteAccessed|pteDirty)
 	}
@@ -218,81 +221,13 @@ func mingwPaths() []string {
 	return append(paths, "/usr/i686-w64-mingw32/lib", "/usr/i686-w64-mingw32/bin")
 }
 
-// buildCPUs32 makes GDT, IDT, TSS, KPCR and KPRCB of each processor of a 32-bit guest.
-func (b *builder) buildCPUs32() {
-	for i := range uint64(ncpu) {
-		c := cpu{gdt: b.system.alloc(pageSize, pageSize), idt: b.system.alloc(pageSize, pageSize), tss: b.system.alloc(pageSize, pageSize)}
-		c.kpcr = b.sym("KiInitialPCR")
-		if i > 0 {
-			c.kpcr = b.system.alloc((b.sizeof("_KPCR")+pageSize-1)&^(pageSize-1), pageSize)
-		}
-		limit := b.system.reserve(kernelStack+pageSize, pageSize) + pageSize
-		for off := uint64(0); off < kernelStack; off += pageSize {
-			b.kernel.mapFrame(limit+off, b.mem.alloc(), b.system.bits)
-		}
-		c.bootStack = limit + kernelStack
-		b.writeGDT32(c)
-		b.kernel.put(c.tss+4, c.bootStack, 4) // ESP0
-		b.kernel.put(c.tss+8, 0x10, 2)
-		b.writeIDT32(c)
-		pcr := b.at("_KPCR", c.kpcr)
-		prcb := b.prcb(c)
-		pcr.set(c.kpcr, "SelfPcr")
-		pcr.set(prcb, "Prcb")
-		pcr.set(c.idt, "IDT")
-		pcr.set(c.gdt, "GDT")
-		pcr.set(c.tss, "TSS")
-		pcr.set(1, "MajorVersion")
-		pcr.set(1, "MinorVersion")
-		pcr.set(b.extended(b.sym("KdVersionBlock")), "KdVersionBlock")
-		p := b.at("_KPRCB", prcb)
-		p.set(i, "Number")
-		c.idle = b.idleThread(c)
-		p.set(c.idle, "CurrentThread")
-		p.set(c.idle, "IdleThread")
-		b.kernel.write(p.addr("VendorString"), []byte("AuthenticAMD"))
-		b.cpus = append(b.cpus, c)
-	}
-}
-
-// writeGDT32 lays out the descriptors at the selectors that x86 Windows uses.
-func (b *builder) writeGDT32(c cpu) {
-	put := func(sel, base, rest uint64) {
-		b.kernel.put(c.gdt+sel, rest|base&0xffffff<<16|base>>24<<56, 8)
-	}
-	put(0x08, 0, 0x00cf9b000000ffff)      // kernel code
-	put(0x10, 0, 0x00cf93000000ffff)      // kernel data
-	put(0x18, 0, 0x00cffb000000ffff)      // user code
-	put(0x20, 0, 0x00cff3000000ffff)      // user data
-	put(0x28, c.tss, 0x00008b00000020ab)  // TSS
-	put(0x30, c.kpcr, 0x00c0930000000001) // KPCR
-	put(0x38, 0, 0x0040f30000000fff)      // TEB
-}
-
-// writeIDT32 points each vector at the kernel's code.
-func (b *builder) writeIDT32(c cpu) {
-	for v := range uint64(256) {
-		handler := b.sym("KiSystemService")
-		if va, ok := b.symbol(fmt.Sprintf("KiTrap%02X", v)); ok && v < 0x20 {
-			if _, known := b.profile.Symbol(fmt.Sprintf("KiTrap%02X", v)); known {
-				handler = va
-			}
-		}
-		dpl := uint64(0)
-		if v == 3 || v == 4 || v >= 0x2a && v <= 0x2e {
-			dpl = 3
-		}
-		b.kernel.put(c.idt+8*v, handler&0xffff|0x08<<16|(0x8e|dpl<<5)<<40|handler>>16<<48, 8)
-	}
-}
-
 // Registers32 is what a 32-bit processor of the guest holds that shows where the kernel is.
 type Registers32 struct {
 	CR0, CR3, CR4, EFER, IDT, EIP uint64
 }
 
 // Registers32 are those of the first processor: in the kernel on System's tables, or in the
-// user mode of the process with an id.
+// user mode of the process with an id, with KVA shadow on its user tables.
 func (m *Machine) Registers32(pid uint64) (Registers32, bool) {
 	b := m.b
 	r := Registers32{CR0: 0x80010033, CR4: 0x6d8, IDT: b.cpus[0].idt, CR3: b.kernel.dtb, EIP: b.sym("KeBugCheckEx")}
@@ -306,6 +241,9 @@ func (m *Machine) Registers32(pid uint64) (Registers32, bool) {
 	for _, p := range b.procs {
 		if p.pid == pid && p.user != nil {
 			r.CR3, r.EIP = p.space.dtb, p.exe.base+p.exe.file.entry
+			if p.userRoot != 0 {
+				r.CR3 = p.userRoot
+			}
 			return r, true
 		}
 	}

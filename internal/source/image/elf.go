@@ -24,8 +24,10 @@ func parseELF(r io.ReaderAt, size uint64) (segs []segment, regs []source.Registe
 	if err != nil {
 		return nil, nil, fmt.Errorf("read ELF header: %w", err)
 	}
-	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_CORE {
-		return nil, nil, fmt.Errorf("it is an ELF %s for %s, not an x86-64 core", f.Type, f.Machine)
+	// QEMU writes that of a guest in 32-bit mode for i386, and as ELF32 where its memory ends
+	// below 4 GiB. The registers are in the same form.
+	if f.Machine != elf.EM_X86_64 && f.Machine != elf.EM_386 || f.Type != elf.ET_CORE {
+		return nil, nil, fmt.Errorf("it is an ELF %s for %s, not an x86 core", f.Type, f.Machine)
 	}
 	if len(f.Progs) > maxSegments {
 		return nil, nil, fmt.Errorf("%d program headers", len(f.Progs))

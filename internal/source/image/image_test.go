@@ -68,6 +68,36 @@ func core(note []byte, ranges map[uint64][]byte, order ...uint64) []byte {
 	return append(head, body...)
 }
 
+// core32 is what QEMU writes of a guest in 32-bit mode.
+func core32(note []byte, ranges map[uint64][]byte, order ...uint64) []byte {
+	le := binary.LittleEndian
+	n := len(order) + 1
+	head := make([]byte, 52+32*n)
+	copy(head, "\x7fELF\x01\x01\x01")
+	le.PutUint16(head[16:], 4)
+	le.PutUint16(head[18:], 3)
+	le.PutUint32(head[20:], 1)
+	le.PutUint32(head[28:], 52)
+	le.PutUint16(head[40:], 52)
+	le.PutUint16(head[42:], 32)
+	le.PutUint16(head[44:], uint16(n))
+	put := func(i int, typ, off uint32, paddr uint64, size int) {
+		p := head[52+32*i:]
+		le.PutUint32(p, typ)
+		le.PutUint32(p[4:], off)
+		le.PutUint32(p[12:], uint32(paddr))
+		le.PutUint32(p[16:], uint32(size))
+		le.PutUint32(p[20:], uint32(size))
+	}
+	body := append([]byte(nil), note...)
+	put(0, 4, uint32(len(head)), 0, len(note))
+	for i, at := range order {
+		put(i+1, 1, uint32(len(head)+len(body)), at, len(ranges[at]))
+		body = append(body, ranges[at]...)
+	}
+	return append(head, body...)
+}
+
 func qemuNote(cr3, rip uint64) []byte {
 	le := binary.LittleEndian
 	desc := make([]byte, 8+18*8+240+48)
@@ -95,6 +125,7 @@ func TestFormsAreRecognisedAndRead(t *testing.T) {
 		{"raw", "raw", append(page(0), ranges[low]...), true},
 		{"LiME", "LiME", lime(ranges, low, high), false},
 		{"ELF core", "ELF core", core(qemuNote(0x1ad000, 0x1234), ranges, high, low), false},
+		{"ELF core of 32-bit mode", "ELF core", core32(qemuNote(0x185000, 0x1234), ranges, low), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			im, err := Open(write(t, tt.data))
@@ -125,18 +156,21 @@ func TestFormsAreRecognisedAndRead(t *testing.T) {
 }
 
 func TestCoreCarriesRegisters(t *testing.T) {
-	im, err := Open(write(t, core(append(qemuNote(0x1ad000, 0x1234), qemuNote(0x2000, 0x77)...), map[uint64][]byte{0: page(1)}, 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer im.Close()
-	regs, err := im.Registers(context.Background())
-	if err != nil || len(regs) != 2 {
-		t.Fatalf("Registers = %v, %v", regs, err)
-	}
-	r := regs[0]
-	if r.CR3 != 0x1ad000 || r.RIP != 0x1234 || r.CPL != 3 || r.CR0 != 0x80050033 || r.KernelGSBase != 0xfffff80012345000 || regs[1].CPU != 1 {
-		t.Errorf("registers %+v", regs)
+	notes := append(qemuNote(0x1ad000, 0x1234), qemuNote(0x2000, 0x77)...)
+	for name, data := range map[string][]byte{"64-bit": core(notes, map[uint64][]byte{0: page(1)}, 0), "32-bit": core32(notes, map[uint64][]byte{0: page(1)}, 0)} {
+		im, err := Open(write(t, data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer im.Close()
+		regs, err := im.Registers(context.Background())
+		if err != nil || len(regs) != 2 {
+			t.Fatalf("%s: Registers = %v, %v", name, regs, err)
+		}
+		r := regs[0]
+		if r.CR3 != 0x1ad000 || r.RIP != 0x1234 || r.CPL != 3 || r.CR0 != 0x80050033 || r.KernelGSBase != 0xfffff80012345000 || regs[1].CPU != 1 {
+			t.Errorf("%s: registers %+v", name, regs)
+		}
 	}
 }
 
@@ -200,6 +234,7 @@ func TestReadingDoesNotAllocate(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	f.Add(core(qemuNote(1, 2), map[uint64][]byte{0: page(1)}, 0))
+	f.Add(core32(qemuNote(1, 2), map[uint64][]byte{0: page(1)}, 0))
 	f.Add(lime(map[uint64][]byte{0x1000: page(1)}, 0x1000))
 	f.Add(page(7))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -1,7 +1,8 @@
 /*
- * cpu.c - processors: system registers, local APIC, the big lock, bugchecks.
+ * cpu.c - processors: local APIC, the big lock, bugchecks.
  */
 #include "rt.h"
+#include "pte.h"
 
 #define LAPIC_PAGE 60 /* hyper page that maps the local APIC */
 #define LAPIC_ID 0x20
@@ -21,49 +22,7 @@ static u32 timer_count;
 
 static volatile u32 *lapic(u32 reg)
 {
-	return (volatile u32 *)(boot->hyper + LAPIC_PAGE * PAGE + reg);
-}
-
-struct cpu *this_cpu(void)
-{
-	u32 n;
-	__asm__ volatile("mov %%gs:0x1a4, %0" : "=r"(n)); /* KPCR.Prcb.Number */
-	return &cpus[n];
-}
-
-struct table_pointer {
-	u16 limit;
-	u64 base;
-} __attribute__((packed));
-
-/* System registers as NT sets them: the STAR layout gives 33/2b on SYSRET. */
-void cpu_setup(struct cpu *c)
-{
-	const struct nt_cpu *b = c->boot;
-	struct table_pointer gdt = { b->gdt_limit, b->gdt }, idt = { b->idt_limit, b->idt };
-	u64 cr4;
-
-	__asm__ volatile("lgdt %0; lidt %1" : : "m"(gdt), "m"(idt));
-	__asm__ volatile("mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %0, %%gs; mov %2, %%ss"
-			 : : "r"(0x2b), "r"(0x53), "r"(0x18));
-	__asm__ volatile("pushq $0x10; lea 1f(%%rip), %%rax; push %%rax; lretq; 1:" : : : "rax", "memory");
-	*at8(b->gdt + 0x45) = 0x89; /* TSS available: ltr wants it so */
-	__asm__ volatile("ltr %w0" : : "r"(0x40));
-	wrmsr(0xc0000101, b->kpcr);                  /* GS_BASE */
-	wrmsr(0xc0000102, 0);                        /* KERNEL_GS_BASE: user's, while in the kernel */
-	wrmsr(0xc0000081, 0x0023001000000000ULL);    /* STAR */
-	wrmsr(0xc0000082, boot->flags & NT_BOOT_KVA_SHADOW ? boot->syscall64_shadow : boot->syscall64);
-	wrmsr(0xc0000083, boot->syscall32);
-	wrmsr(0xc0000084, 0x4700);                   /* SFMASK */
-	__asm__ volatile("mov %%cr4, %0" : "=r"(cr4));
-	__asm__ volatile("mov %0, %%cr4" : : "r"(cr4 | 0x80)); /* PGE */
-	*at64(b->tss + 4) = b->shadow_stack ? b->shadow_stack : b->boot_stack;
-	*at64(b->kpcr + 0x1a8) = b->boot_stack;      /* Prcb.RspBase */
-	if (boot->flags & NT_BOOT_KVA_SHADOW) {
-		set64(b->kpcr, boot->off.pcr_kernel_dtb, boot->system_dtb);
-		set64(b->kpcr, boot->off.pcr_rsp_shadow, b->shadow_stack);
-	}
-	__asm__ volatile("fninit");
+	return PTR(volatile u32, boot->hyper + LAPIC_PAGE * PAGE + reg);
 }
 
 /* The big lock. While it spins, a processor still answers flush requests. */
@@ -146,9 +105,9 @@ void lapic_calibrate(void)
 void lapic_setup(struct cpu *c)
 {
 	u64 page = boot->hyper + LAPIC_PAGE * PAGE;
-	u64 *pte = self_pte(page);
+	pte_t *pte = self_pte(page);
 
-	*pte = (rdmsr(0x1b) & 0xffffff000ULL) | 0x8000000000000000ULL | 0x1b; /* PCD, PWT */
+	*pte = (pte_t)((rdmsr(0x1b) & 0xffffff000ULL) | PTE_NX | 0x1b); /* PCD, PWT */
 	invlpg(page);
 	wrmsr(0x1b, rdmsr(0x1b) | 0x800);
 	*lapic(LAPIC_SVR) = 0x1ff;

@@ -11,6 +11,8 @@
  * UserRsp 10h, Prcb.RspBase 1A8h. Those of the KVA shadow differ; the builder
  * patches the displacements listed in `patches`.
  */
+#include "thunks.h"
+
 #define PCR_USER_RSP 0x10
 #define PCR_RSP_BASE 0x1a8
 #define PATCHED 0x7fffffff
@@ -186,26 +188,9 @@ trap_in_kernel_gs:
 	add	$16, %rsp
 	iretq
 
-	/* Vectors that push an error code: 8, 10-14, 17, 21, 29, 30. */
-	.macro thunk n, to
-	.if (\n == 8) || (\n >= 10 && \n <= 14) || (\n == 17) || (\n == 21) || (\n == 29) || (\n == 30)
-	.else
-	push	$0
-	.endif
-	.byte	0x68
-	.long	\n
-	.byte	0xe9
-	.long	\to - . - 4
-	.endm
-
 	.balign 16
 vectors:
-	.set n, 0
-	.rept 256
-	.balign 16
-	thunk	n, trap_entry
-	.set n, n + 1
-	.endr
+	thunks	trap_entry
 
 	/*
 	 * KVA shadow. This page alone of the runtime is in the user page tables.
@@ -280,9 +265,4 @@ patch4:
 
 	.balign 16
 shadow_vectors:
-	.set n, 0
-	.rept 256
-	.balign 16
-	thunk	n, shadow_trap
-	.set n, n + 1
-	.endr
+	thunks	shadow_trap

@@ -1,5 +1,5 @@
 /*
- * nt_boot.h - what the layout builder tells the runtime.
+ * nt_boot.h - what the layout builder tells the runtime, of either width.
  *
  * The builder (internal/ntguest) knows where every structure of the chosen
  * Windows build lies; the runtime knows none of it and works from this block
@@ -20,7 +20,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define NT_BOOT_MAGIC   0x544f4f424d41564eULL /* "NVAMBOOT" */
-#define NT_BOOT_VERSION 3
+#define NT_BOOT_VERSION 4
 #define NT_MAX_CPU      4
 #define NT_NONE         0xffffffffu /* an offset or index that this build lacks */
 
@@ -159,17 +159,18 @@ struct nt_thread {
 	u32 reserved;
 };
 
-/* Kinds of nt_fixup; "at" is the offset in the template's blob. */
-#define NT_FIX_RELOC       1  /* u64 += delta of the blob */
+/* Kinds of nt_fixup; "at" is the offset in the template's blob, a word as wide as
+   the guest's pointers. */
+#define NT_FIX_RELOC       1  /* word += delta of the blob */
 #define NT_FIX_RELOC16     2  /* u64 += delta << 16 (packed handle table entry) */
-#define NT_FIX_PID         3  /* u64 = pid + value */
-#define NT_FIX_PPID        4  /* u64 = parent's pid */
-#define NT_FIX_TID         5  /* u64 = tid of thread arg */
-#define NT_FIX_DTB         6  /* u64 = dtb + value (flag bits) */
+#define NT_FIX_PID         3  /* word = pid + value */
+#define NT_FIX_PPID        4  /* word = parent's pid */
+#define NT_FIX_TID         5  /* word = tid of thread arg */
+#define NT_FIX_DTB         6  /* word = dtb + value (flag bits) */
 #define NT_FIX_USER_DTB    7
 #define NT_FIX_NOW         8  /* u64 = system time */
-#define NT_FIX_STACK_TOP   9  /* u64 = kernel stack top of thread arg, + value */
-#define NT_FIX_STACK_LIMIT 10 /* u64 = its lowest address + value */
+#define NT_FIX_STACK_TOP   9  /* word = kernel stack top of thread arg, + value */
+#define NT_FIX_STACK_LIMIT 10 /* word = its lowest address + value */
 #define NT_FIX_LINK        11 /* LIST_ENTRY: append to the list whose head is at va value */
 #define NT_FIX_CID_PROC    12 /* object body at `at` enters the CID table as pid */
 #define NT_FIX_CID_THREAD  13 /* ... as tid of thread arg */
@@ -249,7 +250,9 @@ struct nt_boot {
 	u32 ncpu;
 	u64 invalid_pte_mask;  /* xor for the frame number of non-present PTEs, or 0 */
 	u64 swizzle_bit;       /* mask: set in a PTE that is not inverted, or 0 */
-	u64 syscall64, syscall32, syscall64_shadow; /* va for LSTAR, CSTAR */
+	u64 user_end;          /* va that user addresses lie below */
+	u64 syscall64, syscall32, syscall64_shadow; /* va for LSTAR, CSTAR; in a 32-bit guest
+	                          for SYSENTER_EIP, 0, and user va that SYSEXIT goes to */
 	u64 timer_vector;      /* vectors whose IDT entries go to the runtime */
 	u64 ipi_vector;
 	u64 hyper;             /* va of 64 pages for the runtime's own mappings, 256 KiB
@@ -297,7 +300,7 @@ struct nt_stub_header {
 	u64 system_dtb;     /* the builder writes these five */
 	u64 rt_entry;       /* va of rt.bin's entry */
 	u64 nt_boot;        /* va */
-	u64 la57;           /* 1: 5-level paging */
+	u64 wide;           /* 1: 5-level paging; in a 32-bit guest PAE */
 	u64 stack[NT_MAX_CPU];
 };
 

@@ -15,10 +15,10 @@
 #define PROTECTED_ACCESS 0x103800u
 
 struct object_attributes {
-	u32 length, pad;
-	u64 root, name;
-	u32 attributes, pad2;
-	u64 security, quality;
+	u32 length;
+	usize root, name;
+	u32 attributes;
+	usize security, quality;
 };
 
 /* GENERIC_* as rights of a process, by the type's mapping. */
@@ -85,17 +85,17 @@ static int thread_is_in(const struct proc *p, u64 tid)
 u32 open_process(struct proc *self, struct frame *f)
 {
 	struct object_attributes oa;
-	u64 cid[2], handle;
-	u32 access = map_generic((u32)f->rdx), may, status;
+	usize cid[2], handle, id = arg(self, f, 4);
+	u32 access = map_generic((u32)arg(self, f, 2)), may, status;
 	struct proc *target;
 
-	if (user_read(self, &oa, f->r8, sizeof oa) || user_read(self, &handle, f->r10, 8))
+	if (user_read(self, &oa, arg(self, f, 3), sizeof oa) || user_read(self, &handle, arg(self, f, 1), sizeof handle))
 		return STATUS_ACCESS_VIOLATION;
-	if (f->r9 && user_read(self, cid, f->r9, sizeof cid))
+	if (id && user_read(self, cid, id, sizeof cid))
 		return STATUS_ACCESS_VIOLATION;
 	if (oa.length != sizeof oa || oa.attributes & ~OBJ_VALID_ATTRIBUTES)
 		return STATUS_INVALID_PARAMETER;
-	if (!f->r9 || oa.name)
+	if (!id || oa.name)
 		return STATUS_INVALID_PARAMETER_MIX;
 	target = cid[0] && cid[0] <= 0xffffffff ? proc_by_pid((u32)cid[0]) : NULL;
 	if (!target || target->state == P_EXITED || (cid[1] && !thread_is_in(target, cid[1])))
@@ -109,7 +109,7 @@ u32 open_process(struct proc *self, struct frame *f)
 	if (status)
 		return status;
 	target->handles++;
-	if (user_write(self, f->r10, &handle, 8)) {
+	if (user_write(self, arg(self, f, 1), &handle, sizeof handle)) {
 		handle_close(self, handle);
 		return STATUS_ACCESS_VIOLATION;
 	}

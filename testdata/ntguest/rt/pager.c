@@ -28,7 +28,7 @@ const struct nt_region *region_of(const struct proc *p, u64 va)
 /* Where va's page lies in its segment; NULL if the builder's table is short. */
 static const struct nt_segment *segment_page(const struct nt_region *r, u64 va, u64 *page)
 {
-	const struct nt_segment *s = (const struct nt_segment *)boot->segments.va + r->segment;
+	const struct nt_segment *s = PTR(const struct nt_segment, boot->segments.va) + r->segment;
 
 	*page = r->first_page + (va - r->start) / PAGE;
 	return r->segment < boot->segments.count && *page < s->count ? s : NULL;
@@ -42,7 +42,7 @@ u64 pfn_of_proto(const struct nt_region *r, u64 va)
 
 	if (!s)
 		return ~0ULL;
-	pte = at64(s->proto)[page];
+	pte = PTR(pte_t, s->proto)[page];
 	if (pte & PTE_V)
 		return PFN(pte);
 	return is_transition(pte) ? invalid_pfn(pte) : ~0ULL;
@@ -67,7 +67,7 @@ static u64 image_frame(const struct nt_region *r, u64 va)
 		u32 disk = at32(s->backing)[page];
 		pfn = disk ? copy_of(disk) : frame_alloc();
 	}
-	at64(s->proto)[page] = pfn << 12 | 0x8000000000000121ULL; /* valid, accessed, global */
+	PTR(pte_t, s->proto)[page] = (pte_t)(pfn << 12 | PTE_NX | 0x121); /* valid, accessed, global */
 	return pfn;
 }
 
@@ -80,7 +80,7 @@ static int denied(u32 prot, u32 access)
 	return access & ACCESS_EXEC && !(prot & ANY_EXEC);
 }
 
-static u32 write_to_valid(struct proc *p, u64 va, u64 *pte)
+static u32 write_to_valid(struct proc *p, u64 va, pte_t *pte)
 {
 	const struct nt_region *r = region_of(p, va);
 	u64 old = *pte, pfn = PFN(old);
@@ -89,7 +89,7 @@ static u32 write_to_valid(struct proc *p, u64 va, u64 *pte)
 		return STATUS_ACCESS_VIOLATION;
 	if (!r || r->kind != NT_REGION_IMAGE || pfn_of_proto(r, va) == pfn)
 		pfn = copy_of(pfn);
-	*pte = pfn << 12 | (old & PTE_NX) | pte_flags(PAGE_EXECUTE_READWRITE);
+	*pte = (pte_t)(pfn << 12 | (old & PTE_NX) | pte_flags(PAGE_EXECUTE_READWRITE));
 	invlpg(va);
 	flush_remote(p);
 	return 0;
@@ -99,11 +99,12 @@ static u32 write_to_valid(struct proc *p, u64 va, u64 *pte)
 u32 page_in(struct proc *p, u64 va, u32 access)
 {
 	const struct nt_region *r;
-	u64 *pte, old, pfn;
+	pte_t *pte;
+	u64 old, pfn;
 	u32 prot;
 
 	va &= ~PAGE_MASK;
-	if (va >= 0x800000000000ULL)
+	if (va >= boot->user_end)
 		return STATUS_ACCESS_VIOLATION;
 	pte = pte_of(p->id.dtb, va);
 	old = pte ? *pte : 0;
@@ -158,7 +159,7 @@ u32 page_in(struct proc *p, u64 va, u32 access)
 		}
 	}
 	pte = pte_make(p, va);
-	*pte = pfn << 12 | pte_flags(prot);
+	*pte = (pte_t)(pfn << 12 | pte_flags(prot));
 	if (access & ACCESS_WRITE && *pte & PTE_COW)
 		return write_to_valid(p, va, pte);
 	return 0;
@@ -178,9 +179,9 @@ static int user_copy(struct proc *p, u64 va, void *kernel, u64 n, u32 access)
 			return -1;
 		frame = map_frame(SLOT_USER, PFN(*pte_of(p->id.dtb, va)));
 		if (access & ACCESS_WRITE)
-			memcpy(frame + (va & PAGE_MASK), k, part);
+			memcpy(frame + (va & PAGE_MASK), k, (usize)part);
 		else
-			memcpy(k, frame + (va & PAGE_MASK), part);
+			memcpy(k, frame + (va & PAGE_MASK), (usize)part);
 		va += part;
 		k += part;
 		n -= part;
@@ -195,14 +196,15 @@ int user_read(struct proc *p, void *to, u64 va, u64 n)
 
 int user_write(struct proc *p, u64 va, const void *from, u64 n)
 {
-	return user_copy(p, va, (void *)(u64)from, n, ACCESS_WRITE);
+	return user_copy(p, va, (void *)(usize)from, n, ACCESS_WRITE);
 }
 
 /* What va's page is now, and the physical address of its frame, 0 without one. */
 const char *page_state(struct proc *p, u64 va, u64 *pa)
 {
 	const struct nt_region *r = region_of(p, va);
-	u64 *pte = va < 0x800000000000ULL ? pte_of(p->id.dtb, va) : NULL, old = pte ? *pte : 0, pfn;
+	pte_t *pte = va < boot->user_end ? pte_of(p->id.dtb, va) : NULL;
+	u64 old = pte ? *pte : 0, pfn;
 
 	*pa = 0;
 	if (old & PTE_V || is_transition(old)) {
@@ -228,7 +230,7 @@ int user_peek(struct proc *p, u64 va, u32 *value)
 	page_state(p, va, &pa);
 	if (!pa)
 		return -1;
-	*value = *at32((u64)map_frame(SLOT_USER, pa >> 12) + (va & PAGE_MASK & ~3ULL));
+	*value = *at32((usize)map_frame(SLOT_USER, pa >> 12) + (va & PAGE_MASK & ~3ULL));
 	return 0;
 }
 
@@ -258,7 +260,8 @@ u32 user_protect(struct proc *p, u64 va, u64 size, u32 prot, u32 *old)
 	}
 	for (u64 a = va; a < end; a += PAGE) {
 		const struct nt_region *r = region_of(p, a);
-		u64 *pte = pte_of(p->id.dtb, a), pfn;
+		pte_t *pte = pte_of(p->id.dtb, a);
+		u64 pfn;
 		u32 was, now = prot;
 		if (pte && is_transition(*pte)) {
 			was = page_of_mm((u32)(*pte >> 5) & 31);
@@ -280,9 +283,9 @@ u32 user_protect(struct proc *p, u64 va, u64 size, u32 prot, u32 *old)
 		}
 		pte = pte_of(p->id.dtb, a);
 		if (now & (PAGE_GUARD | PAGE_NOACCESS))
-			*pte = transition_pte(pfn, now);
+			*pte = (pte_t)transition_pte(pfn, now);
 		else
-			*pte = pfn << 12 | pte_flags(now);
+			*pte = (pte_t)(pfn << 12 | pte_flags(now));
 		invlpg(a);
 	}
 	flush_remote(p);
@@ -321,7 +324,7 @@ u32 user_alloc(struct proc *p, u64 *va, u64 *size, u32 prot)
 	p->allocation[i].size = *size = bytes;
 	p->allocations++;
 	for (u64 a = at; a < at + bytes; a += PAGE)
-		*pte_make(p, a) = (u64)mm_of_page(prot) << 5 | boot->swizzle_bit; /* demand-zero */
+		*pte_make(p, a) = (pte_t)((u64)mm_of_page(prot) << 5 | boot->swizzle_bit); /* demand-zero */
 	return 0;
 }
 
@@ -336,7 +339,8 @@ u32 user_free(struct proc *p, u64 *va, u64 *size)
 		return STATUS_MEMORY_NOT_ALLOCATED;
 	*size = p->allocation[i].size;
 	for (u64 a = *va; a < *va + *size; a += PAGE) {
-		u64 *pte = pte_of(p->id.dtb, a), old = *pte;
+		pte_t *pte = pte_of(p->id.dtb, a);
+		u64 old = *pte;
 		*pte = 0;
 		invlpg(a);
 		/* A frame is used again only when no processor can reach it here. */
@@ -361,21 +365,21 @@ u64 trim(struct proc *p)
 		if (r->kind == NT_REGION_SHARED || r->kind == NT_REGION_NONE)
 			continue;
 		for (u64 va = r->start; va < r->end; va += PAGE) {
-			u64 *pte = pte_of(p->id.dtb, va);
+			pte_t *pte = pte_of(p->id.dtb, va);
 			if (!pte) {
-				va |= 0x1ff000; /* no page table: next 2 MiB */
+				va |= TABLE_SPAN - PAGE; /* no page table: behind what it would map */
 				continue;
 			}
 			if (!(*pte & PTE_V))
 				continue;
 			if (r->kind == NT_REGION_IMAGE && pfn_of_proto(r, va) == PFN(*pte))
-				*pte = prot_of_pte(*pte) == r->prot ? 0 : transition_pte(PFN(*pte), prot_of_pte(*pte));
+				*pte = prot_of_pte(*pte) == r->prot ? 0 : (pte_t)transition_pte(PFN(*pte), prot_of_pte(*pte));
 			else
-				*pte = transition_pte(PFN(*pte), prot_of_pte(*pte));
+				*pte = (pte_t)transition_pte(PFN(*pte), prot_of_pte(*pte));
 			n++;
 		}
 	}
-	if ((read_cr3() & ~PAGE_MASK) == p->id.dtb)
+	if (this_cpu()->cr3 == p->id.dtb)
 		write_cr3(read_cr3());
 	flush_remote(p);
 	return n;
@@ -388,7 +392,7 @@ u64 trim(struct proc *p)
 static int held(struct proc *q, const struct nt_region *r, u64 va, u64 pfn, int out)
 {
 	const struct nt_region *own;
-	u64 *pte;
+	pte_t *pte;
 
 	if (q->state == P_FREE || q->state == P_EXITED || !q->id.regions)
 		return 0;
@@ -428,7 +432,7 @@ u64 evict(struct proc *p)
 					kept |= held(&procs[k], r, va, pfn, !drop);
 				if (!drop || kept)
 					continue;
-				at64(s->proto)[page] = at64(s->file)[page];
+				PTR(pte_t, s->proto)[page] = (pte_t)at64(s->file)[page];
 				if (at32(s->backing)[page] != pfn)
 					frame_free(pfn);
 				n++;

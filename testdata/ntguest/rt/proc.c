@@ -12,8 +12,8 @@ static u32 ending; /* processes whose address space is still to be torn down */
 
 void proc_import(void)
 {
-	const struct nt_proc *bp = (const struct nt_proc *)boot->procs.va;
-	const struct nt_thread *bt = (const struct nt_thread *)boot->threads.va;
+	const struct nt_proc *bp = PTR(const struct nt_proc, boot->procs.va);
+	const struct nt_thread *bt = PTR(const struct nt_thread, boot->threads.va);
 
 	procs = heap_alloc(MAX_PROCS * sizeof *procs);
 	memset(procs, 0, MAX_PROCS * sizeof *procs);
@@ -24,7 +24,7 @@ void proc_import(void)
 		struct proc *p = &procs[i];
 		p->id = bp[i];
 		p->slot = NT_NONE;
-		p->regions = (const struct nt_region *)boot->regions.va + bp[i].first_region;
+		p->regions = PTR(const struct nt_region, boot->regions.va) + bp[i].first_region;
 		p->state = bp[i].flags & NT_PROC_EXITED ? P_EXITED : P_ALIVE;
 	}
 	for (u64 i = 0; i < boot->threads.count; i++) {
@@ -73,13 +73,13 @@ struct proc *proc_by_object(u64 eprocess)
 
 void list_remove(u64 entry)
 {
-	u64 next = at64(entry)[0], prev = at64(entry)[1];
+	usize next = word_at(entry)[0], prev = word_at(entry)[1];
 
 	if (!next || !prev)
 		return;
-	at64(prev)[0] = next;
-	at64(next)[1] = prev;
-	at64(entry)[0] = at64(entry)[1] = entry;
+	word_at(prev)[0] = next;
+	word_at(next)[1] = prev;
+	word_at(entry)[0] = word_at(entry)[1] = (usize)entry;
 }
 
 void put_event(const char *what, const struct proc *p)
@@ -162,7 +162,7 @@ void proc_finish(void)
 		handle_close_all(p);
 		address_space_clear(p);
 		p->id.exit_time = system_time;
-		set64(p->id.eprocess, o->ep_vad_root, 0);
+		set_word(p->id.eprocess, o->ep_vad_root, 0);
 		set32(p->id.eprocess, o->ep_exit_status, p->id.exit_status);
 		set64(p->id.eprocess, o->ep_exit_time, system_time);
 		if (o->ep_flags != NT_NONE)
@@ -176,7 +176,7 @@ void proc_finish(void)
 		for (u32 j = 0; j < MAX_THREADS; j++) {
 			struct thread *t = &threads[j];
 			if (t->state == T_WAITING && t->wait_proc == p) {
-				t->frame->rax = STATUS_SUCCESS;
+				t->frame->ax = STATUS_SUCCESS;
 				thread_ready(t);
 			}
 		}

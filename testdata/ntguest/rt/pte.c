@@ -53,10 +53,11 @@ u64 pte_flags(u32 prot)
 	return f;
 }
 
-/* The protection a valid PTE grants. */
+/* The protection a valid PTE grants. One that has no bit for it does not say that its
+   page may be executed. */
 u32 prot_of_pte(u64 pte)
 {
-	int x = !(pte & PTE_NX);
+	int x = PTE_NX && !(pte & PTE_NX);
 
 	if (pte & PTE_COW)
 		return x ? PAGE_EXECUTE_WRITECOPY : PAGE_WRITECOPY;

@@ -7,6 +7,14 @@
 #define PTE_H
 #include "rt.h"
 
+#if defined(__x86_64__) || defined(PAE)
+#define INDEX_BITS 9
+#else
+#define INDEX_BITS 10
+#endif
+#define TABLE_ENTRIES (1u << INDEX_BITS)
+#define TABLE_SPAN (TABLE_ENTRIES * PAGE) /* bytes that a page table maps */
+
 #define PTE_V 1ULL
 #define PTE_HW_WRITE 2ULL
 #define PTE_USER 4ULL
@@ -16,7 +24,11 @@
 #define PTE_PROTO 0x400ULL
 #define PTE_TRANSITION 0x800ULL
 #define PTE_SW_WRITE 0x800ULL
+#if defined(__x86_64__) || defined(PAE)
 #define PTE_NX 0x8000000000000000ULL
+#else
+#define PTE_NX 0ULL
+#endif
 #define PFN(pte) (((pte) >> 12) & 0xfffffffffULL)
 
 #define PAGE_NOACCESS 1

@@ -1,5 +1,6 @@
 /*
- * rt.h - the runtime's own types and what its files offer each other.
+ * rt.h - the runtime's own types and what its files offer each other. They are
+ * compiled three times: for 64-bit guests, for 32-bit ones, and for those with PAE.
  *
  * The runtime is an event-driven kernel: it never blocks in the middle of
  * anything. A trap or system call takes the one big lock, does its work with
@@ -11,7 +12,21 @@
 
 #include "nt_boot.h"
 
+#ifdef __x86_64__
+typedef u64 usize;
+#else
+typedef u32 usize;
+/* What is elsewhere is in the same image: no table of addresses to relocate. */
+#pragma GCC visibility push(hidden)
+#endif
+#if defined(__x86_64__) || defined(PAE)
+typedef u64 pte_t;
+#else
+typedef u32 pte_t;
+#endif
+
 #define NULL ((void *)0)
+#define PTR(type, va) ((type *)(usize)(va))
 #define PAGE 4096ULL
 #define PAGE_MASK 4095ULL
 
@@ -25,10 +40,15 @@
 
 /* What entry.S pushes; the tail is the processor's own interrupt frame. */
 struct frame {
+#ifdef __x86_64__
 	u64 r15, r14, r13, r12, r11, r10, r9, r8;
-	u64 rbp, rdi, rsi, rdx, rcx, rbx, rax;
-	u64 vector, error;
-	u64 rip, cs, rflags, rsp, ss;
+	u64 bp, di, si, dx, cx, bx, ax;
+#else
+	u32 gs, fs, es, ds;
+	u32 di, si, bp, bx, dx, cx, ax;
+#endif
+	usize vector, error;
+	usize ip, cs, flags, sp, ss;
 };
 
 enum thread_state { T_FREE = 0, T_READY = 1, T_RUNNING = 2, T_ENDED = 4, T_WAITING = 5 };
@@ -91,7 +111,6 @@ extern u32 frozen, freeze_asked, churn_off;
 extern u64 stat_switches, stat_faults, stat_syscalls;
 
 /* cpu.c: processors, local APIC, lock, IPIs. */
-void cpu_setup(struct cpu *c);
 void lapic_setup(struct cpu *c);
 void lapic_eoi(void);
 u32 lapic_id(void);
@@ -101,22 +120,42 @@ void kernel_lock(struct cpu *c);
 void kernel_unlock(void);
 void flush_remote(const struct proc *p);
 void poke(struct cpu *c);
-struct cpu *this_cpu(void);
 _Noreturn void bugcheck(const char *what, u64 a, u64 b);
 
-/* mm.c: frames, temporary mappings, page tables. */
+/* arch.c, one for each width: what the processor has of its own. */
+struct cpu *this_cpu(void);
+void cpu_setup(struct cpu *c);
+void cpu_report(struct cpu *c); /* registers for a bugcheck, to the serial line */
+void thread_setup(struct thread *t, u64 ip, u64 sp, u64 arg0, u64 arg1);
+void thread_load(struct cpu *c, struct thread *t, u64 cr3); /* stack, TEB, page tables */
+#ifdef __x86_64__
+#define FXSAVE "fxsaveq"
+#define FXRSTOR "fxrstorq"
+#define KERNEL_PCID 2 /* with KVA shadow NT tags CR3 so; without CR4.PCIDE it has no effect */
+#define USER_PCID 1
+#else
+#define FXSAVE "fxsave"
+#define FXRSTOR "fxrstor"
+#define KERNEL_PCID 0
+#define USER_PCID 0
+#endif
+
+/* mm.c: frames, temporary mappings, page tables; space.c: address spaces. */
 void mm_setup(void);
 void *heap_alloc(u64 size);
 u64 frame_alloc(void);          /* pfn of a zeroed frame; never fails, bugchecks */
 void frame_free(u64 pfn);
 u64 frames_free(void);
-u64 *self_pte(u64 va);
+pte_t *self_pte(u64 va);
 void *map_frame(u32 slot, u64 pfn); /* 0..4 and 7: page tables; 5 and 6: new ones */
-u64 *pte_of(u64 dtb, u64 va);   /* NULL without a page table; valid till the next call */
-u64 *pte_make(const struct proc *p, u64 va);
+pte_t *pte_of(u64 dtb, u64 va); /* NULL without a page table; valid till the next call */
+pte_t *pte_make(const struct proc *p, u64 va);
+pte_t *map_root(u64 dtb);
+int root_level(void);           /* the lowest level of tables is 0 */
 void kernel_map_new(u64 va, u64 size);
 void address_space_new(struct proc *p);
 void address_space_clear(struct proc *p);
+void address_space_free(struct proc *p);
 #define SLOT_SOURCE 8
 #define SLOT_TARGET 9
 #define SLOT_USER   10
@@ -142,7 +181,6 @@ struct frame *leave(struct cpu *c);
 void thread_ready(struct thread *t);
 void thread_wait(struct thread *t, u64 wake_tick);
 void tick(struct cpu *c);
-void thread_setup(struct thread *t, u64 rip, u64 rsp, u64 arg0, u64 arg1);
 void sched_setup(void);
 
 /* proc.c: life of processes and threads. */
@@ -162,17 +200,17 @@ struct proc *proc_start(const char *name, u32 ppid, u32 pid, u32 *status); /* pi
 void template_undo(struct proc *p);
 
 /* handle.c: handle tables and PspCidTable. */
-u64 *cid_entry(u32 id);
+usize *cid_entry(u32 id);
 void cid_set(u32 id, u64 object);
 u32 cid_new(void);
-u32 handle_open(struct proc *p, u64 object, u32 access, u64 *handle);
+u32 handle_open(struct proc *p, u64 object, u32 access, usize *handle);
 u32 handle_object(struct proc *p, u64 handle, u64 *object, u32 *access);
 u32 handle_close(struct proc *p, u64 handle);
 void handle_close_all(struct proc *p);
 u32 handle_count(struct proc *p);
 
 /* object.c: handles to processes and the access they grant. */
-#define CURRENT_PROCESS (~0ULL)
+#define CURRENT_PROCESS ((usize)-1)
 u32 process_of(struct proc *self, u64 handle, u32 access, struct proc **out);
 u32 open_process(struct proc *self, struct frame *f);
 
@@ -182,6 +220,7 @@ void idle_breathe(void);
 
 /* syscall.c, trap.c, serial.c, truth.c */
 void syscall(struct cpu *c, struct frame *f);
+usize arg(struct proc *p, struct frame *f, u32 n); /* of a system call, counted from 1 */
 struct frame *trap_dispatch(struct frame *f);
 void serial_setup(void);
 void serial_drain(u32 budget);
@@ -196,21 +235,23 @@ u64 serial_room(void);
 void truth(void);
 
 /* Kernel memory of the guest, by address and offset. */
-static inline u64 *at64(u64 va) { return (u64 *)va; }
-static inline u32 *at32(u64 va) { return (u32 *)va; }
-static inline u8 *at8(u64 va) { return (u8 *)va; }
+static inline u64 *at64(u64 va) { return PTR(u64, va); }
+static inline u32 *at32(u64 va) { return PTR(u32, va); }
+static inline u8 *at8(u64 va) { return PTR(u8, va); }
+static inline usize *word_at(u64 va) { return PTR(usize, va); }
+static inline void set_word(u64 va, u32 off, u64 v) { if (off != NT_NONE) *word_at(va + off) = (usize)v; }
 static inline void set64(u64 va, u32 off, u64 v) { if (off != NT_NONE) *at64(va + off) = v; }
 static inline void set32(u64 va, u32 off, u32 v) { if (off != NT_NONE) *at32(va + off) = v; }
 static inline void set8(u64 va, u32 off, u8 v) { if (off != NT_NONE) *at8(va + off) = v; }
 
-static inline void *memcpy(void *d, const void *s, u64 n)
+static inline void *memcpy(void *d, const void *s, usize n)
 {
 	void *r = d;
 	__asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(n) : : "memory");
 	return r;
 }
 
-static inline void *memset(void *d, int v, u64 n)
+static inline void *memset(void *d, int v, usize n)
 {
 	void *r = d;
 	__asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(v) : "memory");
@@ -219,7 +260,7 @@ static inline void *memset(void *d, int v, u64 n)
 
 static inline void outb(u16 port, u8 v) { __asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port)); }
 static inline u8 inb(u16 port) { u8 v; __asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port)); return v; }
-static inline void outsb(u16 port, const void *p, u64 n)
+static inline void outsb(u16 port, const void *p, usize n)
 {
 	__asm__ volatile("rep outsb" : "+S"(p), "+c"(n) : "d"(port) : "memory");
 }
@@ -236,10 +277,10 @@ static inline u64 rdmsr(u32 msr)
 	return lo | (u64)hi << 32;
 }
 
-static inline void invlpg(u64 va) { __asm__ volatile("invlpg (%0)" : : "r"(va) : "memory"); }
-static inline u64 read_cr2(void) { u64 v; __asm__ volatile("mov %%cr2, %0" : "=r"(v)); return v; }
-static inline u64 read_cr3(void) { u64 v; __asm__ volatile("mov %%cr3, %0" : "=r"(v) : : "memory"); return v; }
-static inline void write_cr3(u64 v) { __asm__ volatile("mov %0, %%cr3" : : "r"(v) : "memory"); }
+static inline void invlpg(u64 va) { __asm__ volatile("invlpg (%0)" : : "r"((usize)va) : "memory"); }
+static inline u64 read_cr2(void) { usize v; __asm__ volatile("mov %%cr2, %0" : "=r"(v)); return v; }
+static inline u64 read_cr3(void) { usize v; __asm__ volatile("mov %%cr3, %0" : "=r"(v) : : "memory"); return v; }
+static inline void write_cr3(u64 v) { __asm__ volatile("mov %0, %%cr3" : : "r"((usize)v) : "memory"); }
 
 /* Status values, as ntstatus.h has them. */
 #define STATUS_SUCCESS 0

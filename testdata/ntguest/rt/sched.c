@@ -3,9 +3,6 @@
  */
 #include "rt.h"
 
-/* With KVA shadow NT tags CR3 so; without CR4.PCIDE the tags have no effect. */
-#define KERNEL_PCID 2
-#define USER_PCID 1
 #define KUSER_INTERRUPT_TIME 0x08
 #define KUSER_SYSTEM_TIME 0x14
 #define KUSER_TICK_COUNT 0x320
@@ -77,37 +74,6 @@ void thread_wait(struct thread *t, u64 wake_tick)
 	t->wake_tick = wake_tick;
 }
 
-/* Give t a frame that enters ring 3 at rip. */
-void thread_setup(struct thread *t, u64 rip, u64 rsp, u64 arg0, u64 arg1)
-{
-	struct frame *f = (struct frame *)(t->stack_top - sizeof *f);
-
-	memset(f, 0, sizeof *f);
-	f->rip = rip;
-	f->cs = 0x33;
-	f->rflags = 0x202;
-	f->rsp = rsp;
-	f->ss = 0x2b;
-	f->rcx = arg0;
-	f->rdx = arg1;
-	t->frame = f;
-	memset(t->fx, 0, sizeof t->fx);
-	*(u16 *)t->fx = 0x27f;        /* x87: 53-bit precision, as NT starts threads */
-	*(u32 *)(t->fx + 24) = 0x1f80; /* MXCSR */
-	set64(t->ethread, boot->off.kt_kernel_stack, (u64)f);
-}
-
-/* FS base of a 32-bit thread: the descriptor behind selector 0x53. */
-static void set_teb32(struct cpu *c, u32 base)
-{
-	u64 d = c->boot->gdt + 0x50;
-
-	*(u16 *)(d + 2) = (u16)base;
-	*at8(d + 4) = (u8)(base >> 16);
-	*at8(d + 7) = (u8)(base >> 24);
-	__asm__ volatile("mov %0, %%fs" : : "r"(0x53));
-}
-
 static void switch_to(struct cpu *c, struct thread *next)
 {
 	struct thread *prev = c->current;
@@ -115,29 +81,18 @@ static void switch_to(struct cpu *c, struct thread *next)
 	u64 kpcr = c->boot->kpcr;
 
 	if (!prev->idle) {
-		__asm__ volatile("fxsaveq %0" : "=m"(*prev->fx) : : "memory");
-		set64(prev->ethread, boot->off.kt_kernel_stack, (u64)prev->frame);
+		__asm__ volatile(FXSAVE " %0" : "=m"(*prev->fx) : : "memory");
+		set_word(prev->ethread, boot->off.kt_kernel_stack, (usize)prev->frame);
 	}
 	if (!next->idle)
-		__asm__ volatile("fxrstorq %0" : : "m"(*next->fx) : "memory");
+		__asm__ volatile(FXRSTOR " %0" : : "m"(*next->fx) : "memory");
 	c->current = next;
 	next->cpu = (u8)c->number;
 	set_state(next, T_RUNNING);
-	set64(kpcr, boot->off.pcr_current_thread, next->ethread);
+	set_word(kpcr, boot->off.pcr_current_thread, next->ethread);
 	if (boot->off.kt_context_switches != NT_NONE)
 		++*at32(next->ethread + boot->off.kt_context_switches);
-	*at64(kpcr + 0x1a8) = next->stack_top;
-	if (!c->boot->shadow_stack)
-		*at64(c->boot->tss + 4) = next->stack_top;
-	wrmsr(0xc0000102, next->teb);
-	if (next->wow64)
-		set_teb32(c, (u32)next->teb32);
-	if (boot->flags & NT_BOOT_KVA_SHADOW)
-		set64(kpcr, boot->off.pcr_kernel_dtb, cr3 | KERNEL_PCID);
-	if (c->cr3 != cr3) {
-		c->cr3 = cr3;
-		write_cr3(boot->flags & NT_BOOT_KVA_SHADOW ? cr3 | KERNEL_PCID : cr3);
-	}
+	thread_load(c, next, cr3);
 	stat_switches++;
 }
 
@@ -168,16 +123,16 @@ struct frame *leave(struct cpu *c)
 	proc_finish();
 	t = c->current;
 	f = t->frame;
-	f->vector = f->cs & 3 && t->proc->id.user_dtb ? t->proc->id.user_dtb | USER_PCID : 0;
+	f->vector = f->cs & 3 && t->proc->id.user_dtb ? (usize)t->proc->id.user_dtb | USER_PCID : 0;
 	return f;
 }
 
 /* A KSYSTEM_TIME is written so that readers without a lock see it whole. */
 static void set_time(u64 va, u64 v)
 {
-	*(volatile u32 *)(va + 8) = (u32)(v >> 32);
-	*(volatile u32 *)va = (u32)v;
-	*(volatile u32 *)(va + 4) = (u32)(v >> 32);
+	*PTR(volatile u32, va + 8) = (u32)(v >> 32);
+	*PTR(volatile u32, va) = (u32)v;
+	*PTR(volatile u32, va + 4) = (u32)(v >> 32);
 }
 
 static void heartbeat(void)
@@ -235,7 +190,7 @@ void tick(struct cpu *c)
 		t = &threads[i];
 		if (t->state == T_WAITING && t->wake_tick && t->wake_tick <= ticks) {
 			if (t->wait_proc)
-				t->frame->rax = STATUS_TIMEOUT;
+				t->frame->ax = STATUS_TIMEOUT;
 			thread_ready(t);
 		}
 	}

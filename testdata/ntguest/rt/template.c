@@ -11,9 +11,9 @@ static u64 serial_number;
 void template_setup(void)
 {
 	slot_used = heap_alloc(boot->slots.count);
-	memset(slot_used, 0, boot->slots.count);
+	memset(slot_used, 0, (usize)boot->slots.count);
 	stack_used = heap_alloc(boot->stacks.count);
-	memset(stack_used, 0, boot->stacks.count);
+	memset(stack_used, 0, (usize)boot->stacks.count);
 }
 
 static u32 take(u8 *used, u64 count)
@@ -50,7 +50,7 @@ static struct proc *proc_new(void)
 
 static const struct nt_template *template_by_name(const char *name)
 {
-	const struct nt_template *t = (const struct nt_template *)boot->templates.va;
+	const struct nt_template *t = PTR(const struct nt_template, boot->templates.va);
 
 	for (u64 i = 0; i < boot->templates.count; i++, t++) {
 		u32 n = 0;
@@ -64,12 +64,12 @@ static const struct nt_template *template_by_name(const char *name)
 
 static void list_append(u64 head, u64 entry)
 {
-	u64 last = at64(head)[1];
+	usize last = word_at(head)[1];
 
-	at64(entry)[0] = head;
-	at64(entry)[1] = last;
-	at64(last)[0] = entry;
-	at64(head)[1] = entry;
+	word_at(entry)[0] = (usize)head;
+	word_at(entry)[1] = last;
+	word_at(last)[0] = (usize)entry;
+	word_at(head)[1] = (usize)entry;
 }
 
 /* The value of a fix-up that is the same in kernel and user memory. */
@@ -97,8 +97,10 @@ static void fix_private(struct proc *p, struct thread **ts, const struct nt_fixu
 	u64 va = p->blob + f->at, delta = p->blob - p->tmpl->blob_base;
 
 	switch (f->kind) {
-	case NT_FIX_RELOC: *at64(va) += delta; break;
+	case NT_FIX_RELOC: *word_at(va) += (usize)delta; break;
 	case NT_FIX_RELOC16: *at64(va) += delta << 16; break;
+	case NT_FIX_NOW:
+	case NT_FIX_COUNTER64: *at64(va) = fix_value(p, ts, f); break;
 	case NT_FIX_PID32:
 	case NT_FIX_TID32: *at32(va) = (u32)fix_value(p, ts, f); break;
 	case NT_FIX_TYPE_INDEX: {
@@ -112,7 +114,7 @@ static void fix_private(struct proc *p, struct thread **ts, const struct nt_fixu
 	case NT_FIX_INC32: case NT_FIX_INC64: case NT_FIX_POOL_TAG:
 		break;
 	default:
-		*at64(va) = fix_value(p, ts, f);
+		*word_at(va) = (usize)fix_value(p, ts, f);
 	}
 }
 
@@ -155,7 +157,7 @@ static struct proc *start_failed(struct proc *p, struct thread **ts, u32 n)
 /* Is pid one that a new process can be given? */
 static int pid_is_free(u32 pid)
 {
-	u64 *e = cid_entry(pid);
+	usize *e = cid_entry(pid);
 	return e && !e[0] && !proc_by_pid(pid);
 }
 
@@ -197,7 +199,7 @@ static struct proc *start(const char *name, u32 ppid, u32 pid, u32 *status)
 	p->state = P_ALIVE;
 	p->tmpl = tm;
 	p->blob = boot->slots.va + p->slot * boot->slots.stride;
-	p->regions = (const struct nt_region *)tm->regions.va;
+	p->regions = PTR(const struct nt_region, tm->regions.va);
 	p->live_threads = (u32)tm->threads.count;
 	p->id.regions = (u32)tm->regions.count;
 	p->id.eprocess = p->blob + tm->eprocess;
@@ -218,10 +220,10 @@ static struct proc *start(const char *name, u32 ppid, u32 pid, u32 *status)
 	p->id.pid = pid ? pid : cid_new();
 	cid_set(p->id.pid, p->id.eprocess);
 	kernel_map_new(p->blob, boot->slots.size);
-	memcpy((void *)p->blob, (void *)tm->blob, tm->blob_size);
+	memcpy(PTR(void, p->blob), PTR(void, tm->blob), (usize)tm->blob_size);
 	address_space_new(p);
 
-	tt = (const struct nt_template_thread *)tm->threads.va;
+	tt = PTR(const struct nt_template_thread, tm->threads.va);
 	for (u32 i = 0; i < tm->threads.count; i++, tt++) {
 		struct thread *t = ts[i];
 		t->proc = p;
@@ -235,7 +237,7 @@ static struct proc *start(const char *name, u32 ppid, u32 pid, u32 *status)
 		t->tid = cid_new();
 		cid_set(t->tid, t->ethread);
 	}
-	fix = (const struct nt_fixup *)tm->fixups.va;
+	fix = PTR(const struct nt_fixup, tm->fixups.va);
 	for (u64 i = 0; i < tm->fixups.count; i++)
 		fix_private(p, ts, &fix[i]);
 	for (u64 i = 0; i < tm->touch.count; i++) {
@@ -243,13 +245,13 @@ static struct proc *start(const char *name, u32 ppid, u32 pid, u32 *status)
 		if (page_in(p, va, va & 1 ? ACCESS_WRITE : 0))
 			bugcheck("template page cannot be made present", va, p->id.pid);
 	}
-	fix = (const struct nt_fixup *)tm->ufixups.va;
+	fix = PTR(const struct nt_fixup, tm->ufixups.va);
 	for (u64 i = 0; i < tm->ufixups.count; i++) {
 		u64 v = fix_value(p, ts, &fix[i]);
-		if (user_write(p, fix[i].at, &v, fix[i].kind == NT_FIX_PID32 || fix[i].kind == NT_FIX_TID32 ? 4 : 8))
+		if (user_write(p, fix[i].at, &v, fix[i].kind == NT_FIX_PID32 || fix[i].kind == NT_FIX_TID32 ? 4 : sizeof(usize)))
 			bugcheck("user fix-up outside of the template", fix[i].at, p->id.pid);
 	}
-	fix = (const struct nt_fixup *)tm->fixups.va;
+	fix = PTR(const struct nt_fixup, tm->fixups.va);
 	for (u64 i = 0; i < tm->fixups.count; i++)
 		fix_public(p, ts, &fix[i], 0);
 	for (u64 i = 0; i < tm->fixups.count; i++)
@@ -257,7 +259,7 @@ static struct proc *start(const char *name, u32 ppid, u32 pid, u32 *status)
 			*at32(p->blob + fix[i].at) = (u32)fix[i].value;
 	put_event("START ", p);
 	put_char('\n');
-	tt = (const struct nt_template_thread *)tm->threads.va;
+	tt = PTR(const struct nt_template_thread, tm->threads.va);
 	for (u32 i = 0; i < tm->threads.count; i++, tt++) {
 		thread_setup(ts[i], tt->rip, tt->rsp, tt->arg0, tt->arg1);
 		if ((tt->flags & 0xff) == NT_THREAD_READY)
@@ -280,7 +282,7 @@ struct proc *proc_start(const char *name, u32 ppid, u32 pid, u32 *status)
 /* Delete a process's objects: what proc_start did, undone. */
 void template_undo(struct proc *p)
 {
-	const struct nt_fixup *fix = (const struct nt_fixup *)p->tmpl->fixups.va;
+	const struct nt_fixup *fix = PTR(const struct nt_fixup, p->tmpl->fixups.va);
 
 	for (u64 k = 0; k < p->tmpl->fixups.count; k++)
 		if (fix[k].kind == NT_FIX_POOL_TAG)
@@ -288,9 +290,7 @@ void template_undo(struct proc *p)
 	for (u64 k = 0; k < p->tmpl->fixups.count; k++)
 		fix_public(p, NULL, &fix[k], 1);
 	cid_set(p->id.pid, 0);
-	frame_free(p->id.dtb >> 12);
-	if (p->id.user_dtb)
-		frame_free(p->id.user_dtb >> 12);
+	address_space_free(p);
 	slot_used[p->slot] = 0;
 	for (u32 k = 0; k < MAX_THREADS; k++)
 		if (threads[k].state == T_ENDED && threads[k].proc == p) {

@@ -13,7 +13,7 @@ static void exception(struct thread *t, struct frame *f, u32 status, u64 address
 	put_char(' ');
 	put_hex(status);
 	put_str(" rip=");
-	put_hex(f->rip);
+	put_hex(f->ip);
 	put_str(" address=");
 	put_hex(address);
 	put_char('\n');
@@ -88,30 +88,29 @@ struct frame *trap_dispatch(struct frame *f)
 		put_hex(f->error);
 		put_str(" cr2 ");
 		put_hex(cr2);
-		put_str(" rsp ");
-		put_hex(f->rsp);
-		put_str(" gs ");
-		put_hex(rdmsr(0xc0000101));
-		put_str(" other gs ");
-		put_hex(rdmsr(0xc0000102));
-		put_str(" stack ");
-		put_hex(*at64(c->boot->kpcr + 0x1a8));
+		cpu_report(c);
 		put_str(" local APIC ");
 		put_dec(lapic_id());
 		put_char('\n');
-		bugcheck("KMODE_EXCEPTION_NOT_HANDLED", f->rip, f->rip - (u64)&trap_dispatch);
+		bugcheck("KMODE_EXCEPTION_NOT_HANDLED", f->ip, f->ip - (usize)&trap_dispatch);
 	} else if (t->ending) {
 		; /* leave() ends it */
 	} else if (vector == 14) {
 		page_fault(t, f, cr2, (u32)f->error);
 	} else if (vector == VECTOR_SYSCALL || vector == 0x2e) {
+#ifdef __x86_64__
 		syscall(c, f);
 		if (vector == VECTOR_SYSCALL) {
-			f->rcx = f->rip;
-			f->r11 = f->rflags;
+			f->cx = f->ip;
+			f->r11 = f->flags;
 		}
+#else
+		if (vector == VECTOR_SYSCALL) /* SYSENTER says nothing of where it was */
+			f->ip = (u32)boot->syscall64_shadow;
+		syscall(c, f);
+#endif
 	} else {
-		exception(t, f, status_of(vector), f->rip);
+		exception(t, f, status_of(vector), f->ip);
 	}
 	return leave(c);
 }

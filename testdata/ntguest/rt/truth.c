@@ -93,7 +93,7 @@ static void put_proc(const struct proc *p)
 	field("faults", p->faults);
 	field("syscalls", p->syscalls);
 	put_char(',');
-	put_bytes((const char *)p->id.truth, p->id.truth_len);
+	put_bytes(PTR(const char, p->id.truth), p->id.truth_len);
 	put_char('}');
 }
 
@@ -110,7 +110,7 @@ void truth(void)
 		return;
 	}
 	put_str("TRUTH-BEGIN\n{");
-	put_bytes((const char *)boot->truth, boot->truth_len);
+	put_bytes(PTR(const char, boot->truth), boot->truth_len);
 	if (boot->truth_len)
 		put_char(',');
 	put_str("\"live\":true");

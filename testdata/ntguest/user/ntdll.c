@@ -20,6 +20,26 @@
 		"	ret\n"                                         \
 		"1:	int $0x2e\n"                                   \
 		"	ret\n")
+#elif defined(NATIVE)
+/* 32-bit Windows: SYSENTER, or in one of the stubs INT 2Eh, by the same registers. */
+#define STUB_BY(name, args, way)                               \
+	__asm__(".text\n.balign 16\n.globl _" #name "@" #args "\n"     \
+		"_" #name "@" #args ":\n"                              \
+		"	movl $" STR(SYS_##name) ", %eax\n"             \
+		"	call _" #way "\n"                              \
+		"	ret $" #args "\n")
+#define STUB(name, args) STUB_BY(name, args, KiFastSystemCall)
+
+__asm__(".text\n.balign 16\n.globl _KiFastSystemCall\n_KiFastSystemCall:\n"
+	"	movl %esp, %edx\n"
+	"	sysenter\n"
+	".globl _KiFastSystemCallRet\n_KiFastSystemCallRet:\n"
+	"	ret\n"
+	".balign 16\n.globl _KiIntSystemCall\n_KiIntSystemCall:\n"
+	"	leal 8(%esp), %edx\n"
+	"	int $0x2e\n"
+	"	ret\n"
+	".section .drectve\n.ascii \" -export:KiFastSystemCall -export:KiFastSystemCallRet -export:KiIntSystemCall\"\n.text\n");
 #else
 /* WOW64: TEB.WOW32Reserved leads to the switch into 64-bit code. */
 #define STUB(name, args)                                       \
@@ -34,7 +54,11 @@ STUB(NtTerminateProcess, 8);
 STUB(NtTerminateThread, 8);
 STUB(NtOpenProcess, 16);
 STUB(NtClose, 4);
+#ifdef NATIVE
+STUB_BY(NtDelayExecution, 8, KiIntSystemCall);
+#else
 STUB(NtDelayExecution, 8);
+#endif
 STUB(NtYieldExecution, 0);
 STUB(NtWaitForSingleObject, 12);
 STUB(NtAllocateVirtualMemory, 24);

@@ -21,6 +21,9 @@ func main() {
 		&cli.BoolFlag{Name: "la57", Usage: "5-level paging"},
 		&cli.BoolFlag{Name: "absent", Usage: "leave pages of images out of processes, and some out of memory"},
 		&cli.StringFlag{Name: "hide", Usage: "unlink the process of this `NAME` from the process list"},
+		&cli.BoolFlag{Name: "3gb", Usage: "32-bit builds: processes have 3 GiB of addresses"},
+		&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the guest at its start, as JSON"},
+		&cli.PathFlag{Name: "profile", Usage: "`FILE` for the profile of the guest's kernel, which vmav has only for the 64-bit builds"},
 	}
 	app := &cli.App{
 		Name:            "ntguest",
@@ -30,17 +33,12 @@ func main() {
 			{Name: "builds", Usage: "list the Windows builds that the guest can be", Action: listBuilds},
 			{Name: "image", Usage: "write the guest's memory as a raw image file", Action: writeImage, Flags: append([]cli.Flag{
 				&cli.PathFlag{Name: "out", Required: true, Usage: "image `FILE`"},
-				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the image, as JSON"},
-				&cli.PathFlag{Name: "profile", Usage: "`FILE` for the profile of the guest's kernel, which vmav has only for the 64-bit builds"},
-				&cli.BoolFlag{Name: "3gb", Usage: "32-bit builds: processes have 3 GiB of addresses"},
 			}, layout...)},
 			{Name: "kernel", Usage: "write the guest as a kernel that QEMU boots", Action: writeKernel, Flags: append([]cli.Flag{
 				&cli.PathFlag{Name: "out", Required: true, Usage: "ELF `FILE`"},
-				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the guest at its start, as JSON"},
 			}, layout...)},
 			{Name: "domain", Usage: "write the kernel and print the XML of a libvirt domain that boots it", Action: writeDomain, Flags: append([]cli.Flag{
 				&cli.PathFlag{Name: "kernel", Required: true, Usage: "ELF `FILE` to write, where libvirt's QEMU can read it"},
-				&cli.PathFlag{Name: "truth", Usage: "`FILE` for the truth about the guest at its start, as JSON"},
 				&cli.StringFlag{Name: "name", Usage: "`NAME` of the domain; default ntguest-BUILD-SEED"},
 				&cli.StringFlag{Name: "type", Value: "qemu", Usage: "qemu or kvm"},
 				&cli.StringFlag{Name: "machine", Value: "q35", Usage: "q35 or pc"},
@@ -80,14 +78,23 @@ func writeImage(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	err = m.Save(c.Path("out"))
-	if err == nil && c.Path("truth") != "" {
-		err = os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644)
+	if err := m.Save(c.Path("out")); err != nil {
+		return err
 	}
-	if err == nil && c.Path("profile") != "" {
-		err = writeProfile(m, c.Path("profile"))
+	return writeAbout(c, m)
+}
+
+// writeAbout writes the truth and the profile if asked to.
+func writeAbout(c *cli.Context, m *ntguest.Machine) error {
+	if path := c.Path("truth"); path != "" {
+		if err := os.WriteFile(path, m.Truth.JSON(), 0o644); err != nil {
+			return err
+		}
 	}
-	return err
+	if path := c.Path("profile"); path != "" {
+		return writeProfile(m, path)
+	}
+	return nil
 }
 
 func writeProfile(m *ntguest.Machine, path string) error {
@@ -104,16 +111,14 @@ func writeProfile(m *ntguest.Machine, path string) error {
 
 func writeKernel(c *cli.Context) error { return layKernel(c, c.Path("out")) }
 
-// layKernel writes the guest's kernel, readable to all, and the truth if asked to.
+// layKernel writes the guest's kernel, readable to all, and what is told about it.
 func layKernel(c *cli.Context, path string) error {
 	m, err := ntguest.Lay(options(c))
 	if err != nil {
 		return err
 	}
-	if c.Path("truth") != "" {
-		if err := os.WriteFile(c.Path("truth"), m.Truth.JSON(), 0o644); err != nil {
-			return err
-		}
+	if err := writeAbout(c, m); err != nil {
+		return err
 	}
 	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {

@@ -37,11 +37,10 @@ mkdir -p "$root"/test/{old,new,guest}
 chmod 777 "$root/test/guest" # libvirt's QEMU reads and writes here
 cp build/packages/*.deb "$root/test/new"
 cp build/packages/previous/*.deb "$root/test/old"
-cp packaging/test/*.sh "$root/test"
+cp packaging/test/*.{sh,py} "$root/test"
 guest() {
 	bin/ntguest domain --build 10.0.19041 --type "$1" --name win10 --kernel "$root/test/guest/guest.elf" \
-		--console-log "$root/test/guest/console.log" | sed "s#$root/#/#g" >"$root/test/guest/domain.xml"
-	rm -f "$root/test/guest/console.log"
+		--console-socket "$root/test/guest/console" | sed "s#$root/#/#g" >"$root/test/guest/domain.xml"
 }
 
 if [ "$where" = lab ]; then
@@ -59,7 +58,7 @@ echo "== boot"
 guest qemu
 packaging/test/unit.sh "$root" "/test/inside.sh container"
 : >"$root/test/output"
-timeout 900 systemd-nspawn --quiet -D "$root" --register=no --keep-unit --machine="vmav-test-$$" --private-network \
+timeout 1800 systemd-nspawn --quiet -D "$root" --register=no --keep-unit --machine="vmav-test-$$" --private-network \
 	--capability=all --console=pipe --boot </dev/null >>"$dir/console" 2>&1 &
 container=$!
 tail -q -n +1 -f --pid=$container "$root/test/output" &

@@ -59,13 +59,11 @@ func (w *watchRecord) End(ctx context.Context, d *report.DomainScan, fresh []rep
 	if w.everything || w.run != nil {
 		w.begin(ctx).end(ctx, d)
 	}
-	if !w.everything {
-		for i := range fresh {
-			w.tell.Finding(d.Name, d.UUID, &fresh[i], w.dryRun)
-		}
-		return
-	}
 	told := *d
 	told.Findings = fresh // the others were told of before
-	w.tell.Domain(&told, w.dryRun)
+	if w.everything {
+		w.tell.Domain(&told, w.dryRun)
+	} else {
+		w.tell.Fresh(&told, w.dryRun)
+	}
 }

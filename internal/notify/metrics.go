@@ -59,8 +59,8 @@ func openMetrics(dir string) (*metrics, error) {
 	return &metrics{dir}, nil
 }
 
-// add adds a sweep.
-func (m *metrics) add(d *report.DomainScan, now time.Time) error {
+// add adds what add of samples does.
+func (m *metrics) add(d *report.DomainScan, everything bool, now time.Time) error {
 	lock, err := os.Open(m.dir)
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func (m *metrics) add(d *report.DomainScan, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	samples.add(d, now)
+	samples.add(d, everything, now)
 	return samples.write(m.dir, path)
 }
 
@@ -128,9 +128,13 @@ func sample(name string, labels ...string) string {
 	return name + "{" + b.String()[1:] + "}"
 }
 
-func (s samples) add(d *report.DomainScan, now time.Time) {
+// add adds a sweep of everything, or what a scan of new processes found and did: that is
+// counted, too, and the sweep's figures stay those of the last one of everything.
+func (s samples) add(d *report.DomainScan, everything bool, now time.Time) {
 	s.forget(now)
-	s[sample("vmav_sweeps_total", "status", d.Status)]++
+	if everything {
+		s[sample("vmav_sweeps_total", "status", d.Status)]++
+	}
 	if d.Status == report.StatusSkipped {
 		return // it is no Windows: there is nothing to watch it for
 	}
@@ -145,6 +149,9 @@ func (s samples) add(d *report.DomainScan, now time.Time) {
 	}
 	for _, a := range d.Actions {
 		s[sample("vmav_actions_total", "action", string(a.Action), "outcome", string(a.Outcome))]++
+	}
+	if !everything {
+		return
 	}
 	complete := 0.0
 	if d.Status == report.StatusScanned {

@@ -37,7 +37,7 @@ func TestMetrics(t *testing.T) {
 	odd := scan()
 	odd.Name, odd.Status, odd.Errors = "a\"b\\c\nd}", report.StatusIncomplete, make([]report.ScanError, 3)
 	for _, d := range []*report.DomainScan{d, d, odd, {Name: "linux", Status: report.StatusSkipped}} {
-		if err := m.add(d, now); err != nil {
+		if err := m.add(d, true, now); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -89,11 +89,33 @@ vmav_sweeps_total{status="skipped"} 1
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	// A domain that is gone for a month is told of no more.
-	if err := m.add(d, now.Add(metricsAfter)); err != nil {
+	if err := m.add(d, true, now.Add(metricsAfter)); err != nil {
 		t.Fatal(err)
 	}
 	if got := readProm(t, dir); strings.Contains(got, `a\"b`) || !strings.Contains(got, `vmav_findings_total{domain="win10",verdict="kill"} 2`) || !strings.Contains(got, `status="scanned"} 3`) {
 		t.Errorf("got\n%s", got)
+	}
+}
+
+// What is found in new processes is counted, and is no sweep of the domain.
+func TestMetricsOfWhatIsNew(t *testing.T) {
+	dir := t.TempDir()
+	n, err := Open(config.Report{Metrics: dir}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Domain(scan(finding("r", true)), false)
+	before := readProm(t, dir)
+	d := scan(finding("r", true), finding("r", true))
+	d.Images, d.Status = 1, report.StatusIncomplete
+	d.Kills = []*report.Kill{{Outcome: report.OutcomeKilled}}
+	n.Fresh(d, false)
+	want := strings.Replace(before, `verdict="kill"} 1`, `verdict="kill"} 3`, 1)
+	got := readProm(t, dir)
+	_, want, _ = strings.Cut(want, "# HELP vmav_findings_total")
+	actions, got, _ := strings.Cut(got, "# HELP vmav_findings_total")
+	if got != want || !strings.HasSuffix(actions, "\nvmav_actions_total{action=\"kill\",outcome=\"killed\"} 1\n") {
+		t.Errorf("got\n%s%s\nwant\n%s", actions, got, want)
 	}
 }
 
@@ -128,7 +150,7 @@ func TestMetricsOfSeveralAtOnce(t *testing.T) {
 				return
 			}
 			for range 25 {
-				n.Count(scan())
+				n.count(scan(), true)
 			}
 		}()
 	}
@@ -152,7 +174,7 @@ func TestMetricsOverGarbage(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := &metrics{dir}
-		if err := m.add(scan(), time.Unix(5, 0)); err != nil {
+		if err := m.add(scan(), true, time.Unix(5, 0)); err != nil {
 			t.Error(err)
 		}
 		if got := readProm(t, dir); !strings.Contains(got, "vmav_sweeps_total{status=\"scanned\"} 1\n") || strings.Contains(got, "other") {

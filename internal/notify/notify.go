@@ -81,7 +81,16 @@ func (n *Notifier) Domain(d *report.DomainScan, dryRun bool) {
 	e.DryRun = dryRun
 	e.Sweep = &Sweep{Status: d.Status, Reason: d.Reason, Processes: d.Processes, Images: d.Images, Findings: len(d.Findings), Errors: len(d.Errors), Seconds: d.Timing.Total}
 	n.tell(e, false)
-	n.Count(d)
+	n.count(d, true)
+}
+
+// Fresh tells of what a scan of new processes or images of a domain found and did, and counts
+// it. It is no sweep of the domain, and nothing is said of how it ended.
+func (n *Notifier) Fresh(d *report.DomainScan, dryRun bool) {
+	for i := range d.Findings {
+		n.Finding(d.Name, d.UUID, &d.Findings[i], dryRun)
+	}
+	n.count(d, false)
 }
 
 // Finding tells of one finding, whose outcome is known. It keeps a copy.
@@ -92,13 +101,13 @@ func (n *Notifier) Finding(domain, uuid string, f *report.Finding, dryRun bool) 
 	n.tell(e, f.Verdict.Notify)
 }
 
-// Count adds a sweep to the metrics, where the configuration has any. Domain does that,
-// too.
-func (n *Notifier) Count(d *report.DomainScan) {
+// count adds a sweep of everything, or of what is new, to the metrics, where the
+// configuration has any.
+func (n *Notifier) count(d *report.DomainScan, everything bool) {
 	if n.metrics == nil {
 		return
 	}
-	if err := n.metrics.add(d, time.Now()); err != nil && n.opt.Failed != nil {
+	if err := n.metrics.add(d, everything, time.Now()); err != nil && n.opt.Failed != nil {
 		n.opt.Failed(fmt.Errorf("metrics: %w", err))
 	}
 }

@@ -77,6 +77,8 @@ step "purge"
 apt-get purge -y -qq vmav vmav-dkms >/test/state/purge.log 2>&1 || { cat /test/state/purge.log; fail "apt-get purge"; }
 [ -e /etc/vmav/mine.toml ] && [ -e /var/lib/vmav/profiles/mine.json.gz ] || fail "purge took away what the user made"
 rm -r /etc/vmav/mine.toml /var/lib/vmav/profiles/mine.json.gz
+rmdir $metrics || fail "purge left metrics"
+rmdir --ignore-fail-on-non-empty "$(dirname $metrics)"
 rmdir /etc/vmav /var/lib/vmav/profiles /var/lib/vmav || fail "purge left more than what the user made: $(find /etc/vmav /var/lib/vmav)"
 ! systemctl list-units --all --no-legend 'vmav-watch*' 'vmav-sweep*' | grep . || fail "systemd still knows units"
 

@@ -63,8 +63,8 @@ mount)
 	ln -s "${MODULES#"$ROOT"}/kernel" "$2/root/lib/modules/$RELEASE/kernel"
 	;;
 umount)
-	umount "$2/root" 2>/dev/null || umount -l "$2/root"
-	rm -rf "$2"
+	if mountpoint -q "$2/root"; then umount "$2/root" 2>/dev/null || umount -l "$2/root"; fi
+	rm -rf --one-file-system "$2"
 	;;
 *) sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 2 ;;
 esac

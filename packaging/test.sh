@@ -5,7 +5,9 @@
 #   test.sh        in a container on this kernel, with an emulated guest; lintian before
 #   test.sh lab    in the nested lab, with DKMS, the module and a KVM guest (docs/MODULE.md)
 #
-# It takes root, or sudo; the host keeps nothing of it. bin/ must be there (make build).
+# It takes root, or sudo; the host keeps nothing of it, also where it is interrupted. bin/ must
+# be there (make build). A machine on which no root can be mounted or booted at all (in a
+# container without the rights to, say) is told of, and passes.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/.."
@@ -16,23 +18,51 @@ if [ "${2:-}" != prepared ]; then
 	packaging/root.sh fetch
 	packaging/build.sh
 	packaging/test/previous.sh build/packages build/packages/previous
-	if [ "$(id -u)" = 0 ]; then exec "$0" "$where" prepared; else exec sudo VMAV_CACHE="$VMAV_CACHE" "$0" "$where" prepared; fi
+	if [ "$(id -u)" = 0 ]; then exec packaging/test.sh "$where" prepared; fi
+	exec sudo VMAV_CACHE="$VMAV_CACHE" packaging/test.sh "$where" prepared
 fi
 
 dir=$(mktemp -d /var/tmp/vmav-packages.XXXXXX)
-container=
+root=$dir/root
+child=
+# start COMMAND: runs it beside the shell, which so can be interrupted, in a session of its
+# own, all of which can be ended.
+start() {
+	setsid "$@" &
+	child=$!
+}
+ended() { # waits for it, and has its status
+	local status=0
+	wait "$child" || status=$?
+	child=
+	return $status
+}
 cleanup() {
-	if [ -n "$container" ] && kill -0 "$container" 2>/dev/null; then
-		kill -KILL "$container"
-		wait "$container" 2>/dev/null || true
+	trap '' INT TERM HUP
+	if [ -n "$child" ]; then
+		kill -TERM -- "-$child" 2>/dev/null || true
+		# systemd shuts a container down in its own time.
+		timeout 5 tail -f /dev/null --pid="$child" || kill -KILL -- "-$child" 2>/dev/null || true
+		wait "$child" 2>/dev/null || true
 	fi
 	packaging/root.sh umount "$dir"
+	# What the user's own next run writes over is the user's.
+	[ -z "${SUDO_UID:-}" ] || [ ! -d build/packages/lab ] || chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" build/packages/lab
 }
-packaging/root.sh mount "$dir"
 trap cleanup EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-root=$dir/root
+skip() {
+	echo "test.sh: SKIPPED, the packages are not tested: $1" >&2
+	exit 0
+}
+
+mkdir "$dir/probe" "$dir/probe"/{lower,upper,work,root}
+why=$(mount -t overlay overlay -o "lowerdir=$dir/probe/lower,upperdir=$dir/probe/upper,workdir=$dir/probe/work" "$dir/probe/root" 2>&1) ||
+	skip "this machine mounts no overlay below /var/tmp: $why"
+umount "$dir/probe/root"
+packaging/root.sh mount "$dir"
 mkdir -p "$root"/test/{old,new,guest}
 chmod 777 "$root/test/guest" # libvirt's QEMU reads and writes here
 cp build/packages/*.deb "$root/test/new"
@@ -45,26 +75,31 @@ guest() {
 
 if [ "$where" = lab ]; then
 	guest kvm
-	kernel/kvm-memhook/lab/run.sh -r "$root" -t 7200 -o build/packages/lab 6.1 /test/inside.sh lab
-	exit
+	start kernel/kvm-memhook/lab/run.sh -r "$root" -t 7200 -o build/packages/lab 6.1 /test/inside.sh lab
+	ended || exit
+	exit 0
 fi
 
+command -v systemd-nspawn >/dev/null || { echo "test.sh: no systemd-nspawn here; run: make deps" >&2; exit 1; }
+nspawn=(systemd-nspawn --quiet -D "$root" --register=no --keep-unit)
+boots=("${nspawn[@]}" --machine="vmav-test-$$" --private-network --capability=all --console=pipe --boot)
+# A boot of nothing: what fails here is the machine. The limits are for what stands still: a
+# busy machine was seen to take five times as long as an idle one.
+start timeout -k 5 300 "${boots[@]}" systemd.unit=poweroff.target </dev/null >"$dir/console" 2>&1
+ended || skip "systemd does not boot in a container here: $(grep -a . "$dir/console" | tail -n 1)"
+
 echo "== lintian"
-systemd-nspawn --quiet -D "$root" --register=no --keep-unit --pipe \
-	sh -c 'lintian --allow-root --fail-on error,warning /test/new/*.deb' 2>>"$dir/console" ||
-	{ echo "test.sh: lintian complains" >&2; exit 1; }
+start "${nspawn[@]}" --pipe sh -c 'lintian --allow-root --fail-on error,warning /test/new/*.deb' 2>>"$dir/console"
+ended || { echo "test.sh: lintian complains" >&2; exit 1; }
 
 echo "== boot"
 guest qemu
 packaging/test/unit.sh "$root" "/test/inside.sh container"
 : >"$root/test/output"
-timeout 1800 systemd-nspawn --quiet -D "$root" --register=no --keep-unit --machine="vmav-test-$$" --private-network \
-	--capability=all --console=pipe --boot </dev/null >>"$dir/console" 2>&1 &
-container=$!
-tail -q -n +1 -f --pid=$container "$root/test/output" &
+start timeout -k 5 2700 "${boots[@]}" </dev/null >>"$dir/console" 2>&1
+tail -q -n +1 -f --pid="$child" "$root/test/output" &
 shown=$!
-wait $container || true
-container=
+ended || true
 wait $shown
 status=$(cat "$root/test/status" 2>/dev/null || echo none)
 if [ "$status" != 0 ]; then

@@ -6,6 +6,8 @@
 set -euo pipefail
 rm -rf "$2"
 mkdir -p "$2"
+tree=
+trap 'rm -rf "$tree"' EXIT
 for deb in "$1"/*.deb; do
 	tree=$(mktemp -d)
 	dpkg-deb -R "$deb" "$tree"

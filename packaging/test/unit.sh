@@ -10,6 +10,7 @@ Description=test of the packages
 After=multi-user.target
 [Service]
 Type=oneshot
+IgnoreSIGPIPE=no
 ExecStart=/bin/bash -c '$2 >/test/output 2>&1; echo \$\$? >/test/status'
 ExecStopPost=/bin/systemctl --no-block poweroff --force
 TimeoutStartSec=infinity

@@ -203,6 +203,13 @@ func finding(g *guest, pid uint64) func(*entry) bool {
 	}
 }
 
+// awaitMalware waits for the finding in the malware that every test guest runs. Its packed
+// program unpacks itself some time after the guest's boot, before a sweep or behind it.
+func (s *service) awaitMalware(g *guest, from int) {
+	s.t.Helper()
+	s.await("finding in malware.exe", from, func(e *entry) bool { return e.Msg == "finding" && e.Domain == g.name && e.Process == "malware.exe" })
+}
+
 func says(g *guest, msg string) func(*entry) bool {
 	return func(e *entry) bool { return e.Msg == msg && e.Domain == g.name }
 }

@@ -1,10 +1,12 @@
 package introspect
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
@@ -144,6 +146,22 @@ func (g *Guest) version() string {
 	}
 	le := binary.LittleEndian
 	return fmt.Sprintf("%d.%d.%d", le.Uint32(b[:]), le.Uint32(b[4:]), g.kernel.Build)
+}
+
+// Time is the guest's clock: SystemTime of KUSER_SHARED_DATA, a KSYSTEM_TIME at 0x14 on every
+// build (Windows SDK, ntddk.h), whose high half is there twice and is read until it is the
+// same. What it says is the guest's to choose; it is the zero time where it says no time.
+func (g *Guest) Time() (time.Time, error) {
+	var b [12]byte
+	for range 100 {
+		if err := g.as.Read(b[:], g.as.f.kuser+0x14); err != nil {
+			return time.Time{}, fmt.Errorf("read the guest's clock: %w", err)
+		}
+		if bytes.Equal(b[4:8], b[8:12]) {
+			break
+		}
+	}
+	return record{b: b[:]}.time(0), nil
 }
 
 // usesNoExec tells whether entries of page tables that lack the bit to forbid execution mean

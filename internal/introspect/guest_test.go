@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
@@ -122,6 +123,24 @@ func TestKernelIsWhatTheTruthSays(t *testing.T) {
 		}
 		if b := s.m.Build; k.Version != fmt.Sprintf("%d.%d.%d", b.Major, b.Minor, b.Number) {
 			t.Errorf("version %q, want that of %q", k.Version, b.Name)
+		}
+	})
+}
+
+func TestTimeIsThatOfTheGuest(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		now, err := open(t, s).Time()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var newest time.Time
+		for _, p := range s.m.Truth.Processes {
+			if p.Created.After(newest) {
+				newest = p.Created
+			}
+		}
+		if now.Before(newest) || now.Sub(newest) > 24*time.Hour {
+			t.Errorf("it is %v, and the newest process is of %v", now, newest)
 		}
 	})
 }

@@ -363,6 +363,13 @@ func (s *session) all(ctx context.Context, first bool) error {
 	if err != nil {
 		return err
 	}
+	// What has only just come when the watch begins is still coming into memory.
+	var grown time.Time
+	if first {
+		if now, err := s.guest.Time(); err == nil && !now.IsZero() {
+			grown = now.Add(-settle[len(settle)-1])
+		}
+	}
 	there := make(map[introspect.Identity]bool, len(procs))
 	var living []introspect.Identity
 	for i := range procs {
@@ -372,7 +379,8 @@ func (s *session) all(ctx context.Context, first bool) error {
 		}
 		id := p.Identity()
 		there[id] = true
-		s.add(p, first)
+		young := !grown.IsZero() && p.Created.After(grown)
+		s.add(p, first && !young)
 		if p.Exited.IsZero() {
 			living = append(living, id)
 		}

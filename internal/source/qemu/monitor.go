@@ -107,7 +107,11 @@ func parseHostAddress(text string) (uint64, error) {
 	if m == nil {
 		return 0, fmt.Errorf("QEMU's monitor says %q", strings.TrimSpace(text))
 	}
-	return strconv.ParseUint(m[1], 16, 64)
+	addr, err := strconv.ParseUint(m[1], 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("QEMU's monitor says %q: %w", strings.TrimSpace(text), err)
+	}
+	return addr, nil
 }
 
 var (

@@ -55,7 +55,7 @@ while :; do
 	sleep 0.1
 done
 S
-"$here/initramfs.sh" "$work/initrd" "$work/init" "$LAB_MODULES" virtio_pci virtio_balloon virtio_mem
+"$here/initramfs.sh" "$work/initrd" "$work/init" "/lib/modules/$(uname -r)" virtio_pci virtio_balloon virtio_mem
 
 # What reading files took from the host is not lost: the caches are emptied first.
 available() {

@@ -149,8 +149,8 @@ func (g *Guest) version() string {
 }
 
 // Time is the guest's clock: SystemTime of KUSER_SHARED_DATA, a KSYSTEM_TIME at 0x14 on every
-// build (Windows SDK, ntddk.h), whose high half is there twice and is read until it is the
-// same. What it says is the guest's to choose; it is the zero time where it says no time.
+// build (WDK, ntddk.h), whose high half is there twice and is read until it is the same.
+// What it says is the guest's to choose; it is the zero time where it says no time.
 func (g *Guest) Time() (time.Time, error) {
 	var b [12]byte
 	for range 100 {
@@ -158,10 +158,10 @@ func (g *Guest) Time() (time.Time, error) {
 			return time.Time{}, fmt.Errorf("read the guest's clock: %w", err)
 		}
 		if bytes.Equal(b[4:8], b[8:12]) {
-			break
+			return record{b: b[:]}.time(0), nil
 		}
 	}
-	return record{b: b[:]}.time(0), nil
+	return time.Time{}, nil
 }
 
 // usesNoExec tells whether entries of page tables that lack the bit to forbid execution mean

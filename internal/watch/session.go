@@ -364,11 +364,11 @@ func (s *session) all(ctx context.Context, first bool) error {
 		return err
 	}
 	// What has only just come when the watch begins is still coming into memory.
-	var grown time.Time
+	young := func(*introspect.Process) bool { return true }
 	if first {
-		if now, err := s.guest.Time(); err == nil && !now.IsZero() {
-			grown = now.Add(-settle[len(settle)-1])
-		}
+		now, err := s.guest.Time()
+		known := err == nil && !now.IsZero()
+		young = func(p *introspect.Process) bool { return known && now.Sub(p.Created) < settle[len(settle)-1] }
 	}
 	there := make(map[introspect.Identity]bool, len(procs))
 	var living []introspect.Identity
@@ -379,8 +379,7 @@ func (s *session) all(ctx context.Context, first bool) error {
 		}
 		id := p.Identity()
 		there[id] = true
-		young := !grown.IsZero() && p.Created.After(grown)
-		s.add(p, first && !young)
+		s.add(p, !young(p))
 		if p.Exited.IsZero() {
 			living = append(living, id)
 		}

@@ -168,6 +168,53 @@ func (b *bench) await(what string, n int) []report.Finding {
 	return b.findings
 }
 
+// What came just before the watch began is looked at again, as what comes later is; what
+// the guest's clock tells nothing of is not.
+func TestWhatHasJustComeIsNew(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	procs, _, err := b.guest.Processes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var newest time.Time
+	for _, p := range procs {
+		if p.Created.After(newest) {
+			newest = p.Created
+		}
+	}
+	const clock = 0xfffff78000000014 // KUSER_SHARED_DATA.SystemTime
+	set := func(at uint64) {
+		b.mem.put(t, b.guest, clock, at)
+		b.mem.put(t, b.guest, clock+4, at>>32|at>>32<<32)
+	}
+	for _, c := range []struct {
+		name  string
+		at    uint64
+		young bool
+	}{
+		{"5 s later", uint64(newest.Add(5*time.Second).UnixNano()/100) + 116444736000000000, true},
+		{"a minute later", uint64(newest.Add(time.Minute).UnixNano()/100) + 116444736000000000, false},
+		{"no time", 0, false},
+	} {
+		set(c.at)
+		f := newFollower(b.svc, domain.Domain{ID: 1, Name: "win", UUID: "u", State: "running", Running: true})
+		f.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+		s, err := newSession(f, b.mem, b.guest)
+		if err == nil {
+			err = s.all(ctx, true)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range procs {
+			if want := c.young && newest.Sub(p.Created) < 5*time.Second; s.procs[p.Identity()].old == want {
+				t.Errorf("%s: %s, which came %v before the newest, counts as old: %v", c.name, p.Name, newest.Sub(p.Created), !want)
+			}
+		}
+	}
+}
+
 // fields are where a test writes.
 type fields struct {
 	Root     uint32          `win:"_EPROCESS.VadRoot.Root"`

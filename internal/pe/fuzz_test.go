@@ -109,7 +109,7 @@ func FuzzRebuild(f *testing.F) {
 			t.Fatalf("file of %d bytes from an image of %d", len(file.Data), len(img.Mem))
 		}
 		b := file.Fidelity.Bytes
-		if sum := b.Resident + b.Transition + b.Prototype + b.Private + b.DemandZero + b.FileCache + b.Other + b.Derived + b.Assumed + b.Missing + b.Overlay; sum != uint64(len(file.Data)) {
+		if sum := b.Sum(); sum != uint64(len(file.Data)) {
 			t.Fatalf("bytes by provenance add up to %d of %d", sum, len(file.Data))
 		}
 		var last uint64

@@ -90,7 +90,7 @@ func checkRecord(img *pe.Image, f *pe.File, file []byte) error {
 		return fmt.Errorf("record counts %d missing, %d unknown, %d assumed; the gaps have %d, %d, %d",
 			b.Missing, b.Unknown, b.Assumed, missing, unknown, assumed)
 	}
-	if sum := b.Resident + b.Transition + b.Prototype + b.Private + b.DemandZero + b.FileCache + b.Other + b.Derived + b.Assumed + b.Missing + b.Overlay; sum != uint64(len(f.Data)) {
+	if sum := b.Sum(); sum != uint64(len(f.Data)) {
 		return fmt.Errorf("bytes by provenance add up to %d, the file has %d", sum, len(f.Data))
 	}
 	if fid.Complete() != (missing == 0) {

@@ -145,6 +145,10 @@ type ScanError struct {
 	Error string `json:"error"`
 }
 
+// WhatWorker is the What of an error that says how a sweep's worker ended before the sweep
+// did.
+const WhatWorker = "worker"
+
 // Timing splits the time of one domain's scan, in seconds.
 type Timing struct {
 	Locate    float64 `json:"locate"`

@@ -11,6 +11,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/sweep"
 )
 
 // session watches one guest, from the moment that its kernel was found until its source
@@ -41,14 +42,11 @@ type process struct {
 	step   int       // of settle
 	busy   bool
 	ended  bool
-	acted  bool              // what a verdict asked for was done to it
-	last   time.Time         // sweep's end
-	took   time.Duration     // by it
-	images map[imageKey]bool // looked at, and whether all of the file was there
+	acted  bool                    // what a verdict asked for was done to it
+	last   time.Time               // sweep's end
+	took   time.Duration           // by it
+	images map[sweep.ImageKey]bool // looked at, and whether all of the file was there
 }
-
-// imageKey is one image of a process.
-type imageKey struct{ base, size, section uint64 }
 
 // settle says when a new process is looked at again after it came: programs and their
 // DLLs come into memory page by page while they run, and packers unpack.
@@ -302,7 +300,7 @@ func (s *session) add(p *introspect.Process, old bool) {
 	if s.procs[id] != nil || len(s.procs) >= maxListed { // more is a lie; all says so
 		return
 	}
-	n := &process{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[imageKey]bool)}
+	n := &process{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[sweep.ImageKey]bool)}
 	s.procs[id] = n
 	if old || n.ended {
 		return

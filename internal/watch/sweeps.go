@@ -75,7 +75,8 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	}
 	if s.f.s.opt.Everything == nil {
 		opt.Pace = b.pace
-		opt.Focus = &sweep.Focus{Guest: s.guest.Through(src)}
+		g := s.guest.Through(src)
+		opt.Open = func(context.Context) (*introspect.Guest, error) { return g, nil }
 		d, err = s.sweep(ctx, sweep.Domain, src, opt, false)
 	} else {
 		d, err = s.sweep(ctx, s.f.s.opt.Everything, src, opt, false)
@@ -124,17 +125,17 @@ func (s *session) options(ctx context.Context, acc *account) sweep.Options {
 
 // mapped are the images that the processes have mapped: a sweep of everything that begins now
 // sees to them.
-func (s *session) mapped(ctx context.Context) (map[introspect.Identity][]imageKey, error) {
-	out := make(map[introspect.Identity][]imageKey)
+func (s *session) mapped(ctx context.Context) (map[introspect.Identity][]sweep.ImageKey, error) {
+	out := make(map[introspect.Identity][]sweep.ImageKey)
 	procs := s.others()
 	for i := range procs {
 		mods, _, err := s.guest.Modules(ctx, &procs[i])
 		if err != nil {
 			return nil, err
 		}
-		keys := make([]imageKey, len(mods))
+		keys := make([]sweep.ImageKey, len(mods))
 		for j := range mods {
-			keys[j] = keyOf(&mods[j])
+			keys[j] = sweep.KeyOf(&mods[j])
 		}
 		out[procs[i].Identity()] = keys
 	}
@@ -157,23 +158,15 @@ func (s *session) sweep(ctx context.Context, do sweepFunc, src source.Source, op
 }
 
 // seen remembers an image that was looked at.
-func (s *session) seen(p *introspect.Process, m *introspect.Module, whole bool) {
+func (s *session) seen(id introspect.Identity, image sweep.ImageKey, whole bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known := s.procs[p.Identity()]; known != nil {
+	if known := s.procs[id]; known != nil {
 		if len(known.images) >= maxImages {
 			clear(known.images) // it is looked at again
 		}
-		known.images[keyOf(m)] = whole
+		known.images[image] = whole
 	}
-}
-
-func keyOf(m *introspect.Module) imageKey {
-	k := imageKey{base: m.Base, size: m.Size}
-	if v := m.VAD(); v != nil {
-		k.section = v.ControlArea()
-	}
-	return k
 }
 
 // sweepProcess sweeps what is new in one process: its program alone when it has just come,
@@ -220,16 +213,17 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 
 func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *process, programOnly bool, acc *account) (report.DomainScan, error) {
 	opt := s.options(ctx, acc)
-	opt.Focus = &sweep.Focus{Guest: s.guest, Processes: []introspect.Process{*now}, Others: s.others(), Seen: s.seen,
-		Known: func(q *introspect.Process, m *introspect.Module) bool {
-			if programOnly {
-				return m.Base != q.SectionBase
-			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			whole, seen := p.images[keyOf(m)]
-			return whole || seen && (p.old || p.step >= len(settle)) // the rest of it is for sweeps of everything
-		}}
+	opt.Open = func(context.Context) (*introspect.Guest, error) { return s.guest, nil }
+	opt.Seen = s.seen
+	focus := sweep.Focused{ID: p.id, Parent: sweep.Parent(now, s.others()), Program: programOnly}
+	s.mu.Lock()
+	for image, whole := range p.images {
+		if !programOnly && (whole || p.old || p.step >= len(settle)) { // the rest of it is for sweeps of everything
+			focus.Known = append(focus.Known, image)
+		}
+	}
+	s.mu.Unlock()
+	opt.Focus = []sweep.Focused{focus}
 	return s.sweep(ctx, sweep.Domain, s.src, opt, true)
 }
 

@@ -145,10 +145,6 @@ type ScanError struct {
 	Error string `json:"error"`
 }
 
-// WhatWorker is the What of an error that says how a sweep's worker ended before the sweep
-// did.
-const WhatWorker = "worker"
-
 // Timing splits the time of one domain's scan, in seconds.
 type Timing struct {
 	Locate    float64 `json:"locate"`
@@ -163,8 +159,8 @@ type DomainScan struct {
 	Name      string      `json:"name"`
 	UUID      string      `json:"uuid,omitempty"`
 	State     string      `json:"state"`
-	Status    string      `json:"status"` // "scanned", "incomplete", "skipped", "failed"
-	Reason    string      `json:"reason,omitempty"`
+	Status    string      `json:"status"`           // "scanned", "incomplete", "skipped", "failed"
+	Reason    string      `json:"reason,omitempty"` // why it is skipped or failed, or ended before its end
 	Build     string      `json:"build,omitempty"`
 	Profile   string      `json:"profile,omitempty"` // GUID and age; ProfileInferred, ProfileMissing
 	Source    string      `json:"source,omitempty"`

@@ -20,6 +20,7 @@ type session struct {
 	f     *follower
 	src   source.Source
 	guest *introspect.Guest // reads what is there now
+	kept  GuestSweeper
 	pulse *introspect.Pulse
 	wake  chan struct{} // has one when a process is due
 	hook  chan struct{} // has one when the module saw an address space
@@ -43,6 +44,8 @@ type process struct {
 	busy   bool
 	ended  bool
 	acted  bool                    // what a verdict asked for was done to it
+	broken int                     // sweeps in a row that ended before their end
+	after  time.Time               // not to be swept before, because of these
 	last   time.Time               // sweep's end
 	took   time.Duration           // by it
 	images map[sweep.ImageKey]bool // looked at, and whether all of the file was there
@@ -65,6 +68,8 @@ const (
 	maxFaults    = 100                    // failed looks in a row until the guest is opened anew
 	maxListed    = 1 << 16                // processes of a guest
 	maxImages    = 4096                   // of one process that are remembered
+	brokenRetry  = 100 * time.Millisecond // until a sweep of a process that broke off is made again; twice as long each time
+	maxBroken    = 6                      // of these in a row
 )
 
 func newSession(f *follower, src source.Source, g *introspect.Guest) (*session, error) {
@@ -72,7 +77,7 @@ func newSession(f *follower, src source.Source, g *introspect.Guest) (*session, 
 	if err != nil {
 		return nil, err
 	}
-	return &session{f: f, src: src, guest: g, pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
+	return &session{f: f, src: src, guest: g, kept: f.s.opt.Sweeper.Keep(), pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
 		procs: make(map[introspect.Identity]*process), reported: make(map[reportedKey]bool), held: make(map[*kill.Held]bool)}, nil
 }
 
@@ -85,6 +90,7 @@ func (s *session) run(ctx context.Context) error {
 		s.f.mu.Lock()
 		s.f.session = nil
 		s.f.mu.Unlock()
+		s.kept.Close()
 	}()
 	if err := s.all(ctx, true); err != nil {
 		return err
@@ -339,7 +345,7 @@ func (s *session) moved() error {
 			continue
 		}
 		if p.due.IsZero() || p.due.After(now) {
-			p.due = later(now, p.last.Add(max(minRescan, rescanEffort*p.took)))
+			p.due = later(later(now, p.after), p.last.Add(max(minRescan, rescanEffort*p.took)))
 		}
 	}
 	s.poke()

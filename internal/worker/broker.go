@@ -108,15 +108,15 @@ func (s *session) conclude(ctx context.Context, p *process) error {
 		return &remoteError{text: s.result.Ended}
 	}
 	why := p.why()
-	s.out.Status = report.StatusIncomplete
+	s.out.Status, s.out.Reason = report.StatusIncomplete, why.Error()
 	if s.progress == 0 && len(s.out.Findings) == 0 {
-		s.out.Status, s.out.Reason = report.StatusFailed, why.Error()
+		s.out.Status = report.StatusFailed
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if s.out.Status == report.StatusIncomplete {
-		s.out.Fail(report.WhatWorker, why)
+		s.out.Fail("worker", why)
 	}
 	if errors.Is(s.fatal, clam.ErrEngineGone) {
 		return s.fatal

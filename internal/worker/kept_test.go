@@ -81,7 +81,7 @@ func TestAKeptWorkerDoesJobAfterJob(t *testing.T) {
 		}
 		var once sync.Once
 		d := do(sweep.Options{Progress: func(sweep.Progress) { once.Do(func() { killChild(t) }) }})
-		if d.Status != report.StatusIncomplete || len(d.Errors) != 1 || d.Errors[0].What != report.WhatWorker || !strings.Contains(d.Errors[0].Error, "SIGKILL") {
+		if d.Status != report.StatusIncomplete || len(d.Errors) != 1 || d.Reason == "" || !strings.Contains(d.Errors[0].Error, "SIGKILL") {
 			t.Errorf("%s: of the killed one: %+v", name, d)
 		}
 		if d := do(sweep.Options{}); d.Status != report.StatusScanned || len(d.Findings) != 1 || only() == first {

@@ -10,6 +10,7 @@ import (
 	"vmav.dev/vmav/internal/ready"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/watch"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/worker"
 )
@@ -30,6 +31,11 @@ func sweeper(c *cli.Context, e *env) sweepFunc {
 	r := &worker.Runner{Note: func(text string) { e.warn("%s", text) }}
 	return r.Domain
 }
+
+// workers is a service's sweeper: each sweep in a sandboxed worker.
+type workers struct{ *worker.Runner }
+
+func (w workers) Keep() watch.GuestSweeper { return w.Runner.Keep() }
 
 // workerMain is this program as a worker.
 func workerMain() int {

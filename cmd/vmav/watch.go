@@ -15,6 +15,7 @@ import (
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/watch"
+	"vmav.dev/vmav/internal/worker"
 )
 
 func watchCommand(e *env) *cli.Command {
@@ -124,7 +125,7 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	o.Engine = engineOptions(c, settings)
 	o.Sweep = sweep.Options{Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"), Policy: policy.Policy, Kill: how}
 	if !c.Bool("no-sandbox") {
-		o.Everything = sweeper(c, e)
+		o.Sweeper = workers{&worker.Runner{Note: func(text string) { o.Log.Warn(text) }}}
 	}
 	o.Runtime = settings.RuntimeDirectory
 	return o, func() { e.told(c.Context, tell); rec.close(); kept() }, nil

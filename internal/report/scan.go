@@ -159,8 +159,8 @@ type DomainScan struct {
 	Name      string      `json:"name"`
 	UUID      string      `json:"uuid,omitempty"`
 	State     string      `json:"state"`
-	Status    string      `json:"status"` // "scanned", "incomplete", "skipped", "failed"
-	Reason    string      `json:"reason,omitempty"`
+	Status    string      `json:"status"`           // "scanned", "incomplete", "skipped", "failed"
+	Reason    string      `json:"reason,omitempty"` // why it is skipped or failed, or ended before its end
 	Build     string      `json:"build,omitempty"`
 	Profile   string      `json:"profile,omitempty"` // GUID and age; ProfileInferred, ProfileMissing
 	Source    string      `json:"source,omitempty"`

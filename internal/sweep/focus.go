@@ -7,31 +7,44 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 )
 
-// Focus narrows a sweep to what is new in a guest that was swept before.
-type Focus struct {
-	// Guest is the guest, found before, so that its kernel need not be looked for again;
-	// nil to look. Its source is the Target's, or one that reads the same.
-	Guest *introspect.Guest
-	// Processes are all that is looked into, unless nil; not the drivers.
-	Processes []introspect.Process
-	// Others are the guest's processes as they were a moment ago: a new one's parent is one
-	// of them.
-	Others []introspect.Process
-	// Known tells which images need not be looked at; nil for none.
-	Known func(p *introspect.Process, m *introspect.Module) bool
-	// Seen is told of each image that was looked at, and whether all of its file was in
-	// memory and the engine read it; nil for nobody. It is called concurrently.
-	Seen func(p *introspect.Process, m *introspect.Module, whole bool)
+// Focused is one process that a sweep is focused on, and what is known of it. It is data,
+// which means the same to a sweep in another process.
+type Focused struct {
+	ID      introspect.Identity // who has ended meanwhile, or is another one, is passed over
+	Parent  *introspect.Process // that made it (Parent), nil where that is not known
+	Program bool                // nothing but its program
+	Known   []ImageKey          // images that need not be looked at
+}
+
+// ImageKey tells an image that a process has mapped from others that it had mapped there.
+type ImageKey struct {
+	Base, Size uint64
+	Section    uint64 // address of the section's control area, 0 where none is known
+}
+
+// KeyOf is the key of an image.
+func KeyOf(m *introspect.Module) ImageKey {
+	k := ImageKey{Base: m.Base, Size: m.Size}
+	if v := m.VAD(); v != nil {
+		k.Section = v.ControlArea()
+	}
+	return k
 }
 
 // focus lists the images that the sweep is focused on. One process that cannot be read
 // costs itself only.
 func (s *sweep) focus(ctx context.Context) ([]job, error) {
-	f := s.opt.Focus
-	s.procs = f.Others
 	var jobs []job
-	for i := range f.Processes {
-		p := &f.Processes[i]
+	for i := range s.opt.Focus {
+		f := &s.opt.Focus[i]
+		now, _ := s.guest.ProcessAt(f.ID.EPROCESS)
+		if now.Identity() != f.ID || !now.Exited.IsZero() {
+			continue
+		}
+		p := &now
+		if f.Parent != nil {
+			s.procs = append(s.procs, *f.Parent)
+		}
 		mods, problems, err := s.guest.Modules(ctx, p)
 		if err != nil {
 			return nil, err
@@ -41,15 +54,19 @@ func (s *sweep) focus(ctx context.Context) ([]job, error) {
 		for _, pr := range problems {
 			s.fail(pr.What, pr.Err)
 		}
+		known := make(map[ImageKey]bool, len(f.Known))
+		for _, k := range f.Known {
+			known[k] = true
+		}
 		// The program first: it is what most findings are about.
 		slices.SortStableFunc(mods, func(a, b introspect.Module) int { return isProgram(p, &b) - isProgram(p, &a) })
 		for _, m := range mods {
-			if slices.Contains(m.Flags, introspect.FlagUnmapped) || f.Known != nil && f.Known(p, &m) {
+			if slices.Contains(m.Flags, introspect.FlagUnmapped) || f.Program && isProgram(p, &m) == 0 || known[KeyOf(&m)] {
 				continue
 			}
 			jobs = append(jobs, job{process: p, module: m})
 		}
-		if p.PEB != 0 && p.Exited.IsZero() {
+		if p.PEB != 0 && !f.Program {
 			jobs = append(jobs, job{process: p, regions: true})
 		}
 	}
@@ -63,10 +80,10 @@ func isProgram(p *introspect.Process, m *introspect.Module) int {
 	return 0
 }
 
-// lookedAt tells the focus of an image.
+// lookedAt tells who wants to know of an image of a process.
 func (s *sweep) lookedAt(j *job, whole bool) {
-	if f := s.opt.Focus; f != nil && f.Seen != nil && j.process != nil {
-		f.Seen(j.process, &j.module, whole)
+	if s.opt.Seen != nil && j.process != nil {
+		s.opt.Seen(j.process.Identity(), KeyOf(&j.module), whole)
 	}
 }
 

@@ -27,20 +27,25 @@ type worker struct {
 
 // image copies, rebuilds and scans one image. An error ends the sweep: the guest or
 // the engine is gone, or the user interrupted.
-func (w *worker) image(ctx context.Context, j *job) error {
+func (w *worker) image(ctx context.Context, j *job) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	begin := time.Now()
 	whole := false
-	defer func() { w.lookedAt(j, whole) }()
+	defer func() {
+		if err == nil { // else the sweep ends, and nothing was said of the image
+			w.lookedAt(j, whole)
+		}
+	}()
 	pl, err := w.copier.find(ctx, j.process, &j.module)
 	if err != nil {
 		w.rebuildTime.Add(int64(time.Since(begin)))
 		return w.unread(ctx, j.what(), err)
 	}
 	w.copier.settle(ctx, pl)
-	known, err := w.recogniseImage(ctx, j, pl)
+	var known bool
+	known, whole, err = w.recogniseImage(ctx, j, pl)
 	if err != nil || known {
 		w.rebuildTime.Add(int64(time.Since(begin)))
 		if err != nil {
@@ -192,7 +197,7 @@ func (s *sweep) subject(p *introspect.Process) verdict.Subject {
 	out := verdict.Subject{Kernel: true, Session: -1}
 	if p != nil {
 		out = kill.Subject(p)
-		if parent := s.parent(p); parent != nil {
+		if parent := Parent(p, s.procs); parent != nil {
 			out.Parent, out.ParentPath = parent.Name, parent.Path
 		}
 	}
@@ -200,11 +205,11 @@ func (s *sweep) subject(p *introspect.Process) verdict.Subject {
 	return out
 }
 
-// parent is the process that made p, or nil where it is not known any more: its id may
-// be another's by now, one that was made later.
-func (s *sweep) parent(p *introspect.Process) (parent *introspect.Process) {
-	for i := range s.procs {
-		if q := &s.procs[i]; q.PID == p.PPID && q.PID != 0 && !q.Created.After(p.Created) && (parent == nil || q.Created.After(parent.Created)) {
+// Parent is the process of some that made p, or nil where it is not known any more: its
+// id may be another's by now, one that was made later.
+func Parent(p *introspect.Process, procs []introspect.Process) (parent *introspect.Process) {
+	for i := range procs {
+		if q := &procs[i]; q.PID == p.PPID && q.PID != 0 && !q.Created.After(p.Created) && (parent == nil || q.Created.After(parent.Created)) {
 			parent = q
 		}
 	}

@@ -32,29 +32,30 @@ type memoryRecord struct {
 // recogniseImage tells whether an image is, byte for byte, one whose record is known and
 // clean by the signatures of this sweep, and if so notes the same as its scan would. What
 // has a signature is rebuilt: its verdict and evidence rest on bytes that were seen now.
-func (w *worker) recogniseImage(ctx context.Context, j *job, pl *place) (bool, error) {
+// whole says that all of its file was there.
+func (w *worker) recogniseImage(ctx context.Context, j *job, pl *place) (known, whole bool, err error) {
 	if w.pager != nil && len(w.copier.wanted) > 0 {
-		return false, nil // more of it is to be had than was seen
+		return false, false, nil // more of it is to be had than was seen
 	}
 	key, ok, err := w.copier.look(ctx, pl)
 	if err != nil || !ok {
-		return false, err
+		return false, false, err
 	}
 	var rec imageRecord
 	if !recall(w.session, key, &rec) || !w.session.Clean(rec.Sum) {
-		return false, nil
+		return false, false, nil
 	}
 	if rec.Memory != nil {
 		for _, sum := range rec.Memory.Sums {
 			if !w.session.Clean(sum) {
-				return false, nil
+				return false, false, nil
 			}
 		}
 	}
 	found := w.finding(j, rec.Fidelity)
 	found.SHA256 = fmt.Sprintf("%x", rec.Sum)
 	if len(rec.Changes) > 0 && w.wantExhibits(j, rec.Changes, found) {
-		return false, nil
+		return false, false, nil
 	}
 	w.mu.Lock()
 	w.out.Images++
@@ -68,7 +69,7 @@ func (w *worker) recogniseImage(ctx context.Context, j *job, pl *place) (bool, e
 	if rec.Memory != nil && len(rec.Memory.Sums) > 0 {
 		w.seen(memoryName(j.process, rec.Memory), rec.Memory)
 	}
-	return true, nil
+	return true, rec.Complete, nil
 }
 
 // wantExhibits tells whether findings of changes need what they were found in.

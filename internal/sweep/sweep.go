@@ -49,7 +49,13 @@ type Options struct {
 	// Found takes findings over as they come, before anything is decided about them, for a
 	// Judge. The exhibit is the sweep's. nil for the sweep to decide and act itself.
 	Found func(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit)
-	Focus *Focus                      // what is new, where that is all that counts; nil for everything
+	// Open is the guest, where its kernel was found before; nil to look for it. What it
+	// returns reads through the Target's source.
+	Open  func(context.Context) (*introspect.Guest, error)
+	Focus []Focused // these processes, and what is new in them; nil for everything
+	// Seen is told of each image of a process that was looked at, and whether all of its
+	// file was in memory and the engine read it; nil for nobody. It is called concurrently.
+	Seen  func(p introspect.Identity, image ImageKey, whole bool)
 	Pace  func(context.Context) error // called before each image, to hold the sweep back; nil for never
 	Kills sync.Locker                 // held while processes are killed; nil for none
 }
@@ -179,8 +185,8 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 }
 
 func (s *sweep) open(ctx context.Context, profiles winstruct.Finder) (*introspect.Guest, error) {
-	if f := s.opt.Focus; f != nil && f.Guest != nil {
-		return f.Guest, nil
+	if s.opt.Open != nil {
+		return s.opt.Open(ctx)
 	}
 	return introspect.Open(ctx, s.target.Source, profiles)
 }
@@ -235,7 +241,7 @@ func (j *job) file() string {
 
 // enumerate lists every image of the guest, or those that the sweep is focused on.
 func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
-	if s.opt.Focus != nil && s.opt.Focus.Processes != nil {
+	if s.opt.Focus != nil {
 		return s.focus(ctx)
 	}
 	procs, problems, err := s.guest.Processes(ctx)

@@ -19,6 +19,7 @@ type budget struct {
 	bulk    chan struct{} // scans of sweeps of everything
 	slots   chan struct{} // scans
 	share   float64       // processors; 0 for no bound
+	sweeper Sweeper
 
 	mu     sync.Mutex
 	since  time.Time
@@ -39,8 +40,10 @@ func newBudget(o *Options) *budget {
 		debug.SetMemoryLimit(o.Memory)
 		domains = int(max(1, min(int64(domains), o.Memory/sweepMemory)))
 	}
-	return &budget{domains: make(chan struct{}, domains), slots: make(chan struct{}, o.Slots),
-		bulk: make(chan struct{}, max(1, o.Slots-1)), share: o.CPU / 100, since: time.Now(), before: used()}
+	b := &budget{domains: make(chan struct{}, domains), slots: make(chan struct{}, o.Slots),
+		bulk: make(chan struct{}, max(1, o.Slots-1)), share: o.CPU / 100, sweeper: o.Sweeper, since: time.Now()}
+	b.before = b.used()
+	return b
 }
 
 // sweepMemory is what one sweep of everything may need, in bytes: its workers' buffers and
@@ -59,9 +62,11 @@ func take(ctx context.Context, places chan struct{}) error {
 
 func give(places chan struct{}) { <-places }
 
-// used is the processor time that this process and its children that have ended took.
-func used() time.Duration {
-	sum := time.Duration(0)
+// used is the processor time that this process and those that sweep for it took. One that
+// ends at this moment may count twice, which the next look at it sets right; not at all
+// would look as if it had computed later.
+func (b *budget) used() time.Duration {
+	sum := b.sweeper.Used()
 	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
 		var u unix.Rusage
 		if unix.Getrusage(who, &u) == nil {
@@ -102,7 +107,7 @@ func (b *budget) pace(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for {
-		wait := b.owed(time.Now(), used())
+		wait := b.owed(time.Now(), b.used())
 		if wait < time.Millisecond {
 			return ctx.Err()
 		}

@@ -27,8 +27,7 @@ type Options struct {
 	Engine   clam.Options
 	Sweep    sweep.Options // policy, kills, coverage, images in work at once
 	Results  *sweep.Cache  // of results; nil for one of this run
-	// Everything sweeps everything in a guest, as sweep.Domain does; nil for that.
-	Everything sweepFunc
+	Sweeper  Sweeper       // does the sweeps; nil for this process itself
 
 	Poll     time.Duration // between two looks at a guest's process list; 0 for DefaultPoll
 	Interval time.Duration // between two sweeps of everything in a domain; 0 for DefaultInterval
@@ -42,6 +41,23 @@ type Options struct {
 	Runtime string // directory of locks and of the socket
 	Record  Recorder
 	Log     *slog.Logger
+}
+
+// Sweeper does the sweeps of a Service. Its methods are called concurrently.
+type Sweeper interface {
+	// Keep makes what sweeps one guest, again and again.
+	Keep() GuestSweeper
+	// Used is the processor time of what computes for it in other processes and has not
+	// ended.
+	Used() time.Duration
+}
+
+// GuestSweeper sweeps one guest, several times at once.
+type GuestSweeper interface {
+	// Domain has the shape of sweep.Domain.
+	Domain(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
+	// Close ends what is kept for the guest. No sweep is under way, and none comes.
+	Close()
 }
 
 // Recorder makes the record of a sweep of a domain that begins: of everything, or of what is
@@ -81,6 +97,9 @@ func (o *Options) complete() error {
 	if o.Results == nil {
 		o.Results = sweep.NewCache()
 	}
+	if o.Sweeper == nil {
+		o.Sweeper = inProcess{}
+	}
 	if o.Record == nil {
 		o.Record = func(string, string, bool) Record { return nobody{} }
 	}
@@ -94,6 +113,16 @@ func (o *Options) wanted(name string) bool {
 		return slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(strings.ToLower(p), name); return ok })
 	}
 	return (len(o.Include) == 0 || matches(o.Include)) && !matches(o.Exclude)
+}
+
+// inProcess sweeps in this process.
+type inProcess struct{}
+
+func (inProcess) Keep() GuestSweeper  { return inProcess{} }
+func (inProcess) Used() time.Duration { return 0 }
+func (inProcess) Close()              {}
+func (inProcess) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+	return sweep.Domain(ctx, t, profiles, engine, memory, opt)
 }
 
 // nobody records nothing.

@@ -11,6 +11,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/sweep"
 )
 
 // session watches one guest, from the moment that its kernel was found until its source
@@ -19,6 +20,7 @@ type session struct {
 	f     *follower
 	src   source.Source
 	guest *introspect.Guest // reads what is there now
+	kept  GuestSweeper
 	pulse *introspect.Pulse
 	wake  chan struct{} // has one when a process is due
 	hook  chan struct{} // has one when the module saw an address space
@@ -41,14 +43,13 @@ type process struct {
 	step   int       // of settle
 	busy   bool
 	ended  bool
-	acted  bool              // what a verdict asked for was done to it
-	last   time.Time         // sweep's end
-	took   time.Duration     // by it
-	images map[imageKey]bool // looked at, and whether all of the file was there
+	acted  bool                    // what a verdict asked for was done to it
+	broken int                     // sweeps in a row that ended before their end
+	after  time.Time               // not to be swept before, because of these
+	last   time.Time               // sweep's end
+	took   time.Duration           // by it
+	images map[sweep.ImageKey]bool // looked at, and whether all of the file was there
 }
-
-// imageKey is one image of a process.
-type imageKey struct{ base, size, section uint64 }
 
 // settle says when a new process is looked at again after it came: programs and their
 // DLLs come into memory page by page while they run, and packers unpack.
@@ -67,6 +68,8 @@ const (
 	maxFaults    = 100                    // failed looks in a row until the guest is opened anew
 	maxListed    = 1 << 16                // processes of a guest
 	maxImages    = 4096                   // of one process that are remembered
+	brokenRetry  = 100 * time.Millisecond // until a sweep of a process that broke off is made again; twice as long each time
+	maxBroken    = 6                      // of these in a row
 )
 
 func newSession(f *follower, src source.Source, g *introspect.Guest) (*session, error) {
@@ -74,7 +77,7 @@ func newSession(f *follower, src source.Source, g *introspect.Guest) (*session, 
 	if err != nil {
 		return nil, err
 	}
-	return &session{f: f, src: src, guest: g, pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
+	return &session{f: f, src: src, guest: g, kept: f.s.opt.Sweeper.Keep(), pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
 		procs: make(map[introspect.Identity]*process), reported: make(map[reportedKey]bool), held: make(map[*kill.Held]bool)}, nil
 }
 
@@ -87,6 +90,7 @@ func (s *session) run(ctx context.Context) error {
 		s.f.mu.Lock()
 		s.f.session = nil
 		s.f.mu.Unlock()
+		s.kept.Close()
 	}()
 	if err := s.all(ctx, true); err != nil {
 		return err
@@ -302,7 +306,7 @@ func (s *session) add(p *introspect.Process, old bool) {
 	if s.procs[id] != nil || len(s.procs) >= maxListed { // more is a lie; all says so
 		return
 	}
-	n := &process{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[imageKey]bool)}
+	n := &process{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[sweep.ImageKey]bool)}
 	s.procs[id] = n
 	if old || n.ended {
 		return
@@ -341,7 +345,7 @@ func (s *session) moved() error {
 			continue
 		}
 		if p.due.IsZero() || p.due.After(now) {
-			p.due = later(now, p.last.Add(max(minRescan, rescanEffort*p.took)))
+			p.due = later(later(now, p.after), p.last.Add(max(minRescan, rescanEffort*p.took)))
 		}
 	}
 	s.poke()

@@ -256,19 +256,17 @@ func (b *bench) link(f *fields, eprocess, base uint64) uint64 {
 	return 0
 }
 
-// An image that a process maps while it is watched is scanned when it is there, once; the
-// program here is one that its process maps late.
-func TestANewImageIsScanned(t *testing.T) {
-	b := newBench(t)
-	f := new(fields)
+// mapsLate has the guest's malware.exe not have mapped its program yet, runs the session
+// until what comes counts as new, and returns the process and what maps the program.
+func (b *bench) mapsLate(f *fields) (malware *introspect.Process, maps func()) {
+	b.t.Helper()
 	if err := winstruct.Compile(b.mem.m.Profile(), f); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	procs, _, err := b.guest.Processes(context.Background())
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
-	var malware *introspect.Process
 	for i := range procs {
 		if procs[i].Name == "malware.exe" {
 			malware = &procs[i]
@@ -276,12 +274,12 @@ func TestANewImageIsScanned(t *testing.T) {
 	}
 	link := b.link(f, malware.EPROCESS, malware.SectionBase)
 	node, count := b.word(link), b.word(malware.EPROCESS+uint64(f.Count))
-	b.mem.put(t, b.guest, link, 0)
-	b.mem.put(t, b.guest, malware.EPROCESS+uint64(f.Count), count-1)
+	b.mem.put(b.t, b.guest, link, 0)
+	b.mem.put(b.t, b.guest, malware.EPROCESS+uint64(f.Count), count-1)
 	b.guest.Refresh()
 	b.run()
 	b.await("before it is mapped", 0)
-	for range 300 { // until what comes counts as new
+	for range 300 {
 		b.s.mu.Lock()
 		swept := b.s.swept
 		b.s.mu.Unlock()
@@ -290,24 +288,95 @@ func TestANewImageIsScanned(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	b.mem.put(t, b.guest, link, node)
-	b.mem.put(t, b.guest, malware.EPROCESS+uint64(f.Count), count)
+	return malware, func() {
+		b.mem.put(b.t, b.guest, link, node)
+		b.mem.put(b.t, b.guest, malware.EPROCESS+uint64(f.Count), count)
+	}
+}
+
+// An image that a process maps while it is watched is scanned when it is there, once; the
+// program here is one that its process maps late.
+func TestANewImageIsScanned(t *testing.T) {
+	b, f := newBench(t), new(fields)
+	malware, maps := b.mapsLate(f)
+	maps()
 	got := b.await("when it is mapped", 1)
 	if got[0].PID != malware.PID || got[0].Signature != "Vmav.Test.Malware" {
 		t.Errorf("%+v", got[0])
 	}
 	// Another change of the same address space: nothing is told again.
-	b.mem.put(t, b.guest, malware.EPROCESS+uint64(f.Count), count+1)
+	count := malware.EPROCESS + uint64(f.Count)
+	b.mem.put(t, b.guest, count, b.word(count)+1)
 	b.await("when something else is mapped", 1)
 
 	// QEMU ends: so does the session, and says so.
 	b.mem.mu.Lock()
 	b.mem.gone = true
 	b.mem.mu.Unlock()
-	err = <-b.done
+	err := <-b.done
 	b.done <- err
 	if !errors.Is(err, source.ErrGone) {
 		t.Errorf("the session ended with %v", err)
+	}
+}
+
+// dying is a sweeper whose first sweeps of each single process break off.
+type dying struct {
+	inProcess
+	deaths int
+	mu     *sync.Mutex
+	tried  map[uint64][]time.Time // by process id
+}
+
+func (d dying) Keep() GuestSweeper { return d }
+
+func (d dying) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+	d.mu.Lock()
+	tries := 0
+	for _, f := range opt.Focus {
+		d.tried[f.ID.PID] = append(d.tried[f.ID.PID], time.Now())
+		tries = len(d.tried[f.ID.PID])
+	}
+	d.mu.Unlock()
+	if opt.Focus != nil && tries <= d.deaths {
+		out := sweep.Empty(t)
+		out.Reason = "the worker was ended by SIGKILL"
+		return out, nil
+	}
+	return d.inProcess.Domain(ctx, t, profiles, engine, memory, opt)
+}
+
+// A sweep of a process that broke off is made again, ever later, also where something goes
+// on changing in the process; what it was to find is found.
+func TestASweepThatBrokeOffIsMadeAgain(t *testing.T) {
+	b, f := newBench(t), new(fields)
+	const deaths = 3
+	tried := make(map[uint64][]time.Time)
+	b.svc.opt.Sweeper = dying{deaths: deaths, mu: &b.mu, tried: tried}
+	malware, maps := b.mapsLate(f)
+	maps()
+	for count := malware.EPROCESS + uint64(f.Count); ; time.Sleep(20 * time.Millisecond) {
+		b.mu.Lock()
+		found := len(b.findings)
+		b.mu.Unlock()
+		if found > 0 {
+			break
+		}
+		b.mem.put(t, b.guest, count, b.word(count)^64)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	at := tried[malware.PID]
+	if len(at) <= deaths {
+		t.Fatalf("%d tries", len(at))
+	}
+	for i := range deaths {
+		if wait := at[i+1].Sub(at[i]); wait < brokenRetry<<i {
+			t.Errorf("try %d came %v after the one before", i+2, wait)
+		}
+	}
+	if b.findings[0].PID != malware.PID {
+		t.Errorf("%+v", b.findings[0])
 	}
 }
 

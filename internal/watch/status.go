@@ -40,7 +40,7 @@ type DomainStatus struct {
 
 // Status says how the service and its domains are.
 func (s *Service) Status() Status {
-	out := Status{PID: os.Getpid(), Since: s.begin.UTC(), URI: s.opt.URI, CPU: used().Seconds(), Domains: []DomainStatus{}}
+	out := Status{PID: os.Getpid(), Since: s.begin.UTC(), URI: s.opt.URI, CPU: s.budget.used().Seconds(), Domains: []DomainStatus{}}
 	version, err := s.engine.state()
 	out.Engine = version
 	if err != nil {

@@ -12,7 +12,6 @@ import (
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/memhook"
 	"vmav.dev/vmav/internal/sweep"
-	"vmav.dev/vmav/internal/winstruct"
 )
 
 // Triggers of sweeps, as they are recorded.
@@ -21,9 +20,6 @@ const (
 	TriggerNew   = "watch: new"      // of what is new
 	TriggerTimer = "watch: interval" // of everything, now and then
 )
-
-// sweepFunc has the shape of sweep.Domain.
-type sweepFunc = func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
 
 // retrySweep is when a sweep of everything that failed is made again.
 const retrySweep = 30 * time.Second
@@ -67,19 +63,9 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	// A cache of its own: a page is as old as the sweep at most.
 	src := source.NewCache(s.src, cachePages)
 	acc := s.account(nil)
-	opt := s.options(ctx, acc)
-	var d report.DomainScan
-	before, err := s.mapped(ctx)
-	if err != nil {
-		return false, err
-	}
-	if s.f.s.opt.Everything == nil {
-		opt.Pace = b.pace
-		opt.Focus = &sweep.Focus{Guest: s.guest.Through(src)}
-		d, err = s.sweep(ctx, sweep.Domain, src, opt, false)
-	} else {
-		d, err = s.sweep(ctx, s.f.s.opt.Everything, src, opt, false)
-	}
+	opt := s.options(ctx, acc, s.guest.Through(src))
+	opt.Pace = b.pace
+	d, err := s.sweep(ctx, src, opt, false)
 	if ctx.Err() != nil && len(d.Findings) == 0 {
 		return false, ctx.Err()
 	}
@@ -104,44 +90,19 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.swept = err == nil
-	for id, keys := range before {
-		for _, k := range keys {
-			if p := s.procs[id]; p != nil && err == nil && !p.images[k] && len(p.images) < maxImages {
-				p.images[k] = false // looked at, be it not whole
-			}
-		}
-	}
 	return err == nil, err
 }
 
-// options are the options of a sweep of this guest.
-func (s *session) options(ctx context.Context, acc *account) sweep.Options {
+// options are the options of a sweep of this guest, which reads it through g.
+func (s *session) options(ctx context.Context, acc *account, g *introspect.Guest) sweep.Options {
 	opt := s.f.s.opt.Sweep
 	opt.Kills = s.f.s.killLock(ctx, s.f.uuid)
-	opt.Keep, opt.Sink = s.keep, acc
+	opt.Open = func(context.Context) (*introspect.Guest, error) { return g, nil }
+	opt.Keep, opt.Sink, opt.Seen = s.keep, acc, s.seen
 	return opt
 }
 
-// mapped are the images that the processes have mapped: a sweep of everything that begins now
-// sees to them.
-func (s *session) mapped(ctx context.Context) (map[introspect.Identity][]imageKey, error) {
-	out := make(map[introspect.Identity][]imageKey)
-	procs := s.others()
-	for i := range procs {
-		mods, _, err := s.guest.Modules(ctx, &procs[i])
-		if err != nil {
-			return nil, err
-		}
-		keys := make([]imageKey, len(mods))
-		for j := range mods {
-			keys[j] = keyOf(&mods[j])
-		}
-		out[procs[i].Identity()] = keys
-	}
-	return out, nil
-}
-
-func (s *session) sweep(ctx context.Context, do sweepFunc, src source.Source, opt sweep.Options, urgent bool) (report.DomainScan, error) {
+func (s *session) sweep(ctx context.Context, src source.Source, opt sweep.Options, urgent bool) (report.DomainScan, error) {
 	svc := s.f.s
 	s.f.mu.Lock()
 	d := s.f.domain
@@ -153,27 +114,19 @@ func (s *session) sweep(ctx context.Context, do sweepFunc, src source.Source, op
 		}
 		return h.Suspend(ctx, d)
 	}}
-	return do(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.opt.Results, opt)
+	return s.kept.Domain(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.opt.Results, opt)
 }
 
 // seen remembers an image that was looked at.
-func (s *session) seen(p *introspect.Process, m *introspect.Module, whole bool) {
+func (s *session) seen(id introspect.Identity, image sweep.ImageKey, whole bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known := s.procs[p.Identity()]; known != nil {
+	if known := s.procs[id]; known != nil {
 		if len(known.images) >= maxImages {
 			clear(known.images) // it is looked at again
 		}
-		known.images[keyOf(m)] = whole
+		known.images[image] = whole
 	}
-}
-
-func keyOf(m *introspect.Module) imageKey {
-	k := imageKey{base: m.Base, size: m.Size}
-	if v := m.VAD(); v != nil {
-		k.section = v.ControlArea()
-	}
-	return k
 }
 
 // sweepProcess sweeps what is new in one process: its program alone when it has just come,
@@ -183,7 +136,7 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 	if p.step == 0 && !p.old {
 		steps = []bool{true, false}
 	}
-	last := p.old || p.step >= len(settle)-1
+	last, broke := p.old || p.step >= len(settle)-1, ""
 	for _, programOnly := range steps {
 		s.guest.Refresh()
 		now, _ := s.guest.ProcessAt(p.id.EPROCESS)
@@ -198,7 +151,10 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || ctx.Err() != nil && len(d.Findings) == 0 {
 			return err
 		}
-		if !last || s.hasEnded(p.id) {
+		switch {
+		case d.Reason != "":
+			broke = d.Reason
+		case !last || s.hasEnded(p.id):
 			d.Errors = d.Errors[:0] // it is looked at again, or its end is why
 		}
 		acc.close(ctx, TriggerNew, &d)
@@ -209,9 +165,19 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 		if err != nil {
 			return err
 		}
+		if broke != "" {
+			break
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if broke != "" && p.broken < maxBroken && !p.acted {
+		p.after = time.Now().Add(brokenRetry << p.broken)
+		p.broken, p.due = p.broken+1, p.after
+		s.f.log.Warn("sweep of a process broke off; it is made again", "pid", p.id.PID, "process", p.name, "reason", broke)
+		return nil
+	}
+	p.broken = 0
 	if p.step++; p.step < len(settle) && !p.old && !p.acted && p.due.IsZero() {
 		p.due = later(p.first.Add(settle[p.step]), time.Now().Add(time.Millisecond))
 	}
@@ -219,18 +185,17 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 }
 
 func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *process, programOnly bool, acc *account) (report.DomainScan, error) {
-	opt := s.options(ctx, acc)
-	opt.Focus = &sweep.Focus{Guest: s.guest, Processes: []introspect.Process{*now}, Others: s.others(), Seen: s.seen,
-		Known: func(q *introspect.Process, m *introspect.Module) bool {
-			if programOnly {
-				return m.Base != q.SectionBase
-			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			whole, seen := p.images[keyOf(m)]
-			return whole || seen && (p.old || p.step >= len(settle)) // the rest of it is for sweeps of everything
-		}}
-	return s.sweep(ctx, sweep.Domain, s.src, opt, true)
+	opt := s.options(ctx, acc, s.guest)
+	focus := sweep.Focused{ID: p.id, Parent: sweep.Parent(now, s.others()), Program: programOnly}
+	s.mu.Lock()
+	for image, whole := range p.images {
+		if !programOnly && (whole || p.old || p.step >= len(settle)) { // the rest of it is for sweeps of everything
+			focus.Known = append(focus.Known, image)
+		}
+	}
+	s.mu.Unlock()
+	opt.Focus = []sweep.Focused{focus}
+	return s.sweep(ctx, s.src, opt, true)
 }
 
 // hasEnded tells whether a process has ended by now.

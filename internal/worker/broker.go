@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,11 +44,15 @@ type Runner struct {
 	Memory  uint64        // bytes that a worker may map; 0 for DefaultMemory
 	Silence time.Duration // a worker that asks for nothing in this time is stuck; 0 for DefaultSilence
 	Total   time.Duration // for one guest, whatever it is doing; 0 for DefaultTotal
-	// Note, unless nil, is told once what this host's sandbox lacks.
+	// Note, unless nil, is told once what this host's sandbox lacks, and of each worker
+	// that ended by itself while it waited for work. Several may call it at once.
 	Note func(string)
+
+	Rest time.Duration // a kept worker ends when it had no work in this time; 0 for DefaultRest
 
 	once sync.Once
 	args []string // further arguments of the worker
+	pool pool
 }
 
 // Domain sweeps a guest in a worker, with a Runner of defaults.
@@ -59,124 +62,42 @@ func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engi
 
 // Domain is sweep.Domain, with all that parses what the guest wrote in a worker. A worker
 // that ends early costs the rest of this sweep: what it had reported until then is in the
-// result, which says how it ended and is not complete.
+// result, which says how it ended and is not complete. Of the options, Open is for the
+// broker alone, which reads the guest to carry verdicts out; Pace is not heeded.
 func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
-	if opt.Jobs <= 0 {
-		opt.Jobs = 2
-	}
-	begin := time.Now()
-	s := r.session(t, profiles, engine, scoped(memory, t).Session(ctx, engine), opt)
-	err := r.run(ctx, s)
-	if err == nil {
-		err = s.act(ctx)
-	}
-	sweep.SortFindings(s.out.Findings)
-	if s.out.Status == report.StatusScanned && (len(s.out.Errors) > 0 || err != nil) {
-		s.out.Status = report.StatusIncomplete
-	}
-	s.out.Timing.Total = time.Since(begin).Seconds()
-	return *s.out, err
+	return (&Kept{r: r, once: true}).domain(ctx, t, profiles, engine, memory, opt)
 }
 
-func (r *Runner) session(t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Session, opt sweep.Options) *session {
+func newSession(t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Session, opt sweep.Options) *session {
 	src := t.Source
 	if c, ok := src.(*source.Cache); ok {
 		src = c.Source // the worker has one of its own
 	}
 	s := &session{target: t, src: src, profiles: profiles, engine: engine, cache: cache, opt: opt,
-		judge: sweep.NewJudge(t, opt), infected: make(map[[32]byte]string)}
+		judge: sweep.NewJudge(t, opt), infected: make(map[[32]byte]string), over: make(chan struct{})}
 	s.out, s.mu = s.judge.Result()
 	s.budget.Store(maxContent)
 	return s
 }
 
-// run has a worker sweep the guest. The error is sweep.Domain's.
-func (r *Runner) run(ctx context.Context, s *session) error {
-	memory, silence, total := r.Memory, r.Silence, r.Total
-	if memory == 0 {
-		memory = DefaultMemory
-	}
+// work has a worker do a job.
+func (r *Runner) work(ctx context.Context, p *process, s *session, job []byte) {
+	silence, total := r.Silence, r.Total
 	if silence == 0 {
 		silence = DefaultSilence
 	}
 	if total == 0 {
 		total = DefaultTotal
 	}
-	p, err := start(min(s.opt.Jobs+1, maxLanes), memory, r.User, s.src, r.args)
-	if err != nil {
-		s.out.Reason = err.Error()
-		return ctx.Err()
-	}
-	defer p.release()
-	s.user, s.note = p.user, r.note
-	work, cancel := context.WithCancel(ctx)
-	defer cancel()
-	s.ctx, s.end = work, func(why error) {
-		s.mu.Lock()
-		if s.ended == nil {
-			s.ended = why
-		}
-		s.mu.Unlock()
-		p.kill()
-	}
-	s.heard.Store(time.Now().UnixNano())
-	var serving sync.WaitGroup
-	for _, l := range p.lanes {
-		serving.Add(1)
-		go func() {
-			defer serving.Done()
-			s.serve(l)
-		}()
-	}
-	s.watch(ctx, p, silence, total)
-	cancel()
-	serving.Wait()
+	p.do(ctx, s, job, silence, total)
 	if s.control != nil {
 		s.control.Close() // what is pending is cancelled
-	}
-	return s.conclude(ctx, p, memory)
-}
-
-// layoutPeriod is how long a worker may map guest memory as it was laid out before.
-const layoutPeriod = 20 * time.Millisecond
-
-// watch waits until the worker has ended, and ends it where it must.
-func (s *session) watch(ctx context.Context, p *process, silence, total time.Duration) {
-	tick := time.NewTicker(min(silence, total)/8 + 1)
-	defer tick.Stop()
-	// A worker that maps guest memory does not see its layout change: a batch does, and
-	// has the pages taken away that are guest memory no more.
-	refresh := time.NewTicker(layoutPeriod)
-	defer refresh.Stop()
-	if !p.shared {
-		refresh.Stop()
-	}
-	begin := time.Now()
-	interrupted := ctx.Done()
-	for {
-		select {
-		case <-p.exited:
-			return
-		case <-interrupted:
-			interrupted = nil
-			s.end(ctx.Err())
-		case <-refresh.C:
-			_ = source.ReadBatch(s.src, nil)
-		case <-tick.C:
-			quiet := time.Since(time.Unix(0, s.heard.Load()))
-			switch {
-			case s.busy.Load() == 0 && quiet > silence:
-				s.end(fmt.Errorf("%w: it asked for nothing in %v", ErrStuck, silence))
-			case time.Since(begin) > total:
-				s.end(fmt.Errorf("%w: its guest took longer than %v", ErrStuck, total))
-			}
-		}
 	}
 }
 
 // conclude makes the result of what came. Nobody else uses the session any more.
-func (s *session) conclude(ctx context.Context, p *process, memory uint64) error {
-	if s.done && s.ended == nil {
+func (s *session) conclude(ctx context.Context, p *process) error {
+	if s.done {
 		s.result.adopt(s.out)
 		if s.result.Ended == "" {
 			return nil
@@ -186,13 +107,10 @@ func (s *session) conclude(ctx context.Context, p *process, memory uint64) error
 		}
 		return &remoteError{text: s.result.Ended}
 	}
-	why := s.ended
-	if why == nil {
-		why = p.death(memory)
-	}
-	s.out.Status = report.StatusIncomplete
+	why := p.why()
+	s.out.Status, s.out.Reason = report.StatusIncomplete, why.Error()
 	if s.progress == 0 && len(s.out.Findings) == 0 {
-		s.out.Status, s.out.Reason = report.StatusFailed, why.Error()
+		s.out.Status = report.StatusFailed
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -216,7 +134,7 @@ func (r *Runner) note(abi int) {
 	})
 }
 
-// session is one guest's sweep, seen from the broker.
+// session is one sweep, seen from the broker.
 type session struct {
 	target   sweep.Target
 	src      source.Source
@@ -224,33 +142,36 @@ type session struct {
 	engine   sweep.Scanner
 	cache    sweep.Session
 	opt      sweep.Options
-	ctx      context.Context // ends with the worker
-	end      func(why error) // ends the worker; the first reason counts
-	note     func(landlockABI int)
-
-	heard  atomic.Int64 // when a lane was last in use, in ns
-	busy   atomic.Int32 // questions that are being answered
-	budget atomic.Int64 // bytes of content that may still be kept
+	ctx      context.Context // ends with the job
+	over     chan struct{}   // closed when the worker has reported the result
+	budget   atomic.Int64    // bytes of content that may still be kept
 
 	mu        *sync.Mutex // the judge's
 	out       *report.DomainScan
 	judge     *sweep.Judge
 	infected  map[[32]byte]string // what the engine said of contents of this guest
 	user      string              // that the worker runs as; "" for the broker's own
-	abi       int                 // of Landlock, once greeted
-	greeted   bool
-	control   source.Control // of page-ins
+	abi       int                 // of Landlock
+	taken     bool                // the job is, by a worker that is sandboxed
+	control   source.Control      // of page-ins
 	pageIns   int
 	waiting   sync.Mutex        // held by who waits for an event
 	near      []winstruct.Entry // as the worker was told
 	reported  int               // bytes
+	images    int               // that were seen
 	overflown bool              // more findings than are kept
 	progress  int
 	charged   [lastKind + 1]int // questions, by kind
 	result    result
 	done      bool
-	ended     error // why the worker was ended
 	fatal     error // what no sweep goes on after: the guest or the engine is gone
+}
+
+// greeted notes whose rights the worker has that took the job.
+func (s *session) greeted(user string, abi int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken, s.user, s.abi = true, user, abi
 }
 
 // act carries out the verdicts. This reads the guest here, in the broker: its kernel's
@@ -259,7 +180,7 @@ func (s *session) act(ctx context.Context) error {
 	var g *introspect.Guest
 	if s.judge.Reads() {
 		var err error
-		if g, err = introspect.Open(ctx, s.target.Source, s.profiles); err != nil {
+		if g, err = s.guest(ctx); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -269,4 +190,12 @@ func (s *session) act(ctx context.Context) error {
 	}
 	s.judge.Act(ctx, g)
 	return ctx.Err()
+}
+
+// guest is the guest as the broker reads it.
+func (s *session) guest(ctx context.Context) (*introspect.Guest, error) {
+	if s.opt.Open != nil {
+		return s.opt.Open(ctx)
+	}
+	return introspect.Open(ctx, s.target.Source, s.profiles)
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/window"
@@ -51,7 +53,7 @@ func packet(kind byte, n int, args ...byte) []byte {
 // worker; what it keeps is bounded, and no finding comes of an engine that found nothing.
 func FuzzQuestions(f *testing.F) {
 	size := binary.LittleEndian.AppendUint64(nil, 8)
-	f.Add(packet(askJob, 0, 1, 0, 0, 0, 7), []byte{})
+	f.Add(packet(askJob, 0, protocol, 0, 0, 0, 7), []byte{})
 	f.Add(packet(askRead, 0, appendRead(appendRead(nil, 4096, 4096), 1<<20, 1)...), []byte{})
 	id, _ := json.Marshal(winstruct.BuiltIn().List()[0].Identity)
 	f.Add(append(packet(askProfile, 0, id...), packet(askMore, 0)...), []byte{})
@@ -63,23 +65,41 @@ func FuzzQuestions(f *testing.F) {
 	f.Add(packet(askProblems, len(problems)), problems)
 	done, _ := json.Marshal(&result{Scan: report.DomainScan{Status: report.StatusScanned}})
 	f.Add(append(packet(askProgress, 0, 1, 0, 0, 0, 2, 0, 0, 0), packet(askDone, len(done))...), done)
+	next := slices.Concat(packet(askDone, len(done)), packet(askJob, 0, protocol, 0, 0, 0, 7), packet(askContent, 8))
+	f.Add(append(next, next...), done)
+	seen := appendSeen(nil, fuzzed, sweep.ImageKey{Base: 1, Size: 2, Section: 3}, true)
+	f.Add(packet(askSeen, len(seen)), seen)
 	profiles := winstruct.BuiltIn()
 	window := make([]byte, windowSize)
 	f.Fuzz(func(t *testing.T, data, text []byte) {
 		clear(window[:1<<16])
 		copy(window, text)
-		s := &session{target: sweep.Target{Name: "fuzz"}, src: zeros{}, profiles: profiles, engine: silent{}, cache: sweep.NewCache().Session(context.Background(), nil),
-			ctx: context.Background(), end: func(error) {}, note: func(int) {}, infected: make(map[[32]byte]string)}
-		s.judge = sweep.NewJudge(s.target, s.opt)
-		s.out, s.mu = s.judge.Result()
-		s.budget.Store(maxContent)
-		v := newServed(s, window)
-		for _, p := range packets(data) {
-			q, err := parseFrame(p)
-			if err != nil {
+		p := &process{jobs: make(chan task, 1), exited: make(chan struct{}), note: func(int) {}}
+		var all []*session
+		for range 2 {
+			s := newSession(sweep.Target{Name: "fuzz", Source: zeros{}}, profiles, silent{}, sweep.NewCache().Session(context.Background(), nil),
+				sweep.Options{Focus: []sweep.Focused{{ID: fuzzed}}, Seen: func(id introspect.Identity, _ sweep.ImageKey, _ bool) {
+					if id != fuzzed {
+						t.Fatalf("an image of %+v was seen", id)
+					}
+				}})
+			s.ctx = context.Background()
+			all = append(all, s)
+		}
+		job, err := all[1].job()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.task = &task{all[0], nil}
+		p.jobs <- task{all[1], job}
+		v := newServed(window)
+		p.served = []*served{v}
+		for _, b := range packets(data) {
+			q, err := parseFrame(b)
+			if err != nil || q.code == askJob && len(p.jobs) == 0 { // one that does not come would be waited for
 				break
 			}
-			a, err := v.answer(q)
+			a, err := p.answer(v, q)
 			if err != nil {
 				break
 			}
@@ -88,16 +108,25 @@ func FuzzQuestions(f *testing.F) {
 			}
 			copy(window, text)
 		}
-		for _, f := range s.out.Findings {
-			if f.Kind == report.KindSignature {
-				t.Fatalf("a finding of nothing: %+v", f)
+		for _, s := range all {
+			for _, f := range s.out.Findings {
+				if f.Kind == report.KindSignature {
+					t.Fatalf("a finding of nothing: %+v", f)
+				}
 			}
-		}
-		if s.budget.Load()+int64(len(v.content)) != maxContent || len(s.out.Errors) > report.MaxErrors {
-			t.Fatalf("%d bytes of budget left with %d kept, %d errors", s.budget.Load(), len(v.content), len(s.out.Errors))
+			kept := 0
+			if v.session == s {
+				kept = len(v.content)
+			}
+			if !s.done && s.budget.Load()+int64(kept) != maxContent || len(s.out.Errors) > report.MaxErrors || s.images > maxSeen+windowSize/seenSize {
+				t.Fatalf("%d bytes of budget left with %d kept, %d errors", s.budget.Load(), kept, len(s.out.Errors))
+			}
 		}
 	})
 }
+
+// fuzzed is the process that the fuzzed sweeps are about.
+var fuzzed = introspect.Identity{EPROCESS: 0xffff800000001000, PID: 8, CreateTime: 1, DTB: 0x1000}
 
 // FuzzAnswers answers a worker whatever comes. It gets results or errors, and nothing
 // larger than what it asked for.

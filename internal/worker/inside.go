@@ -13,7 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/window"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -103,31 +105,60 @@ func mapGuest(fd int, mem []byte) (*window.Guest, error) {
 	return g, nil
 }
 
-// work does the broker's job.
+// inmate is a worker behind its door, with what it keeps from job to job.
+type inmate struct {
+	lanes  lanes
+	mapped *window.Guest
+	abi    int // of Landlock
+
+	src        *source.Cache // of the guest; nil before the first job
+	controlled bool          // it has pages read in
+	guest      *introspect.Guest
+}
+
+// work does the broker's jobs, one after the other, until that ends the worker or is gone.
 func work(ls lanes, mapped *window.Guest, abi int) error {
-	var j job
-	hello := binary.LittleEndian.AppendUint32(nil, protocol)
-	err := ls.ask(askJob, nil, append(hello, byte(abi)), func(l *lane, f frame) error { return json.Unmarshal(l.window[:f.n], &j) })
-	if err != nil {
+	w := &inmate{lanes: ls, mapped: mapped, abi: abi}
+	for {
+		j, err := w.next()
 		if errors.Is(err, io.EOF) {
-			return nil // nobody wants the result any more
+			return nil // nobody wants anything any more
 		}
-		return fmt.Errorf("ask for work: %w", err)
+		if err != nil {
+			return fmt.Errorf("ask for work: %w", err)
+		}
+		if err := w.do(j); err != nil {
+			return err
+		}
 	}
-	e, rep := newEngine(ls), &reporter{lanes: ls, content: j.Content}
+}
+
+// next waits for a job.
+func (w *inmate) next() (*job, error) {
+	j := new(job)
+	hello := binary.LittleEndian.AppendUint32(nil, protocol)
+	err := w.lanes.ask(askJob, nil, append(hello, byte(w.abi)), func(l *lane, f frame) error { return json.Unmarshal(l.window[:f.n], j) })
+	return j, err
+}
+
+// do does a job and reports what came of it.
+func (w *inmate) do(j *job) error {
+	ls := w.lanes
+	e, rep, seen := newEngine(ls), &reporter{lanes: ls, content: j.Content}, new(sights)
 	e.secret = j.Secret
-	opt := sweep.Options{PIDs: j.PIDs, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found, Exhibits: j.Content,
-		Progress: ls.progress()}
+	finder := w.finder(j)
+	t := w.target(j)
+	opt := sweep.Options{PIDs: j.PIDs, Focus: j.Focus, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found, Exhibits: j.Content,
+		Progress: ls.progress(), Open: func(ctx context.Context) (*introspect.Guest, error) { return w.open(ctx, finder) }}
+	if j.Seen {
+		opt.Seen = seen.add
+	}
 	if j.PageIn != nil {
 		opt.PageIn, opt.PageInOptions = true, j.PageIn.options()
 	}
-	var finder winstruct.Finder = profiles{ls}
-	if j.Near {
-		finder = neighbours{profiles{ls}}
-	}
 	var r result
 	var ended error
-	r.Scan, ended = sweep.Domain(context.Background(), j.target(&guest{ls, j.Info, mapped}), finder, e, e, opt)
+	r.Scan, ended = sweep.Domain(context.Background(), t, finder, e, e, opt)
 	if ended == nil {
 		ended = rep.err
 	}
@@ -136,6 +167,9 @@ func work(ls lanes, mapped *window.Guest, abi int) error {
 	}
 	if err := ls.problems(r.Scan.Errors); err != nil {
 		return fmt.Errorf("report errors: %w", err)
+	}
+	if err := seen.report(ls); err != nil {
+		return fmt.Errorf("report what was looked at: %w", err)
 	}
 	r.Scan.Findings, r.Scan.Errors = []report.Finding{}, []report.ScanError{}
 	text, err := json.Marshal(&r)
@@ -149,6 +183,41 @@ func work(ls lanes, mapped *window.Guest, abi int) error {
 		return fmt.Errorf("report the result: %w", err)
 	}
 	return nil
+}
+
+func (w *inmate) finder(j *job) winstruct.Finder {
+	if j.Near {
+		return neighbours{profiles{w.lanes}}
+	}
+	return profiles{w.lanes}
+}
+
+// target is the guest as a job's sweep sees it. No page that was read for another job is
+// kept.
+func (w *inmate) target(j *job) sweep.Target {
+	if w.src == nil || w.controlled != j.Controlled {
+		g := &guest{w.lanes, j.Info, w.mapped}
+		var src source.Source = g
+		if j.Controlled {
+			src = controlled{g}
+		}
+		w.src, w.controlled, w.guest = source.NewCache(src, cachePages), j.Controlled, nil
+	}
+	w.src.Invalidate()
+	return sweep.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: w.src}
+}
+
+// open is the guest. Its kernel is looked for once.
+func (w *inmate) open(ctx context.Context, finder winstruct.Finder) (*introspect.Guest, error) {
+	if w.guest == nil {
+		g, err := introspect.Open(ctx, w.src, finder)
+		if err != nil {
+			return nil, err
+		}
+		w.guest = g
+	}
+	w.guest.Refresh()
+	return w.guest, nil
 }
 
 // progressPeriod is how often a worker tells how far it is: each time costs the broker and

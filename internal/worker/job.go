@@ -1,26 +1,50 @@
 package worker
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 
+	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 )
 
-// job is what a worker is to do.
+// job is what a worker is to do: one sweep.
 type job struct {
 	Name, UUID, State string
 	Info              source.Info
 	Near              bool // profiles of near builds are offered
 	PIDs              []uint64
+	Focus             []sweep.Focused
 	Jobs              int
 	MinCoverage       float64
 	Secret            [32]byte // that pages are digested under
 	Content           bool     // findings come with what they were found in
+	Seen              bool     // images that were looked at are to be reported
 	PageIn            *pageIn  // nil for none
 	Controlled        bool     // the source can have pages read in
+}
+
+// job is the session's job, as it is handed out.
+func (s *session) job() ([]byte, error) {
+	_, near := s.profiles.(introspect.Neighbours)
+	t := s.target
+	j := &job{Name: t.Name, UUID: t.UUID, State: t.State, Info: s.src.Info(), Near: near, PIDs: s.opt.PIDs, Focus: s.opt.Focus, Jobs: s.opt.Jobs,
+		MinCoverage: s.opt.MinCoverage, Secret: s.cache.Secret(), Content: s.opt.Found != nil || s.opt.Sink != nil, Seen: s.opt.Seen != nil}
+	if o := s.opt.PageInOptions; s.opt.PageIn {
+		j.PageIn = &pageIn{o.Pages, o.ProcessPages, o.Wait, o.Time}
+		_, j.Controlled = s.src.(source.Controller)
+	}
+	text, err := json.Marshal(j)
+	if err == nil && len(text) > windowSize {
+		err = fmt.Errorf("it has %d bytes, and %d are possible", len(text), windowSize)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a worker's job: %w", err)
+	}
+	return text, nil
 }
 
 // result is what a worker says at the end, beside what it has reported on the way.
@@ -99,15 +123,6 @@ func (r *result) adopt(d *report.DomainScan) {
 		s.Status = report.StatusIncomplete
 	}
 	*d = s
-}
-
-// target is the guest as the sweep in a worker sees it.
-func (j *job) target(g *guest) sweep.Target {
-	var src source.Source = g
-	if j.Controlled {
-		src = controlled{g}
-	}
-	return sweep.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: source.NewCache(src, cachePages)}
 }
 
 // cachePages is the page cache of a worker's single reads: 16 MiB.

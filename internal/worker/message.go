@@ -15,7 +15,7 @@ import (
 
 // Kinds of questions. Every one is answered.
 const (
-	askJob       = 1  // version, Landlock's ABI → the job
+	askJob       = 1  // version, Landlock's ABI → the next job, when there is one
 	askRanges    = 2  // → guest RAM, 16 bytes a range
 	askRead      = 3  // addresses and sizes → one status for each, data in the window
 	askRegisters = 4  // → JSON
@@ -28,14 +28,15 @@ const (
 	askFound     = 11 // finding as JSON → noted
 	askProblems  = 12 // errors as JSON → noted
 	askProgress  = 13 // done, total → noted
-	askDone      = 14 // the rest of the result as JSON
+	askDone      = 14 // the rest of the result as JSON, when all other answers were had
 	askPageIn    = 15 // action as JSON → taken up
 	askCancel    = 16 // cookie → whether it was pending
 	askEvent     = 17 // → the next event as JSON, or nothing yet
 	askRecall    = 18 // key → whether there is a record, which is in the window
 	askRemember  = 19 // key; a record in the window → noted
 	askClean     = 20 // SHA-256 → whether the engine found nothing in that content
-	lastKind     = askClean
+	askSeen      = 21 // images that were looked at, seenSize bytes each, in the window → noted
+	lastKind     = askSeen
 )
 
 // Statuses of answers. Those but ok carry a text for people.

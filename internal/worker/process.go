@@ -27,15 +27,32 @@ const User = "_vmav"
 // maxThreads bounds the threads of that user, all its workers together.
 const maxThreads = 4096
 
-// process is a worker's process, seen from the broker.
+// process is a worker's process, seen from the broker. It does one job after the other.
 type process struct {
 	cmd    *exec.Cmd
+	src    source.Source // of its guest
+	memory uint64        // bytes that it may map
 	lanes  []*lane
 	window *window.Window
 	said   words         // on stderr
 	exited chan struct{} // closed with the state set
 	shared bool          // it maps guest memory
 	user   string        // whose rights it has, "" for the broker's own
+	note   func(landlockABI int)
+
+	kept  *Kept       // whose worker it is
+	alarm *time.Timer // that ends it where it waits for work for too long
+
+	jobs    chan task      // has one while there is one that the worker has not asked for yet
+	serving sync.WaitGroup // those who answer
+
+	mu     sync.Mutex
+	served []*served // by lane
+	task   *task     // that the worker is at; nil for none
+	asks   bool      // it has asked for a job
+	open   int       // other questions, that are being answered
+	heard  time.Time // when the last answer was given
+	ended  error     // why it was ended; the first reason counts
 }
 
 // words keeps the beginning of what a process says: a crash is explained first.
@@ -61,7 +78,7 @@ func (w *words) String() string {
 
 // start starts a worker with so many lanes, for a guest. The caller releases it.
 func start(n int, memory uint64, userName string, src source.Source, args []string) (_ *process, err error) {
-	p := &process{exited: make(chan struct{})}
+	p := &process{src: src, memory: memory, exited: make(chan struct{}), jobs: make(chan task, 1)}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -176,9 +193,6 @@ func credential(name string) (string, *syscall.Credential, error) {
 	return u.Username, &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}, nil
 }
 
-// kill ends the process.
-func (p *process) kill() { _ = p.cmd.Process.Kill() }
-
 // release gives back what the process was talked to through. Nobody uses its lanes any
 // more.
 func (p *process) release() {
@@ -192,7 +206,7 @@ func (p *process) release() {
 }
 
 // death says how the process ended, which has.
-func (p *process) death(memory uint64) error {
+func (p *process) death() error {
 	last := strings.TrimSpace(p.said.String())
 	first, _, _ := strings.Cut(last, "\n")
 	st, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
@@ -200,7 +214,7 @@ func (p *process) death(memory uint64) error {
 	case !ok:
 		return errors.New("the worker ended")
 	case strings.Contains(last, "out of memory") || strings.Contains(last, "cannot allocate memory"):
-		return fmt.Errorf("the worker needed more than its %d MiB of memory", memory>>20)
+		return fmt.Errorf("the worker needed more than its %d MiB of memory", p.memory>>20)
 	case st.Signaled() && st.Signal() == syscall.SIGSYS:
 		return ErrViolation
 	case st.Signaled():

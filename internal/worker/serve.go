@@ -8,71 +8,51 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
-	"time"
 
 	"vmav.dev/vmav/internal/clam"
-	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
 )
 
 // served is what the broker keeps for one lane.
 type served struct {
-	*session
-	window  []byte
-	reqs    []source.Request
-	answers []byte
-	more    []byte // what is left of an answer
-	content []byte // what has come of the next scan or finding
-	sum     hash.Hash
+	*session // of the job under way
+	window   []byte
+	reqs     []source.Request
+	answers  []byte
+	more     []byte // what is left of an answer
+	content  []byte // what has come of the next scan or finding
+	sum      hash.Hash
 }
 
-// serve answers the questions of one lane until the worker is gone. A worker that asks
-// what none of ours does is ended.
-func (s *session) serve(l *lane) {
-	v := newServed(s, l.window)
-	for {
-		q, err := l.receive()
-		if err != nil {
-			// The other end is closed, which the process's state explains; or it is a
-			// message out of bounds.
-			if !errors.Is(err, io.EOF) {
-				s.end(fmt.Errorf("%w: it sent %w", ErrMisbehaved, err))
-			}
-			return
-		}
-		s.busy.Add(1)
-		a, err := v.answer(q)
-		s.heard.Store(time.Now().UnixNano())
-		s.busy.Add(-1)
-		if err != nil {
-			s.end(fmt.Errorf("%w: it sent %w", ErrMisbehaved, err))
-			return
-		}
-		if l.send(a) != nil {
-			return // gone meanwhile
-		}
-	}
+func newServed(window []byte) *served {
+	return &served{window: window, sum: sha256.New()}
 }
 
-func newServed(s *session, window []byte) *served {
-	return &served{session: s, window: window, sum: sha256.New()}
+// forget drops what is kept for a job.
+func (v *served) forget() {
+	v.session, v.more, v.content = nil, nil, nil
+	v.sum.Reset()
 }
 
-// answer serves one question. An error means that no worker of ours would ask it.
-func (v *served) answer(q frame) (frame, error) {
-	if v.finished() {
-		return frame{}, errors.New("a question behind its result")
-	}
+// answer serves one question, of which the last one of a job comes with its result. An
+// error means that no worker of ours would ask it.
+func (v *served) answer(q frame) (frame, *result, error) {
 	if err := v.charge(q.code); err != nil {
-		return frame{}, err
+		return frame{}, nil, err
 	}
 	if q.code != askMore {
 		v.more = nil
 	}
+	if q.code == askDone {
+		r, err := v.finish(q)
+		return frame{}, r, err
+	}
+	a, err := v.reply(q)
+	return a, nil, err
+}
+
+func (v *served) reply(q frame) (frame, error) {
 	switch q.code {
-	case askJob:
-		return v.job(q)
 	case askRanges:
 		return v.ranges()
 	case askRead:
@@ -98,8 +78,8 @@ func (v *served) answer(q frame) (frame, error) {
 		return v.problems(q)
 	case askProgress:
 		return v.step(q)
-	case askDone:
-		return v.finish(q)
+	case askSeen:
+		return v.seen(q)
 	case askRecall, askRemember, askClean:
 		return v.remembered(q)
 	case askPageIn, askCancel, askEvent:
@@ -111,7 +91,7 @@ func (v *served) answer(q frame) (frame, error) {
 // quota is how often a worker may ask what costs the broker, libvirt or QEMU more than
 // it costs the worker. A sweep asks most of it once, for profiles as often as near builds
 // are tried (introspect).
-var quota = map[byte]int{askJob: 1, askRanges: 1000, askRegisters: 100, askProfile: 100, askNear: 10, askNearOpen: 100, askRemember: 1 << 17}
+var quota = map[byte]int{askRanges: 1000, askRegisters: 100, askProfile: 100, askNear: 10, askNearOpen: 100, askRemember: 1 << 17}
 
 func (s *session) charge(kind byte) error {
 	most, limited := quota[kind]
@@ -124,12 +104,6 @@ func (s *session) charge(kind byte) error {
 		return fmt.Errorf("question %d more than %d times", kind, most)
 	}
 	return nil
-}
-
-func (s *session) finished() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.done
 }
 
 // mark remembers an error that no sweep goes on after.
@@ -167,23 +141,12 @@ func (v *served) decode(q frame, x any) error {
 	return nil
 }
 
-func (v *served) job(q frame) (frame, error) {
+// parseGreeting reads a question for a job: the protocol's version, and Landlock's.
+func parseGreeting(q frame) (abi int, err error) {
 	if len(q.args) != 5 || binary.LittleEndian.Uint32(q.args) != protocol {
-		return frame{}, fmt.Errorf("a greeting of %d bytes in another protocol", len(q.args))
+		return 0, fmt.Errorf("a greeting of %d bytes in another protocol", len(q.args))
 	}
-	v.mu.Lock()
-	v.greeted, v.abi = true, int(q.args[4])
-	v.mu.Unlock()
-	v.note(int(q.args[4]))
-	_, near := v.profiles.(introspect.Neighbours)
-	t := v.target
-	j := &job{Name: t.Name, UUID: t.UUID, State: t.State, Info: v.src.Info(), Near: near, PIDs: v.opt.PIDs, Jobs: v.opt.Jobs,
-		MinCoverage: v.opt.MinCoverage, Secret: v.cache.Secret(), Content: v.opt.Found != nil || v.opt.Sink != nil}
-	if o := v.opt.PageInOptions; v.opt.PageIn {
-		j.PageIn = &pageIn{o.Pages, o.ProcessPages, o.Wait, o.Time}
-		_, j.Controlled = v.src.(source.Controller)
-	}
-	return v.document(j, nil)
+	return int(q.args[4]), nil
 }
 
 func (v *served) ranges() (frame, error) {

@@ -175,16 +175,10 @@ func (v *served) step(q frame) (frame, error) {
 	return frame{}, nil
 }
 
-func (v *served) finish(q frame) (frame, error) {
-	var r result
-	if err := v.decode(q, &r); err != nil {
-		return frame{}, err
+func (v *served) finish(q frame) (*result, error) {
+	r := new(result)
+	if err := v.decode(q, r); err != nil {
+		return nil, err
 	}
-	if err := r.check(); err != nil {
-		return frame{}, err
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.result, v.done = r, true
-	return frame{}, nil
+	return r, r.check()
 }

@@ -312,12 +312,8 @@ var messages = map[string]func(ls lanes) error{
 		return (&control{ls}).Do(&source.Action{Kind: source.ActionPageIn, ErrorCode: source.FaultUser, Cookie: 1, DTB: 0x1000, Timeout: time.Second})
 	},
 	"an event of no session": func(ls lanes) error { return ask(ls, askCancel, "", 1) },
-	"more behind the result": func(ls lanes) error {
-		if err := ask(ls, askDone, `{"Scan":{"status":"scanned"}}`); err != nil {
-			return err
-		}
-		return ask(ls, askProgress, "", make([]byte, 8)...)
-	},
+	"a second job":           func(ls lanes) error { _, err := (&inmate{lanes: ls}).next(); return err },
+	"images of no sweep":     func(ls lanes) error { return ask(ls, askSeen, strings.Repeat("\x00", seenSize)) },
 	"a window that changes": func(ls lanes) error {
 		l := <-ls
 		go func() {

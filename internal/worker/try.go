@@ -20,11 +20,11 @@ type Sandbox struct {
 // none.
 func (r *Runner) Try(ctx context.Context) (Sandbox, error) {
 	t := sweep.Target{Name: "nothing", State: sweep.StateImage, Source: nothing{}}
-	s := r.session(t, winstruct.BuiltIn(), noEngine{}, sweep.NewCache().Session(context.Background(), nil), sweep.Options{Jobs: 1})
-	if err := r.run(ctx, s); err != nil {
+	s := newSession(t, winstruct.BuiltIn(), noEngine{}, sweep.NewCache().Session(context.Background(), nil), sweep.Options{Jobs: 1})
+	if err := (&Kept{r: r, once: true}).run(ctx, s); err != nil {
 		return Sandbox{}, err
 	}
-	if !s.greeted {
+	if !s.taken {
 		return Sandbox{}, errors.New(s.out.Reason)
 	}
 	return Sandbox{User: s.user, Landlock: s.abi}, nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,13 +41,19 @@ func inside(args []string) (int, error) {
 	if len(args) <= 6 {
 		return Main(args)
 	}
-	ls, _, _, err := enter(args)
+	ls, _, abi, err := enter(args)
 	if err != nil {
 		return exitNoSandbox, err
 	}
 	do := strangers[args[6]]
 	if do == nil {
 		return exitFailed, fmt.Errorf("no stranger %q", args[6])
+	}
+	if !slices.Contains(args, "another protocol") { // which is how it begins
+		w := &inmate{lanes: ls, abi: abi}
+		if _, err := w.next(); err != nil {
+			return exitFailed, err
+		}
 	}
 	if err := do(ls, args[7:]); err != nil {
 		return exitFailed, err

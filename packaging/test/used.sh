@@ -69,7 +69,7 @@ dealt() {
 	[ "$(jq -r .action <<<"$f")" = "kill" ] || fail "the policy's rule did not decide: $f"
 	if [ "$where" = lab ]; then
 		[[ $(jq -r .outcome <<<"$f") = killed* ]] || fail "process $pid was not killed: $f"
-		await 0 "^EXIT $pid malware.exe 0xc0000906" || fail "the guest does not say that process $pid has ended"
+		await 0 "^EXIT $pid malware.exe 0xc0000906" || { tail -n 30 $said; virsh -c qemu:///system qemu-monitor-command win10 --hmp info registers -a; fail "the guest does not say that process $pid has ended"; }
 	else
 		[[ $(jq -r .outcome <<<"$f") != killed* ]] || fail "killed without the module: $f"
 	fi

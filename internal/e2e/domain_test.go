@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmav.dev/vmav/internal/report"
 )
 
 const uri = "qemu:///session"
@@ -262,7 +264,25 @@ func run(t testing.TB, env []string, args ...string) (stdout, stderr string, sta
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
+	for _, e := range scanErrors(out.Bytes()) {
+		t.Logf("vmav %s: %s: %s", strings.Join(args, " "), e.What, e.Error)
+	}
 	return out.String(), errb.String(), cmd.ProcessState.ExitCode()
+}
+
+// scanErrors is what a scan's JSON says could not be read, which a test that fails says
+// before all of the JSON. It is empty for other output.
+func scanErrors(text []byte) (all []report.ScanError) {
+	var out struct {
+		Domains []struct{ Errors []report.ScanError }
+	}
+	if json.Unmarshal(text, &out) != nil {
+		return nil
+	}
+	for _, d := range out.Domains {
+		all = append(all, d.Errors...)
+	}
+	return all
 }
 
 // decode runs vmav and reads its JSON.

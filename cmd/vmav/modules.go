@@ -61,7 +61,8 @@ func runModules(c *cli.Context, e *env, v *view) error {
 	if err != nil {
 		return err
 	}
-	if len(v.rest) > 0 {
+	all := len(v.rest) == 0
+	if !all {
 		p, err := findProcess(procs, v.rest[0])
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.describe(), err)
@@ -83,6 +84,9 @@ func runModules(c *cli.Context, e *env, v *view) error {
 	}
 	if err := report.Rows(e.stdout, v.format, rows, imageColumns(true)); err != nil {
 		return err
+	}
+	if all {
+		problems = v.standing(problems)
 	}
 	return e.warnings(problems)
 }

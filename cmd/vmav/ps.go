@@ -76,7 +76,7 @@ func runPS(c *cli.Context, e *env, v *view) error {
 	if err := report.Rows(e.stdout, v.format, rows, processColumns); err != nil {
 		return err
 	}
-	return e.warnings(problems)
+	return e.warnings(v.standing(problems))
 }
 
 func rowOf(t *target, p *introspect.Process) processRow {

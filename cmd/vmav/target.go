@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -111,6 +112,17 @@ func (e *env) warnings(problems []introspect.Problem) error {
 		return errIncomplete
 	}
 	return nil
+}
+
+// standing leaves out what could not be read of processes that have ended meanwhile.
+func (v *view) standing(problems []introspect.Problem) []introspect.Problem {
+	if len(problems) == 0 {
+		return nil
+	}
+	now := v.guest.Through(source.Uncached(v.source))
+	return slices.DeleteFunc(problems, func(p introspect.Problem) bool {
+		return p.Process != introspect.Identity{} && now.Ended(p.Process)
+	})
 }
 
 // view is a target whose Windows was found, with the format and the operands of the

@@ -23,8 +23,9 @@ const (
 // Problem is one thing that could not be read. It does not stop the enumeration it
 // came up in, but what it touches is incomplete.
 type Problem struct {
-	What string // "process 812 (win32.exe)", "driver at 0x…"
-	Err  error
+	What    string // "process 812 (win32.exe)", "driver at 0x…"
+	Err     error
+	Process Identity // of the process that it is about; zero for none
 }
 
 func (p Problem) Error() string { return p.What + ": " + p.Err.Error() }

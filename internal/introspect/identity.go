@@ -58,6 +58,14 @@ func (g *Guest) Recheck(id Identity) (State, error) {
 	return st, nil
 }
 
+// Ended tells whether a process is no more, or its end has begun: its address space goes
+// away then, and what could not be read of it is no gap in what is known of the guest. A
+// process whose object cannot be read has not ended, for all that is known.
+func (g *Guest) Ended(id Identity) bool {
+	st, err := g.Recheck(id)
+	return errors.Is(err, ErrOtherProcess) || err == nil && st.Exiting
+}
+
 // Guards are conditions that hold while id is a living process that is not critical:
 // the same id and creation time at the same place, the same DTB, its end not begun.
 // They are for the moment of an action, when nothing that was read before counts.

@@ -45,7 +45,7 @@ func (g *Guest) ModulesAndVADs(ctx context.Context, p *Process) ([]Module, []VAD
 	var problems []Problem
 	note := func(doing string, err error) {
 		if err != nil {
-			problems = append(problems, Problem{what, fmt.Errorf("%s: %w", doing, err)})
+			problems = append(problems, Problem{What: what, Err: fmt.Errorf("%s: %w", doing, err), Process: p.Identity()})
 		}
 	}
 	native := g.native(as)
@@ -171,13 +171,13 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 	var out []Module
 	var problems []Problem
 	if g.off.Sym.LoadedModuleList == 0 {
-		return nil, []Problem{{"loaded module list", errors.New("where it lies could not be proven: drivers are not listed")}}, nil
+		return nil, []Problem{{What: "loaded module list", Err: errors.New("where it lies could not be proven: drivers are not listed")}}, nil
 	}
 	rec := g.as.newRecord(o.Size)
 	err := g.as.list(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
 		at := entry - uint64(o.Links)
 		if err := g.as.Read(rec.b, at); err != nil {
-			problems = append(problems, Problem{fmt.Sprintf("driver entry at %#x", at), err})
+			problems = append(problems, Problem{What: fmt.Sprintf("driver entry at %#x", at), Err: err})
 			return true
 		}
 		m := Module{Base: rec.ptr(o.Base), Size: uint64(rec.u32(o.Image)), Flags: []string{}}
@@ -185,7 +185,7 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 		m.Name, err1 = rec.unicode(g.as, o.BaseName)
 		m.Path, err2 = rec.unicode(g.as, o.FullName)
 		if err := errors.Join(err1, err2); err != nil {
-			problems = append(problems, Problem{fmt.Sprintf("driver at %#x", m.Base), fmt.Errorf("read its name: %w", err)})
+			problems = append(problems, Problem{What: fmt.Sprintf("driver at %#x", m.Base), Err: fmt.Errorf("read its name: %w", err)})
 		}
 		out = append(out, m)
 		return true
@@ -194,7 +194,7 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 		if ctx.Err() != nil || len(out) == 0 {
 			return nil, nil, fmt.Errorf("read the loaded module list: %w", err)
 		}
-		problems = append(problems, Problem{"loaded module list", err})
+		problems = append(problems, Problem{What: "loaded module list", Err: err})
 	}
 	return out, problems, nil
 }

@@ -40,7 +40,7 @@ func (g *Guest) Processes(ctx context.Context) ([]Process, []Problem, error) {
 		if ctx.Err() != nil {
 			return nil, nil, err
 		}
-		problems = append(problems, Problem{"process id table", err})
+		problems = append(problems, Problem{What: "process id table", Err: err})
 	}
 	rec := g.as.newRecord(g.off.Process.Size)
 	for _, at := range objects {
@@ -90,7 +90,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	*problems = append(*problems, Problem{"process list", ferr})
+	*problems = append(*problems, Problem{What: "process list", Err: ferr})
 	if berr := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, visit); berr != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -156,7 +156,7 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	p = Process{EPROCESS: at, Session: -1, Flags: []string{}}
 	if err := g.as.Read(rec.b, at); err != nil {
 		p.Flags = append(p.Flags, FlagPartial)
-		return p, []Problem{{fmt.Sprintf("process at %#x", at), err}}
+		return p, []Problem{{What: fmt.Sprintf("process at %#x", at), Err: err}}
 	}
 	p.PID, p.PPID = rec.ptr(o.PID), rec.ptr(o.PPID)
 	p.Name = rec.text8(o.Name)
@@ -171,7 +171,7 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	p.SectionBase = rec.ptr(o.SectionBase)
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	fail := func(doing string, err error) {
-		problems = append(problems, Problem{what, fmt.Errorf("read %s: %w", doing, err)})
+		problems = append(problems, Problem{What: what, Err: fmt.Errorf("read %s: %w", doing, err), Process: p.Identity()})
 	}
 	if !p.Exited.IsZero() {
 		p.Flags = append(p.Flags, FlagExited)

@@ -185,7 +185,7 @@ func (g *Guest) Newest(ctx context.Context, known func(Identity) bool) ([]Proces
 		at := entry - uint64(g.off.Process.Links)
 		id, _, err := g.Identify(at)
 		if err != nil {
-			problems = append(problems, Problem{fmt.Sprintf("process at %#x", at), err})
+			problems = append(problems, Problem{What: fmt.Sprintf("process at %#x", at), Err: err})
 			return true
 		}
 		if known(id) {
@@ -201,7 +201,7 @@ func (g *Guest) Newest(ctx context.Context, known func(Identity) bool) ([]Proces
 		return nil, problems, fmt.Errorf("read the end of the process list: %w", err)
 	}
 	if err != nil {
-		problems = append(problems, Problem{"process list", err})
+		problems = append(problems, Problem{What: "process list", Err: err})
 	}
 	return out, problems, nil
 }

@@ -60,6 +60,7 @@ func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) 
 	}
 	var out []VAD
 	var problems []Problem
+	id := p.Identity()
 	seen := make(map[uint64]struct{})
 	stack := []uint64{root}
 	rec := g.as.newRecord(max(g.off.VAD.Size, g.off.VAD.ShortSize))
@@ -73,26 +74,26 @@ func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) 
 			continue
 		}
 		if _, again := seen[at]; again {
-			problems = append(problems, Problem{what, fmt.Errorf("VAD tree: node %#x twice", at)})
+			problems = append(problems, Problem{What: what, Err: fmt.Errorf("VAD tree: node %#x twice", at), Process: id})
 			continue
 		}
 		if len(seen) >= maxVADs {
-			problems = append(problems, Problem{what, errors.New("VAD tree has no end")})
+			problems = append(problems, Problem{What: what, Err: errors.New("VAD tree has no end"), Process: id})
 			break
 		}
 		seen[at] = struct{}{}
 		short := rec.part(g.off.VAD.ShortSize)
 		if err := g.as.Read(short.b, at); err != nil {
-			problems = append(problems, Problem{what, fmt.Errorf("read VAD at %#x: %w", at, err)})
+			problems = append(problems, Problem{What: what, Err: fmt.Errorf("read VAD at %#x: %w", at, err), Process: id})
 			continue
 		}
 		stack = append(stack, short.ptr(g.off.VAD.Left), short.ptr(g.off.VAD.Right))
 		v, err := g.vad(rec, at)
 		if err != nil {
-			problems = append(problems, Problem{what, fmt.Errorf("read VAD of %#x: %w", v.Start, err)})
+			problems = append(problems, Problem{What: what, Err: fmt.Errorf("read VAD of %#x: %w", v.Start, err), Process: id})
 		}
 		if v.End < v.Start {
-			problems = append(problems, Problem{what, fmt.Errorf("VAD at %#x ends before it starts", at)})
+			problems = append(problems, Problem{What: what, Err: fmt.Errorf("VAD at %#x ends before it starts", at), Process: id})
 			continue
 		}
 		out = append(out, v)

@@ -44,9 +44,7 @@ func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error)
 	if k := g.Kernel(); k.Bits != 64 {
 		return nil, fmt.Errorf("domain %s: Windows %s is %d-bit: %w", domain, k.Version, k.Bits, introspect.ErrActions32)
 	}
-	if c, ok := src.(*source.Cache); ok {
-		src = c.Source
-	}
+	src = source.Uncached(src)
 	host, ok := src.(Host)
 	if !ok {
 		return nil, fmt.Errorf("domain %s: %w", domain, ErrNoModule)

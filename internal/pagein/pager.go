@@ -79,9 +79,7 @@ type usage struct {
 // by. It fails with ErrNoModule where src can only read, with ErrInferred, and with
 // introspect.ErrActions32 for a 32-bit guest.
 func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
-	if c, ok := src.(*source.Cache); ok {
-		src = c.Source
-	}
+	src = source.Uncached(src)
 	host, ok := src.(source.Controller)
 	if !ok {
 		return nil, ErrNoModule

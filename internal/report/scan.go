@@ -165,6 +165,7 @@ type DomainScan struct {
 	Profile   string      `json:"profile,omitempty"` // GUID and age; ProfileInferred, ProfileMissing
 	Source    string      `json:"source,omitempty"`
 	Processes int         `json:"processes"`
+	Ended     int         `json:"ended"` // of them, ended before all of it was read
 	Images    int         `json:"images"`
 	Unchanged int         `json:"unchanged"` // of them, recognised as what was rebuilt and scanned before
 	Files     int         `json:"files"`     // distinct rebuilt files that the engine saw
@@ -234,6 +235,7 @@ type Summary struct {
 	Skipped    int     `json:"skipped"`
 	Failed     int     `json:"failed"`
 	Processes  int     `json:"processes"`
+	Ended      int     `json:"ended"`
 	Images     int     `json:"images"`
 	Findings   int     `json:"findings"`
 	Errors     int     `json:"errors"`
@@ -255,6 +257,7 @@ func (s *Scan) Summarise(took time.Duration) {
 			s.Summary.Failed++
 		}
 		s.Summary.Processes += d.Processes
+		s.Summary.Ended += d.Ended
 		s.Summary.Images += d.Images
 		s.Summary.Findings += len(d.Findings)
 		s.Summary.Errors += len(d.Errors)
@@ -337,7 +340,11 @@ func WriteScan(w io.Writer, s *Scan, infectedOnly bool) error {
 	p.line("")
 	p.line("Engine:     %s", Escape(s.Engine.Version+databaseText(s.Engine)))
 	p.line("Domains:    %d scanned, %d incomplete, %d skipped, %d failed", sum.Scanned, sum.Incomplete, sum.Skipped, sum.Failed)
-	p.line("Processes:  %d", sum.Processes)
+	if sum.Ended == 0 {
+		p.line("Processes:  %d", sum.Processes)
+	} else {
+		p.line("Processes:  %d, %d of them ended before all was read", sum.Processes, sum.Ended)
+	}
 	p.line("Images:     %d", sum.Images)
 	p.line("Findings:   %d", sum.Findings)
 	p.line("Errors:     %d", sum.Errors)

@@ -35,6 +35,15 @@ func NewCache(src Source, pages int) *Cache {
 	return &Cache{Source: src, index: make(map[uint64]int), slots: make([]slot, pages)}
 }
 
+// Uncached is the source behind a Cache, or src itself where that is none: for reading
+// what is there now.
+func Uncached(src Source) Source {
+	if c, ok := src.(*Cache); ok {
+		return c.Source
+	}
+	return src
+}
+
 // ReadPhys implements Source.
 func (c *Cache) ReadPhys(p []byte, addr uint64) error {
 	if len(p) >= PageSize || len(p) == 0 {

@@ -45,15 +45,13 @@ func (s *sweep) focus(ctx context.Context) ([]job, error) {
 		if f.Parent != nil {
 			s.procs = append(s.procs, *f.Parent)
 		}
-		mods, problems, err := s.guest.Modules(ctx, p)
+		mods, _, problems, err := s.ranges(ctx, p)
 		if err != nil {
 			return nil, err
 		}
 		s.mappings.Add(p, mods)
 		s.out.Processes++
-		for _, pr := range problems {
-			s.fail(pr.What, pr.Err)
-		}
+		s.note(problems)
 		known := make(map[ImageKey]bool, len(f.Known))
 		for _, k := range f.Known {
 			known[k] = true

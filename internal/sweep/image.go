@@ -41,7 +41,7 @@ func (w *worker) image(ctx context.Context, j *job) (err error) {
 	pl, err := w.copier.find(ctx, j.process, &j.module)
 	if err != nil {
 		w.rebuildTime.Add(int64(time.Since(begin)))
-		return w.unread(ctx, j.what(), err)
+		return w.unread(ctx, j.process, j.what(), err)
 	}
 	w.copier.settle(ctx, pl)
 	var known bool
@@ -49,14 +49,14 @@ func (w *worker) image(ctx context.Context, j *job) (err error) {
 	if err != nil || known {
 		w.rebuildTime.Add(int64(time.Since(begin)))
 		if err != nil {
-			return w.unread(ctx, j.what(), err)
+			return w.unread(ctx, j.process, j.what(), err)
 		}
 		return nil
 	}
 	img, opt, err := w.copier.read(ctx, pl)
 	if err != nil {
 		w.rebuildTime.Add(int64(time.Since(begin)))
-		return w.unread(ctx, j.what(), err)
+		return w.unread(ctx, j.process, j.what(), err)
 	}
 	key, keyed := w.copier.copied(pl, img)
 	file, err := w.rebuilder.Rebuild(img, opt)
@@ -66,7 +66,7 @@ func (w *worker) image(ctx context.Context, j *job) (err error) {
 	w.out.Images++
 	w.mu.Unlock()
 	if err != nil {
-		w.fail(j.what(), fmt.Errorf("rebuild: %w", err))
+		w.failIn(j.process, j.what(), fmt.Errorf("rebuild: %w", err))
 		return nil
 	}
 	found := w.finding(j, fidelity(file.Fidelity))
@@ -115,17 +115,17 @@ func (w *worker) finding(j *job, f report.Fidelity) report.Finding {
 // covered notes it where too little of an image without a signature was seen.
 func (w *worker) covered(j *job, coverage float64) {
 	if coverage < w.opt.MinCoverage {
-		w.fail(j.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
+		w.failIn(j.process, j.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
 	}
 }
 
-// unread notes that something could not be read. It returns an error where the guest
+// unread notes that something of a process, nil for the kernel, could not be read. It returns an error where the guest
 // is gone or the user interrupted.
-func (w *worker) unread(ctx context.Context, what string, err error) error {
+func (w *worker) unread(ctx context.Context, p *introspect.Process, what string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	w.fail(what, err)
+	w.failIn(p, what, err)
 	if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) {
 		return err
 	}

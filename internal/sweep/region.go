@@ -31,7 +31,7 @@ func (w *worker) regions(ctx context.Context, j *job) error {
 	if len(vads) == 0 || time.Since(w.listed) > listedLast {
 		var err error
 		if vads, _, err = w.guest.VADs(ctx, p); err != nil { // its problems are those of the modules
-			return w.unread(ctx, what+", address space", err)
+			return w.unread(ctx, p, what+", address space", err)
 		}
 	}
 	budget, tables := uint64(processBudget), introspect.RegionTables
@@ -42,11 +42,11 @@ func (w *worker) regions(ctx context.Context, j *job) error {
 		}
 		runs, complete, err := w.guest.Committed(ctx, p, v, &tables)
 		if err != nil {
-			return w.unread(ctx, what, err)
+			return w.unread(ctx, p, what, err)
 		}
 		for _, r := range pieces(runs) {
 			if r.End-r.Start > budget {
-				w.fail(what, fmt.Errorf("memory %#x-%#x: more executable memory than is scanned of one process", r.Start, r.End))
+				w.failIn(p, what, fmt.Errorf("memory %#x-%#x: more executable memory than is scanned of one process", r.Start, r.End))
 				break
 			}
 			budget -= r.End - r.Start
@@ -55,7 +55,7 @@ func (w *worker) regions(ctx context.Context, j *job) error {
 			}
 		}
 		if !complete {
-			w.fail(what, fmt.Errorf("memory from %#x on: more page tables than are followed", v.Start))
+			w.failIn(p, what, fmt.Errorf("memory from %#x on: more page tables than are followed", v.Start))
 			break
 		}
 	}
@@ -97,7 +97,7 @@ func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect
 	what := fmt.Sprintf("process %d (%s), memory %#x-%#x", p.PID, p.Name, r.Start, r.End)
 	frames, pages := c.room((r.End - r.Start) / pe.PageSize)
 	if err := c.guest.RangeFrames(ctx, p, v, r.Start, frames); err != nil {
-		return w.unread(ctx, what, err)
+		return w.unread(ctx, p, what, err)
 	}
 	region := report.Region{Type: report.RegionPrivate, Image: v.Path}
 	if !v.Private {
@@ -108,7 +108,7 @@ func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect
 	w.mu.Unlock()
 	known, err := w.recogniseRegion(ctx, p, r.Start, frames)
 	if err != nil {
-		return w.unread(ctx, what, err)
+		return w.unread(ctx, p, what, err)
 	}
 	if known {
 		return nil
@@ -116,7 +116,7 @@ func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect
 	img := &pe.Image{Name: "memory", Base: r.Start, Pages: pages}
 	img.Mem, _ = c.buffer(uint64(len(frames)))
 	if err := c.guest.ReadFrames(ctx, img.Mem, frames); err != nil {
-		return w.unread(ctx, what, err)
+		return w.unread(ctx, p, what, err)
 	}
 	for i, f := range frames {
 		img.Pages[i] = origins[f.Origin]
@@ -167,7 +167,7 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 	}
 	clean := res.Skipped == ""
 	if clean {
-		w.seen(what, rec)
+		w.seen(p, what, rec)
 	}
 	rec.Sums = append(rec.Sums, sum)
 	if region.PE {
@@ -206,8 +206,8 @@ func memoryName(p *introspect.Process, rec *memoryRecord) string {
 }
 
 // seen notes it where too little of a region without a signature was seen.
-func (w *worker) seen(what string, rec *memoryRecord) {
+func (w *worker) seen(p *introspect.Process, what string, rec *memoryRecord) {
 	if rec.Dropped || rec.Coverage < w.opt.MinCoverage {
-		w.fail(what, fmt.Errorf("%.0f %% of it was seen, too little to call it clean", 100*rec.Coverage))
+		w.failIn(p, what, fmt.Errorf("%.0f %% of it was seen, too little to call it clean", 100*rec.Coverage))
 	}
 }

@@ -67,7 +67,7 @@ func (w *worker) recogniseImage(ctx context.Context, j *job, pl *place) (known, 
 	w.covered(j, rec.Fidelity.Coverage)
 	w.changed(ctx, j, rec.Changes, found, Exhibit{})
 	if rec.Memory != nil && len(rec.Memory.Sums) > 0 {
-		w.seen(memoryName(j.process, rec.Memory), rec.Memory)
+		w.seen(j.process, memoryName(j.process, rec.Memory), rec.Memory)
 	}
 	return true, rec.Complete, nil
 }
@@ -103,7 +103,7 @@ func (w *worker) recogniseRegion(ctx context.Context, p *introspect.Process, bas
 		}
 	}
 	if len(rec.Sums) > 0 {
-		w.seen(memoryName(p, &rec), &rec)
+		w.seen(p, memoryName(p, &rec), &rec)
 	}
 	return true, nil
 }

@@ -92,8 +92,10 @@ type sweep struct {
 	pager    *pagein.Pager // nil where the guest is not asked for pages
 	listed   time.Time     // when the enumeration began
 
-	mu  sync.Mutex
-	out report.DomainScan
+	mu       sync.Mutex
+	out      report.DomainScan
+	troubles []trouble
+	waits    int // moments that were waited for
 	// doomed are the processes to kill or to hold, with the findings that say so, by
 	// EPROCESS; suspends the findings that say to suspend the domain.
 	doomed   map[uint64]*doomed
@@ -157,6 +159,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		s.settle()
 		s.out.Reason = err.Error()
 		return nil
 	}
@@ -172,6 +175,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	if s.pager != nil {
 		s.out.PageIns = s.pager.Pages()
 	}
+	s.settle()
 	if err == nil {
 		s.act(ctx)
 		err = ctx.Err()
@@ -244,22 +248,20 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 	if s.opt.Focus != nil {
 		return s.focus(ctx)
 	}
-	procs, problems, err := s.guest.Processes(ctx)
+	procs, problems, err := s.processes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.procs = procs
 	wanted := func(pid uint64) bool { return len(s.opt.PIDs) == 0 || slices.Contains(s.opt.PIDs, pid) }
 	if len(s.opt.PIDs) == 0 {
-		for _, p := range problems {
-			s.fail(p.What, p.Err)
-		}
+		s.note(problems)
 	}
 	found := make(map[uint64]bool)
 	var jobs []job
 	for i := range procs {
 		p := &procs[i]
-		mods, vads, problems, err := s.guest.ModulesAndVADs(ctx, p)
+		mods, vads, problems, err := s.ranges(ctx, p)
 		if err != nil {
 			return nil, err
 		}
@@ -269,9 +271,7 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 		}
 		found[p.PID] = true
 		s.out.Processes++
-		for _, pr := range problems {
-			s.fail(pr.What, pr.Err)
-		}
+		s.note(problems)
 		for _, m := range mods {
 			if slices.Contains(m.Flags, introspect.FlagUnmapped) {
 				continue // a loader entry that is not true: nothing is there
@@ -292,9 +292,7 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, p := range problems {
-			s.fail(p.What, p.Err)
-		}
+		s.note(problems)
 		kernel := s.guest.Kernel().Base
 		for _, d := range drivers {
 			if d.Base != kernel { // see docs/ARCHITECTURE.md: the kernel's own image

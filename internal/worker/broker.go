@@ -69,11 +69,8 @@ func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.
 }
 
 func newSession(t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, cache sweep.Session, opt sweep.Options) *session {
-	src := t.Source
-	if c, ok := src.(*source.Cache); ok {
-		src = c.Source // the worker has one of its own
-	}
-	s := &session{target: t, src: src, profiles: profiles, engine: engine, cache: cache, opt: opt,
+	// A worker has a cache of its own.
+	s := &session{target: t, src: source.Uncached(t.Source), profiles: profiles, engine: engine, cache: cache, opt: opt,
 		judge: sweep.NewJudge(t, opt), infected: make(map[[32]byte]string), over: make(chan struct{})}
 	s.out, s.mu = s.judge.Result()
 	s.budget.Store(maxContent)

@@ -98,7 +98,7 @@ func (r *result) check() error {
 	default:
 		return fmt.Errorf("the status %q", clip(d.Status))
 	}
-	for _, n := range []int{d.Processes, d.Images, d.Unchanged, d.Files, d.Regions, d.Partial, d.PageIns} {
+	for _, n := range []int{d.Processes, d.Ended, d.Images, d.Unchanged, d.Files, d.Regions, d.Partial, d.PageIns} {
 		if n < 0 || n > maxCount {
 			return fmt.Errorf("a count of %d", n)
 		}

@@ -67,12 +67,27 @@ export LAB_VMLINUZ=$VMLINUZ
 # Only what is asked for crosses over: VMAV_* and LAB_* variables.
 env | grep -E '^(VMAV|LAB)_[A-Z_]*=' | while IFS='=' read -r k v; do printf 'export %s=%q\n' "$k" "$v"; done >"$out/env" || true
 
+# The emulator gets one processor, all threads of it. Each VMRUN and #VMEXIT changes QEMU's
+# pending interrupts (CPUState.interrupt_request) in an instruction that is not atomic and
+# under no lock, and one that another thread raised in that moment on another processor is
+# lost; the kernel's next timer interrupt is then armed by nobody. Which processor it is:
+# one that no other lab has, as far as there is one.
+locks=${VMAV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmav}/processors
+mkdir -p "$locks"
+cpu=
+for c in $(seq 0 $(($(nproc --all) - 1))); do
+	taskset -c "$c" true 2>/dev/null || continue # not for us
+	cpu=${cpu:-$c}
+	exec 7>"$locks/$c"
+	! flock -n 7 || { cpu=$c; break; }
+done
+
 # boot: one run of the lab.
 boot() {
 	rm -f "$out/status" "$out/console.log" "$out/dmesg"
 	# TCG always: where /dev/kvm exists here it may be a paravirtual variant.
 	# Emulated time runs slowly on a loaded host, hence the long stall limits.
-	"${as_root[@]}" nice -n 5 timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
+	"${as_root[@]}" nice -n 5 taskset -c "$cpu" timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
 		-accel tcg,thread=${LAB_THREAD:-single} -cpu max -smp ${LAB_SMP:-2} -m "$mem" -no-reboot -nodefaults \
 		-display none -monitor none \
 		-serial file:"$out/console.log" -serial stdio \
@@ -80,7 +95,7 @@ boot() {
 		-append "console=ttyS0 ignore_loglevel panic=-1 oops=panic rcupdate.rcu_cpu_stall_timeout=180 watchdog_thresh=60 audit=0 ${LAB_APPEND:-}" \
 		-virtfs local,path="$root",mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 		-virtfs local,path="$out",mount_tag=out,security_model=none \
-		-device virtio-rng-pci </dev/null &
+		-device virtio-rng-pci </dev/null 7>&- &
 	qemu=$!
 	local ended=0
 	wait "$qemu" || ended=$?

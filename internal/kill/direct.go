@@ -108,8 +108,6 @@ func (j *job) guarded() bool {
 // gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
 func (j *job) gaveUp(ctx context.Context, why error) {
 	switch {
-	case j.opt.Paused != nil && j.opt.Paused():
-		j.end(report.OutcomePending, "the domain is paused")
 	case errors.Is(context.Cause(ctx), context.Canceled):
 		j.end(report.OutcomePending, "interrupted")
 	default:

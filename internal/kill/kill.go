@@ -130,8 +130,12 @@ func ProcessOf(p *introspect.Process) report.Process {
 	return report.Process{PID: p.PID, Name: p.Name, Path: p.Path, EPROCESS: report.Address(p.EPROCESS), DTB: report.Address(p.DTB), Created: p.Created}
 }
 
-// end sets the outcome.
+// end sets the outcome. What a pending kill waits for does not come where the domain is
+// paused, whatever else may be said of it.
 func (j *job) end(o report.Outcome, format string, args ...any) {
+	if o == report.OutcomePending && j.opt.Paused != nil && j.opt.Paused() {
+		format, args = "the domain is paused", nil
+	}
 	j.rec.Outcome, j.rec.Reason = o, fmt.Sprintf(format, args...)
 }
 

@@ -67,20 +67,19 @@ export LAB_VMLINUZ=$VMLINUZ
 # Only what is asked for crosses over: VMAV_* and LAB_* variables.
 env | grep -E '^(VMAV|LAB)_[A-Z_]*=' | while IFS='=' read -r k v; do printf 'export %s=%q\n' "$k" "$v"; done >"$out/env" || true
 
-# The emulator gets one processor, all threads of it. Each VMRUN and #VMEXIT changes QEMU's
-# pending interrupts (CPUState.interrupt_request) in an instruction that is not atomic and
-# under no lock, and one that another thread raised in that moment on another processor is
-# lost; the kernel's next timer interrupt is then armed by nobody. Which processor it is:
-# one that no other lab has, as far as there is one.
+# The emulator has a thread for each processor of the lab, and one processor of the host for
+# all of them: which one is for a lock to say, so that no two labs have the same as far as
+# there are enough. What happens otherwise is in docs/MODULE.md.
 locks=${VMAV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmav}/processors
 mkdir -p "$locks"
-cpu=
+cpu= cpus=()
 for c in $(seq 0 $(($(nproc --all) - 1))); do
 	taskset -c "$c" true 2>/dev/null || continue # not for us
-	cpu=${cpu:-$c}
+	cpus+=("$c")
 	exec 7>"$locks/$c"
 	! flock -n 7 || { cpu=$c; break; }
 done
+cpu=${cpu:-${cpus[RANDOM % ${#cpus[@]}]}}
 
 # boot: one run of the lab.
 boot() {
@@ -88,7 +87,7 @@ boot() {
 	# TCG always: where /dev/kvm exists here it may be a paravirtual variant.
 	# Emulated time runs slowly on a loaded host, hence the long stall limits.
 	"${as_root[@]}" nice -n 5 taskset -c "$cpu" timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
-		-accel tcg,thread=${LAB_THREAD:-single} -cpu max -smp ${LAB_SMP:-2} -m "$mem" -no-reboot -nodefaults \
+		-accel tcg,thread=${LAB_THREAD:-multi} -cpu max -smp ${LAB_SMP:-2} -m "$mem" -no-reboot -nodefaults \
 		-display none -monitor none \
 		-serial file:"$out/console.log" -serial stdio \
 		-kernel "$VMLINUZ" -initrd "$work/initrd" \

@@ -71,12 +71,12 @@ env | grep -E '^(VMAV|LAB)_[A-Z_]*=' | while IFS='=' read -r k v; do printf 'exp
 # all of them: which one is for a lock to say, so that no two labs have the same as far as
 # there are enough. What happens otherwise is in docs/MODULE.md.
 locks=${VMAV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmav}/processors
-mkdir -p "$locks"
+mkdir -p "$locks" 2>/dev/null || true
 cpu= cpus=()
 for c in $(seq 0 $(($(nproc --all) - 1))); do
 	taskset -c "$c" true 2>/dev/null || continue # not for us
 	cpus+=("$c")
-	exec 7>"$locks/$c"
+	{ exec 7>"$locks/$c"; } 2>/dev/null || continue # it is root's
 	! flock -n 7 || { cpu=$c; break; }
 done
 cpu=${cpu:-${cpus[RANDOM % ${#cpus[@]}]}}

@@ -20,7 +20,11 @@ func virshQuiet(args ...string) {
 // waitFor polls for something that the test cannot be told of.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	limit := 2 * time.Minute
+	if inLab() { // where everything runs some twenty times slower
+		limit = 10 * time.Minute
+	}
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if ok() {
 			return
 		}

@@ -230,8 +230,15 @@ func (c *chaos) settle() {
 		pid := c.owed[g][len(c.owed[g])-1]
 		c.s.await("finding of what starts now", 0, finding(g, pid))
 	}
+	last := ""
+	defer func() { // where it does not come to rest
+		if c.t.Failed() {
+			c.t.Logf("its status was %s", last)
+		}
+	}()
 	waitFor(c.t, "the service to come to rest", func() bool {
-		_, st, err := c.s.status()
+		text, st, err := c.s.status()
+		last = text
 		if err != nil || len(st.Domains) != 2 || st.EngineErr != "" {
 			return false
 		}

@@ -107,12 +107,11 @@ func (j *job) guarded() bool {
 
 // gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
 func (j *job) gaveUp(ctx context.Context, why error) {
-	switch {
-	case errors.Is(context.Cause(ctx), context.Canceled):
+	if errors.Is(context.Cause(ctx), context.Canceled) {
 		j.end(report.OutcomePending, "interrupted")
-	default:
-		j.end(report.OutcomePending, "not done in %v: %v", j.opt.Timeout, why)
+		return
 	}
+	j.end(report.OutcomePending, "not done in %v: %v", j.opt.Timeout, why)
 }
 
 // action makes and runs actions on one process.

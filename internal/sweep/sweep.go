@@ -261,7 +261,11 @@ func (s *sweep) enumerate(ctx context.Context) ([]job, error) {
 	var jobs []job
 	for i := range procs {
 		p := &procs[i]
-		mods, vads, problems, err := s.ranges(ctx, p)
+		list := s.ranges
+		if !wanted(p.PID) {
+			list = s.guest.ModulesAndVADs // its problems are nobody's
+		}
+		mods, vads, problems, err := list(ctx, p)
 		if err != nil {
 			return nil, err
 		}

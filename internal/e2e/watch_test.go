@@ -133,6 +133,9 @@ func TestWatchOutlivesLibvirt(t *testing.T) {
 		from := s.mark()
 		d.Kill()
 		s.await("the loss", from, func(e *entry) bool { return strings.HasPrefix(e.Msg, "lost the connection") })
+		for _, pid := range s.workers() { // the next ones begin without libvirt, too
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
 		s.await("finding without libvirt", from, finding(a, a.start("malware.exe")))
 		d.Start()
 		s.await("connection", from, func(e *entry) bool { return e.Msg == "connected to libvirt" })

@@ -55,6 +55,16 @@ var (
 	formatX86  = legacy(format{name: "x86", top: 22, step: 10, pte: 4, root: 0xfffff000, transition: 0xfffff000, fileShift: 12})
 )
 
+// formatNamed is the form of a name, or nil.
+func formatNamed(name string) *format {
+	for _, f := range []*format{formatX64, formatLA57, formatPAE, formatX86} {
+		if f.name == name {
+			return f
+		}
+	}
+	return nil
+}
+
 // wide tells whether it is of 64-bit mode.
 func (f *format) wide() bool { return f.ptr == 8 }
 

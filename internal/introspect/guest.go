@@ -54,6 +54,21 @@ func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*G
 	if err != nil {
 		return nil, err
 	}
+	return openKernel(ctx, src, t, k, profiles)
+}
+
+// OpenAt is Open of a guest whose kernel was found before. A place that no kernel is at costs
+// a look, and the kernel is then found as Open does it.
+func OpenAt(ctx context.Context, src source.Source, profiles winstruct.Finder, at Place) (*Guest, error) {
+	t := newTables(src)
+	if k := revisit(t, at); k != nil {
+		return openKernel(ctx, src, t, k, profiles)
+	}
+	return Open(ctx, src, profiles)
+}
+
+// openKernel finds the profile of a kernel's build, and the System process.
+func openKernel(ctx context.Context, src source.Source, t *tables, k *located, profiles winstruct.Finder) (*Guest, error) {
 	g := &Guest{src: src, t: t, as: k.as,
 		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: k.as.f.name, Bits: 8 * int(k.as.f.ptr), Located: k.how}}
 	p, err := profiles.Find(k.id)

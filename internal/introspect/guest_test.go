@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -292,6 +293,37 @@ func TestKernelIsFoundFromAnyAddressSpace(t *testing.T) {
 		}
 	}
 }
+
+// Where a kernel was found before it is found again without registers; a place where none is
+// costs nothing but the search.
+func TestKernelIsFoundWhereItWas(t *testing.T) {
+	forEachGuest(t, func(t *testing.T, s *machine) {
+		want := open(t, s).Kernel()
+		at, profiles := want.Place(), winstructtest.With{Store: winstruct.BuiltIn(), Profile: s.m.Profile()}
+		g, err := OpenAt(context.Background(), deaf{s}, profiles, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := g.Kernel(); !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		for _, wrong := range []Place{{}, {at.Paging, at.DTB, at.Base + 0x1000, ""}, {at.Paging, at.DTB + 0x1000, at.Base, ""}, {"x65", at.DTB, at.Base, ""}} {
+			if _, err := OpenAt(context.Background(), deaf{s}, profiles, wrong); !errors.Is(err, errDeaf) {
+				t.Errorf("at %+v without registers: %v", wrong, err)
+			}
+			if g, err := OpenAt(context.Background(), s, profiles, wrong); err != nil || g.Kernel().Base != want.Base {
+				t.Errorf("at %+v: %v", wrong, err)
+			}
+		}
+	})
+}
+
+// deaf is a guest whose vCPUs nobody can be asked about.
+type deaf struct{ source.Source }
+
+var errDeaf = errors.New("nobody answers")
+
+func (deaf) Registers(context.Context) ([]source.Registers, error) { return nil, errDeaf }
 
 func TestCanonical(t *testing.T) {
 	for _, c := range []struct {

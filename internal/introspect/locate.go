@@ -68,6 +68,19 @@ func locate(ctx context.Context, t *tables) (*located, error) {
 	return searchPhysical(ctx, t, len(regs) > 0)
 }
 
+// revisit is the kernel at the place where one was found before, or nil.
+func revisit(t *tables, at Place) *located {
+	f := formatNamed(at.Paging)
+	if f == nil {
+		return nil
+	}
+	k := tryKernel(newSpace(t, f, at.DTB), at.Base)
+	if k != nil {
+		k.how = at.Located
+	}
+	return k
+}
+
 // formats are the forms of address space that a vCPU with these registers may use. EFER
 // tells 64-bit mode from PAE, where the source carries it: 0 may mean either.
 func formats(r *source.Registers) []*format {

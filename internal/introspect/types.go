@@ -25,6 +25,17 @@ type Kernel struct {
 	Unproven []string
 }
 
+// Place is where a running guest's kernel is: who knows it finds the kernel again without the
+// vCPUs' registers and without a search. It holds until the guest starts anew. The zero Place is none.
+type Place struct {
+	Paging    string // as Kernel.Paging
+	DTB, Base uint64 // as Kernel's
+	Located   string // as Kernel.Located: how the kernel was found the first time
+}
+
+// Place is where the kernel is.
+func (k Kernel) Place() Place { return Place{k.Paging, k.DTB, k.Base, k.Located} }
+
 // Process is one process of the guest, as its EPROCESS describes it. Text is
 // guest-controlled: printable only after escaping.
 type Process struct {

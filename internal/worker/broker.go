@@ -63,7 +63,8 @@ func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engi
 // Domain is sweep.Domain, with all that parses what the guest wrote in a worker. A worker
 // that ends early costs the rest of this sweep: what it had reported until then is in the
 // result, which says how it ended and is not complete. Of the options, Open is for the
-// broker alone, which reads the guest to carry verdicts out; Pace is not heeded.
+// broker alone, which reads the guest to carry verdicts out, and tells the worker where its
+// kernel is; Pace is not heeded.
 func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
 	return (&Kept{r: r, once: true}).domain(ctx, t, profiles, engine, memory, opt)
 }

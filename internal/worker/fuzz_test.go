@@ -86,7 +86,7 @@ func FuzzQuestions(f *testing.F) {
 			s.ctx = context.Background()
 			all = append(all, s)
 		}
-		job, err := all[1].job()
+		job, err := all[1].job(context.Background())
 		if err != nil {
 			t.Fatal(err)
 		}

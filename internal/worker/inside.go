@@ -149,7 +149,7 @@ func (w *inmate) do(j *job) error {
 	finder := w.finder(j)
 	t := w.target(j)
 	opt := sweep.Options{PIDs: j.PIDs, Focus: j.Focus, Jobs: j.Jobs, MinCoverage: j.MinCoverage, Found: rep.found, Exhibits: j.Content,
-		Progress: ls.progress(), Open: func(ctx context.Context) (*introspect.Guest, error) { return w.open(ctx, finder) }}
+		Progress: ls.progress(), Open: func(ctx context.Context) (*introspect.Guest, error) { return w.open(ctx, finder, j.At) }}
 	if j.Seen {
 		opt.Seen = seen.add
 	}
@@ -207,10 +207,11 @@ func (w *inmate) target(j *job) sweep.Target {
 	return sweep.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: w.src}
 }
 
-// open is the guest. Its kernel is looked for once.
-func (w *inmate) open(ctx context.Context, finder winstruct.Finder) (*introspect.Guest, error) {
+// open is the guest. Its kernel is looked for once, and not at all where the broker knows
+// where it is.
+func (w *inmate) open(ctx context.Context, finder winstruct.Finder, at introspect.Place) (*introspect.Guest, error) {
 	if w.guest == nil {
-		g, err := introspect.Open(ctx, w.src, finder)
+		g, err := introspect.OpenAt(ctx, w.src, finder, at)
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +16,8 @@ import (
 type job struct {
 	Name, UUID, State string
 	Info              source.Info
-	Near              bool // profiles of near builds are offered
+	At                introspect.Place // of the guest's kernel, where that was found before
+	Near              bool             // profiles of near builds are offered
 	PIDs              []uint64
 	Focus             []sweep.Focused
 	Jobs              int
@@ -28,11 +30,16 @@ type job struct {
 }
 
 // job is the session's job, as it is handed out.
-func (s *session) job() ([]byte, error) {
+func (s *session) job(ctx context.Context) ([]byte, error) {
 	_, near := s.profiles.(introspect.Neighbours)
 	t := s.target
 	j := &job{Name: t.Name, UUID: t.UUID, State: t.State, Info: s.src.Info(), Near: near, PIDs: s.opt.PIDs, Focus: s.opt.Focus, Jobs: s.opt.Jobs,
 		MinCoverage: s.opt.MinCoverage, Secret: s.cache.Secret(), Content: s.opt.Found != nil || s.opt.Sink != nil, Seen: s.opt.Seen != nil}
+	if s.opt.Open != nil {
+		if g, err := s.opt.Open(ctx); err == nil {
+			j.At = g.Kernel().Place()
+		}
+	}
 	if o := s.opt.PageInOptions; s.opt.PageIn {
 		j.PageIn = &pageIn{o.Pages, o.ProcessPages, o.Wait, o.Time}
 		_, j.Controlled = s.src.(source.Controller)

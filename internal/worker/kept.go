@@ -81,7 +81,7 @@ func (k *Kept) domain(ctx context.Context, t sweep.Target, profiles winstruct.Fi
 
 // run has a worker do a session's job. The error is sweep.Domain's.
 func (k *Kept) run(ctx context.Context, s *session) error {
-	job, err := s.job()
+	job, err := s.job(ctx)
 	if err != nil {
 		s.out.Reason = err.Error()
 		return nil

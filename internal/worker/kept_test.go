@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,33 @@ func TestAKeptWorkerDoesJobAfterJob(t *testing.T) {
 		}
 	}
 }
+
+// A worker that starts while nobody can tell the vCPUs' registers finds the kernel where the
+// broker knows it to be.
+func TestAWorkerIsToldWhereTheKernelIs(t *testing.T) {
+	src, _ := guestOf(t, ntguest.Options{Build: "10.0.19041", Seed: 3})
+	g, err := introspect.Open(context.Background(), src, winstruct.BuiltIn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt := sweep.Options{Focus: []sweep.Focused{focusOn(t, src)}}
+	for known, want := range map[bool]string{true: report.StatusScanned, false: report.StatusFailed} {
+		if opt.Open = nil; known {
+			opt.Open = func(context.Context) (*introspect.Guest, error) { return g, nil }
+		}
+		k := new(Runner).Keep()
+		d, err := k.Domain(context.Background(), sweep.Target{Name: "win", Source: unasked{src}}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), opt)
+		if err != nil || d.Status != want {
+			t.Errorf("known %v: %s, %q, %v", known, d.Status, d.Reason, err)
+		}
+		k.Close()
+	}
+}
+
+// unasked is a guest whose vCPUs nobody can be asked about.
+type unasked struct{ source.Source }
+
+func (unasked) Registers(context.Context) ([]source.Registers, error) { return nil, os.ErrClosed }
 
 // A worker that waits for work ends by itself.
 func TestAKeptWorkerRests(t *testing.T) {

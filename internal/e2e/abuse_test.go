@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-func virshQuiet(args ...string) {
-	_ = exec.Command("virsh", append([]string{"-q", "-c", uri}, args...)...).Run()
+func virshQuiet(t testing.TB, args ...string) {
+	_ = command(t, "virsh", append([]string{"-q", "-c", uri}, args...)...).Run()
 }
 
 // waitFor polls for something that the test cannot be told of.
@@ -71,7 +71,7 @@ func TestWhatGoesAwayInMidScanIsNamed(t *testing.T) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}},
-		{"domain destroyed", 2, []string{"guest is gone", "no such domain", "not running"}, func(t *testing.T, g *guest, _ *os.Process) { virshQuiet("destroy", g.name) }},
+		{"domain destroyed", 2, []string{"guest is gone", "no such domain", "not running"}, func(t *testing.T, g *guest, _ *os.Process) { virshQuiet(t, "destroy", g.name) }},
 		{"clamd killed", 2, []string{"clamd is gone", "start a private clamd: it ended at once"}, func(t *testing.T, g *guest, v *os.Process) {
 			if pid := pidOf("clamd", "--config-file=", "vmav-clamd-"); pid != 0 {
 				_ = syscall.Kill(pid, syscall.SIGKILL)

@@ -229,6 +229,8 @@ func (c *chaos) settle() {
 		c.infect(g)
 		pid := c.owed[g][len(c.owed[g])-1]
 		c.s.await("finding of what starts now", 0, finding(g, pid))
+		// Where programs come and go there is always one to be looked at.
+		g.say("pause", "CHURN 0")
 	}
 	last := ""
 	defer func() { // where it does not come to rest
@@ -249,6 +251,9 @@ func (c *chaos) settle() {
 		}
 		return true
 	})
+	for _, g := range c.guests {
+		g.say("resume", "CHURN 1")
+	}
 }
 
 // recorded checks that the history has every finding that was reported, and that its chain

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,9 +49,20 @@ func openDir(t testing.TB) string {
 	return dir
 }
 
+// command is a command that a test waits for. One that hangs is asked for its goroutines,
+// where it has any, and ended; that is its error.
+func command(t testing.TB, name string, args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
 func virsh(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("virsh", append([]string{"-q", "-c", uri}, args...)...).CombinedOutput()
+	out, err := command(t, "virsh", append([]string{"-q", "-c", uri}, args...)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("virsh %v: %v\n%s", args, err, out)
 	}
@@ -84,14 +97,14 @@ func start(t testing.TB, build string, more ...string) *guest {
 	if err := os.WriteFile(file, xml, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { exec.Command("virsh", "-q", "-c", uri, "destroy", g.name).Run() })
+	t.Cleanup(func() { _ = command(t, "virsh", "-q", "-c", uri, "destroy", g.name).Run() })
 	g.sock = socket
 	virsh(t, "create", file)
 	g.connect()
 	if g.boots() {
 		return g
 	}
-	where, _ := exec.Command("virsh", "-c", uri, "qemu-monitor-command", g.name, "--hmp", "info registers -a").Output()
+	where, _ := command(t, "virsh", "-c", uri, "qemu-monitor-command", g.name, "--hmp", "info registers -a").Output()
 	if !inLab() {
 		t.Fatalf("the guest does not boot. Its registers:\n%s", where)
 	}
@@ -255,14 +268,14 @@ func vmav(t testing.TB, args ...string) (stdout, stderr string, status int) {
 // run runs the program in an environment.
 func run(t testing.TB, env []string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
-	cmd := exec.Command(bin(t, "vmav"), args...)
+	cmd := command(t, bin(t, "vmav"), args...)
 	cmd.Env = env
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
+		t.Fatalf("vmav %s: %v\n%s", strings.Join(args, " "), err, &errb)
 	}
 	for _, e := range scanErrors(out.Bytes()) {
 		t.Logf("vmav %s: %s: %s", strings.Join(args, " "), e.What, e.Error)

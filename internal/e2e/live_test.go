@@ -256,7 +256,7 @@ func startLinux(t *testing.T) string {
 		t.Fatal(err)
 	}
 	virsh(t, "create", file)
-	t.Cleanup(func() { virshQuiet("destroy", name) })
+	t.Cleanup(func() { virshQuiet(t, "destroy", name) })
 	waitFor(t, "the Linux kernel's first words", func() bool {
 		log, _ := os.ReadFile(filepath.Join(dir, "log"))
 		return strings.Contains(string(log), "Linux version")

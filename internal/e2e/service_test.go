@@ -136,14 +136,17 @@ func (s *service) kill(sig syscall.Signal) {
 	case <-s.done:
 	case <-time.After(time.Minute):
 		_ = s.cmd.Process.Signal(syscall.SIGQUIT) // its goroutines go to other
-		<-s.done
+		select {
+		case <-s.done:
+		case <-time.After(time.Minute): // another process has its stderr
+		}
 		s.t.Errorf("the service did not end within a minute of %v", sig)
 	}
 }
 
 // status asks the service with its own command.
 func (s *service) status() (text string, st watch.Status, err error) {
-	cmd := exec.Command(bin(s.t, "vmav"), "watch", "status", "--format", "json")
+	cmd := command(s.t, bin(s.t, "vmav"), "watch", "status", "--format", "json")
 	cmd.Env = s.env
 	out, err := cmd.Output()
 	if err != nil {

@@ -40,8 +40,12 @@ func Own(t *testing.T) *Daemon {
 	if !filepath.IsAbs(script) { // built with -trimpath
 		script = "../../testdata/own-libvirt.sh"
 	}
-	args := []string{os.Args[0], "-test.run", "^" + t.Name() + "$", "-test.v", "-test.timeout", "0"}
-	cmd := exec.Command(script, args...)
+	limit := "0"
+	if end, ok := t.Deadline(); ok { // so that who hangs says where
+		limit = max(time.Until(end)-time.Minute, time.Minute).String()
+	}
+	cmd := exec.Command(script, os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", limit)
+	cmd.WaitDelay = 30 * time.Second // of what is left behind with our end of the pipe
 	out, err := cmd.CombinedOutput()
 	text := string(out)
 	if err != nil || !strings.Contains(text, "--- PASS: "+t.Name()) {

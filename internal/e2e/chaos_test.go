@@ -297,6 +297,7 @@ func (c *chaos) nobodyTwice() {
 	if c.kills && len(seen) == 0 {
 		c.t.Error("nobody was killed at all")
 	}
+	c.t.Logf("%d processes killed", len(seen))
 	for _, g := range c.guests {
 		if said := g.complaints(); len(said) > 0 {
 			c.t.Errorf("%s complains: %q", g.name, said)

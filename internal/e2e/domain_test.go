@@ -173,10 +173,15 @@ func (g *guest) line(want string) string {
 	return ""
 }
 
-// expect reads the guest's lines up to one that starts with a prefix.
+// expect reads the guest's lines up to one that starts with a prefix. A guest that lives and
+// does not come to say it fails the test, too.
 func (g *guest) expect(prefix string) string {
 	g.t.Helper()
-	for {
+	limit, other := 5*time.Minute, ""
+	if inLab() {
+		limit = 20 * time.Minute
+	}
+	for end := time.Now().Add(limit); time.Now().Before(end); {
 		line := g.line(prefix)
 		if strings.HasPrefix(line, "BUGCHECK") {
 			g.t.Fatalf("the guest says %q", line)
@@ -184,7 +189,12 @@ func (g *guest) expect(prefix string) string {
 		if strings.HasPrefix(line, prefix) {
 			return line
 		}
+		if !strings.HasPrefix(line, "HB ") {
+			other = line
+		}
 	}
+	g.t.Fatalf("the guest lives, and does not say %q; what it said last was %q", prefix, other)
+	return ""
 }
 
 // alive waits for a heartbeat that comes after all that was said until now.

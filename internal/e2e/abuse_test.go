@@ -13,6 +13,7 @@ import (
 	"time"
 )
 
+// virshQuiet is virsh where it may fail.
 func virshQuiet(t testing.TB, args ...string) {
 	_ = command(t, "virsh", append([]string{"-q", "-c", uri}, args...)...).Run()
 }

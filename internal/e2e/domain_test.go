@@ -97,7 +97,7 @@ func start(t testing.TB, build string, more ...string) *guest {
 	if err := os.WriteFile(file, xml, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = command(t, "virsh", "-q", "-c", uri, "destroy", g.name).Run() })
+	t.Cleanup(func() { virshQuiet(t, "destroy", g.name) })
 	g.sock = socket
 	virsh(t, "create", file)
 	g.connect()

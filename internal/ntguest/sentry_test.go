@@ -93,7 +93,10 @@ func TestSentryNotices(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	d := gdbtest.Attach(t, socket)
 	d.Must("Z1,%x,1", first)
-	for len(cases) > 0 {
+	for stops := 0; len(cases) > 0; stops++ {
+		if stops == 20000 {
+			t.Fatalf("%d sentries were not met where they can be disturbed", len(cases))
+		}
 		thread := d.Stopped(d.Ask("vCont;c"))
 		dtb := d.Reg64(gdbtest.CR3) &^ 0xfff
 		c, ok := cases[dtb]

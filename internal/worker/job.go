@@ -35,7 +35,7 @@ func (s *session) job(ctx context.Context) ([]byte, error) {
 	t := s.target
 	j := &job{Name: t.Name, UUID: t.UUID, State: t.State, Info: s.src.Info(), Near: near, PIDs: s.opt.PIDs, Focus: s.opt.Focus, Jobs: s.opt.Jobs,
 		MinCoverage: s.opt.MinCoverage, Secret: s.cache.Secret(), Content: s.opt.Found != nil || s.opt.Sink != nil, Seen: s.opt.Seen != nil}
-	if s.opt.Open != nil {
+	if s.opt.Open != nil { // where it fails, the worker searches
 		if g, err := s.opt.Open(ctx); err == nil {
 			j.At = g.Kernel().Place()
 		}

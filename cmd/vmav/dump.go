@@ -13,9 +13,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 )
 
@@ -110,20 +111,20 @@ type dumper struct {
 
 // dumped is a module's entry in a manifest.
 type dumped struct {
-	Name     string         `json:"name"`
-	Path     string         `json:"path"`
-	Base     report.Address `json:"base"`
-	Size     uint64         `json:"size"` // bytes mapped
-	File     string         `json:"file,omitempty"`
-	SHA256   string         `json:"sha256,omitempty"`
-	Coverage float64        `json:"coverage"`
-	Exact    bool           `json:"exact"`
-	Error    string         `json:"error,omitempty"`
+	Name     string          `json:"name"`
+	Path     string          `json:"path"`
+	Base     finding.Address `json:"base"`
+	Size     uint64          `json:"size"` // bytes mapped
+	File     string          `json:"file,omitempty"`
+	SHA256   string          `json:"sha256,omitempty"`
+	Coverage float64         `json:"coverage"`
+	Exact    bool            `json:"exact"`
+	Error    string          `json:"error,omitempty"`
 }
 
 // module writes one module to out. The error is errIncomplete where parts are missing.
 func (d *dumper) module(ctx context.Context, m *introspect.Module, out string) (dumped, error) {
-	entry := dumped{Name: m.Name, Path: m.Path, Base: report.Address(m.Base), Size: m.Size}
+	entry := dumped{Name: m.Name, Path: m.Path, Base: finding.Address(m.Base), Size: m.Size}
 	what := fmt.Sprintf("%s: process %d (%s), image %s", d.target, d.process.PID, d.process.Name, m.Name)
 	img, opt, err := d.copier.Read(ctx, d.process, m)
 	if err != nil {
@@ -156,7 +157,7 @@ func (d *dumper) module(ctx context.Context, m *introspect.Module, out string) (
 	entry.SHA256 = fmt.Sprintf("%x", sha256.Sum256(file.Data))
 	entry.Coverage, entry.Exact = file.Fidelity.Coverage(), file.Fidelity.Exact()
 	return entry, d.writeRebuilt(out, file, origin{Domain: d.domain, PID: d.process.PID, Process: d.process.Name, Path: m.Path,
-		Base: report.Address(m.Base), Cached: sweep.CachedHash(opt)})
+		Base: finding.Address(m.Base), Cached: sweep.CachedHash(opt)})
 }
 
 // all writes every module to the directory dir and a manifest of them.
@@ -197,7 +198,7 @@ func (d *dumper) all(ctx context.Context, dir string, mods []introspect.Module, 
 			}
 			if result = errIncomplete; !errors.Is(err, errIncomplete) {
 				entry.File, entry.Error = "", err.Error()
-				fmt.Fprintf(d.stderr, "vmav: %s\n", report.Escape(err.Error()))
+				fmt.Fprintf(d.stderr, "vmav: %s\n", escape.Text(err.Error()))
 			}
 		}
 		manifest.Modules = append(manifest.Modules, entry)
@@ -210,7 +211,7 @@ func (d *dumper) all(ctx context.Context, dir string, mods []introspect.Module, 
 	if err := writeNew(path, append(text, '\n')); err != nil {
 		return err
 	}
-	fmt.Fprintf(d.stdout, "%s: %d modules of process %d (%s)\n", path, len(manifest.Modules), d.process.PID, report.Escape(d.process.Name))
+	fmt.Fprintf(d.stdout, "%s: %d modules of process %d (%s)\n", path, len(manifest.Modules), d.process.PID, escape.Text(d.process.Name))
 	if len(problems) > 0 {
 		return errIncomplete
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/evidence"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
@@ -158,7 +159,7 @@ func runEvidenceExtract(c *cli.Context, e *env) error {
 		os.Remove(out) // what is in it is not what was stored
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "%s: %d bytes, %s of %s\n", report.Escape(out), h.Size, report.Escape(h.Kind), report.Escape(h.Image))
+	_, err = fmt.Fprintf(e.stdout, "%s: %d bytes, %s of %s\n", escape.Text(out), h.Size, escape.Text(h.Kind), escape.Text(h.Image))
 	return err
 }
 

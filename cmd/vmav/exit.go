@@ -5,7 +5,7 @@ import (
 	"errors"
 	"strings"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/tomlfile"
 )
 
@@ -59,11 +59,11 @@ func message(err error) string {
 	}
 	var all tomlfile.Errors
 	if !errors.As(err, &all) {
-		return report.Escape(err.Error())
+		return escape.Text(err.Error())
 	}
 	lines := make([]string, len(all))
 	for i, e := range all {
-		lines[i] = report.Escape(e.Error())
+		lines[i] = escape.Text(e.Error())
 	}
 	return strings.Join(lines, "\nvmav: ")
 }

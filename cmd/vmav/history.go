@@ -10,6 +10,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
@@ -87,7 +89,7 @@ var entryColumns = []report.Column[history.Entry]{
 	{Title: "IMAGE", Text: func(x history.Entry) string { return x.Image }},
 	{Title: "SIGNATURE", Text: func(x history.Entry) string { return dash(x.Signature) }},
 	{Title: "ACTION", Text: func(x history.Entry) string { return string(x.Action) }},
-	{Title: "OUTCOME", Text: func(x history.Entry) string { return x.Outcome }},
+	{Title: "OUTCOME", Text: func(x history.Entry) string { return x.Text() }},
 }
 
 var runColumns = []report.Column[history.Scan]{
@@ -112,7 +114,7 @@ func runHistoryList(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	f := history.Filter{Domain: c.String("domain"), Signature: c.String("signature"), Action: c.String("action"), Outcome: c.String("outcome"),
+	f := history.Filter{Domain: c.String("domain"), Signature: c.String("signature"), Action: c.String("action"), Outcome: finding.Code(c.String("outcome")),
 		SHA256: c.String("sha256"), Limit: c.Int("limit")}
 	if f.Limit < 0 {
 		return fmt.Errorf("a limit of %d: it is a number of records", f.Limit)
@@ -194,7 +196,7 @@ func writeRecord[T any](e *env, f report.Format, record *T, lines []history.Line
 		return report.Rows(e.stdout, f, []*T{record}, nil)
 	}
 	for _, l := range lines {
-		if _, err := fmt.Fprintf(e.stdout, "%-10s %s\n", l.Label+":", report.Escape(l.Text)); err != nil {
+		if _, err := fmt.Fprintf(e.stdout, "%-10s %s\n", l.Label+":", escape.Text(l.Text)); err != nil {
 			return err
 		}
 	}
@@ -222,7 +224,7 @@ func runHistoryVerify(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "%s: whole: %d records, from %d on\nhead: %s\n", report.Escape(db.Path()), v.Records, v.First, v.Head)
+	_, err = fmt.Fprintf(e.stdout, "%s: whole: %d records, from %d on\nhead: %s\n", escape.Text(db.Path()), v.Records, v.First, v.Head)
 	return err
 }
 

@@ -20,9 +20,9 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/evidence"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -284,7 +284,7 @@ func TestAFullStoreOfEvidence(t *testing.T) {
 	r.once.Do(func() { r.store, r.err = evidence.Open(evidenceDirectory(dir), evidence.Limits{Size: 1000}) })
 	ctx := context.Background()
 	n := r.begin(ctx, history.OperationScan, "win10", "", nil)
-	f := report.Finding{Signature: "A", Verdict: verdict.Verdict{Action: verdict.Report}}
+	f := finding.Finding{Signature: "A", Verdict: verdict.Verdict{Action: verdict.Report}}
 	noise := make([]byte, 5000)
 	for i := range noise {
 		noise[i] = byte(i * i >> 3)

@@ -11,10 +11,10 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/config"
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/hook"
 	"vmav.dev/vmav/internal/lock"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/watch"
 )
 
@@ -86,7 +86,7 @@ func runHookInstall(c *cli.Context, e *env) error {
 	if err := hook.Install(dir, self, environment); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "installed as %s; libvirt's daemon takes it up when it is restarted\n", report.Escape(hook.Path(dir)))
+	fmt.Fprintf(e.stdout, "installed as %s; libvirt's daemon takes it up when it is restarted\n", escape.Text(hook.Path(dir)))
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/policy"
@@ -94,7 +95,7 @@ func runKill(c *cli.Context, e *env, v *view) error {
 	defer rec.close()
 	run := rec.begin(c.Context, history.OperationKill, v.domain.Name, v.domain.UUID, nil)
 	record := run.kill(c.Context, p, opt.DryRun)
-	var k *report.Kill
+	var k *finding.Kill
 	if engine, err := kill.New(v.domain.Name, v.guest, v.source); err != nil {
 		k = kill.Refuse(v.domain.Name, p, err)
 	} else {
@@ -115,9 +116,9 @@ func runKill(c *cli.Context, e *env, v *view) error {
 	case report.Table:
 		err = report.WriteKill(e.stdout, k)
 	default:
-		err = report.Rows(e.stdout, v.format, []report.Kill{*k}, report.KillColumns)
+		err = report.Rows(e.stdout, v.format, []finding.Kill{*k}, report.KillColumns)
 	}
-	if err == nil && !k.Ended() && k.Outcome != report.OutcomePlanned {
+	if err == nil && !k.Ended() && k.Code != finding.OutcomePlanned {
 		err = errIncomplete // the record says why
 	}
 	return err

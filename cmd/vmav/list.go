@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
@@ -102,7 +103,7 @@ func inspect(ctx context.Context, h *domain.Host, d domain.Domain, profiles wins
 		k := g.Kernel()
 		row.Build, row.Profile = k.Version, "ok"
 		if k.Inferred != "" {
-			row.Profile, row.Note = report.ProfileInferred, fmt.Sprintf("no profile for %s: inferred from %s; vmav profile fetch %s gets it", k.Identity, k.Inferred, k.Identity)
+			row.Profile, row.Note = finding.ProfileInferred, fmt.Sprintf("no profile for %s: inferred from %s; vmav profile fetch %s gets it", k.Identity, k.Inferred, k.Identity)
 		}
 	}
 	return row, ctx.Err()

@@ -7,21 +7,22 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
 )
 
 // moduleRow is an image in vmav modules and vmav drivers.
 type moduleRow struct {
-	Domain  string         `json:"domain"`
-	PID     *uint64        `json:"pid,omitempty"` // of the process; absent for a driver
-	Process string         `json:"process,omitempty"`
-	Name    string         `json:"name"`
-	Path    string         `json:"path"`
-	Base    report.Address `json:"base"`
-	Size    uint64         `json:"size"` // bytes
-	Wow64   bool           `json:"wow64"`
-	Flags   []string       `json:"flags"`
+	Domain  string          `json:"domain"`
+	PID     *uint64         `json:"pid,omitempty"` // of the process; absent for a driver
+	Process string          `json:"process,omitempty"`
+	Name    string          `json:"name"`
+	Path    string          `json:"path"`
+	Base    finding.Address `json:"base"`
+	Size    uint64          `json:"size"` // bytes
+	Wow64   bool            `json:"wow64"`
+	Flags   []string        `json:"flags"`
 }
 
 func imageColumns(process bool) []report.Column[moduleRow] {
@@ -79,7 +80,7 @@ func runModules(c *cli.Context, e *env, v *view) error {
 		problems = append(problems, more...)
 		for _, m := range mods {
 			rows = append(rows, moduleRow{Domain: v.domain.Name, PID: &p.PID, Process: p.Name, Name: m.Name, Path: m.Path,
-				Base: report.Address(m.Base), Size: m.Size, Wow64: m.Wow64, Flags: m.Flags})
+				Base: finding.Address(m.Base), Size: m.Size, Wow64: m.Wow64, Flags: m.Flags})
 		}
 	}
 	if err := report.Rows(e.stdout, v.format, rows, imageColumns(true)); err != nil {
@@ -128,7 +129,7 @@ func runDrivers(c *cli.Context, e *env, v *view) error {
 	}
 	rows := []moduleRow{}
 	for _, m := range drivers {
-		rows = append(rows, moduleRow{Domain: v.domain.Name, Name: m.Name, Path: m.Path, Base: report.Address(m.Base), Size: m.Size, Flags: m.Flags})
+		rows = append(rows, moduleRow{Domain: v.domain.Name, Name: m.Name, Path: m.Path, Base: finding.Address(m.Base), Size: m.Size, Flags: m.Flags})
 	}
 	if err := report.Rows(e.stdout, v.format, rows, imageColumns(false)); err != nil {
 		return err

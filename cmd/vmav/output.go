@@ -5,13 +5,12 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/escape"
 )
 
 // warn writes a line to stderr.
 func (e *env) warn(format string, args ...any) {
-	fmt.Fprintln(e.stderr, "vmav: "+report.Escape(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(e.stderr, "vmav: "+escape.Text(fmt.Sprintf(format, args...)))
 }
 
 func formatFlag() cli.Flag {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/policy"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
@@ -151,7 +153,7 @@ func runPolicyTest(c *cli.Context, e *env) error {
 	if out.DryRun {
 		dry = " (dry run: nothing would be done)"
 	}
-	_, err = fmt.Fprintf(e.stdout, "\n%s%s, by rule %q: %s\n", out.Verdict.Action, dry, out.Verdict.Rule, report.Escape(out.Verdict.Reason))
+	_, err = fmt.Fprintf(e.stdout, "\n%s%s, by rule %q: %s\n", out.Verdict.Action, dry, out.Verdict.Rule, escape.Text(out.Verdict.Reason))
 	return err
 }
 
@@ -166,22 +168,22 @@ const maxFinding = 1 << 20
 
 // readFinding reads a finding as scan's JSON has it. What a scan always says and the
 // text does not is taken as of the least surprise: a signature, in a user's process.
-func readFinding(text string) (report.Finding, error) {
+func readFinding(text string) (finding.Finding, error) {
 	data := []byte(text)
 	if text == "-" {
 		var err error
 		if data, err = io.ReadAll(io.LimitReader(os.Stdin, maxFinding)); err != nil {
-			return report.Finding{}, err
+			return finding.Finding{}, err
 		}
 	}
-	f := report.Finding{Kind: report.KindSignature}
+	f := finding.Finding{Kind: finding.KindSignature}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&f); err != nil {
-		return report.Finding{}, err
+		return finding.Finding{}, err
 	}
 	if d.More() {
-		return report.Finding{}, errors.New("there is more than one object")
+		return finding.Finding{}, errors.New("there is more than one object")
 	}
 	s := &f.Subject
 	if s.PID == 0 && !s.Kernel {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -94,11 +95,11 @@ func runProfileShow(c *cli.Context, e *env) error {
 	if c.NArg() == 1 {
 		fmt.Fprintf(e.stdout, "%s %s %s, %d structures, %d symbols\n", dash(p.Version), p.Arch, p.Identity, len(p.Structs()), len(p.Symbols()))
 		for _, src := range p.Sources {
-			fmt.Fprintf(e.stdout, "%s: %s, verified: %s\n", report.Escape(src.Of), report.Escape(src.From), src.Verified)
+			fmt.Fprintf(e.stdout, "%s: %s, verified: %s\n", escape.Text(src.Of), escape.Text(src.From), src.Verified)
 		}
 		for _, name := range p.Structs() {
 			s, _ := p.Struct(name)
-			fmt.Fprintf(e.stdout, "%-40s 0x%x bytes\n", report.Escape(name), s.Size)
+			fmt.Fprintf(e.stdout, "%-40s 0x%x bytes\n", escape.Text(name), s.Size)
 		}
 		return nil
 	}
@@ -111,9 +112,9 @@ func runProfileShow(c *cli.Context, e *env) error {
 	if src, ok := p.SourceOf(name); ok {
 		from = ", from " + src.From + ", verified: " + string(src.Verified)
 	}
-	fmt.Fprintf(e.stdout, "%s, 0x%x bytes%s\n", report.Escape(name), s.Size, report.Escape(from))
+	fmt.Fprintf(e.stdout, "%s, 0x%x bytes%s\n", escape.Text(name), s.Size, escape.Text(from))
 	for _, f := range s.Fields {
-		fmt.Fprintln(e.stdout, report.Escape(f.String()))
+		fmt.Fprintln(e.stdout, escape.Text(f.String()))
 	}
 	return nil
 }

@@ -12,8 +12,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/bundle"
 )
@@ -68,7 +68,7 @@ func runProfileExport(c *cli.Context, e *env) error {
 	if err := writeBundle(path, profiles, key); err != nil {
 		return fmt.Errorf("write bundle %s: %w", path, err)
 	}
-	fmt.Fprintf(e.stdout, "%s: %d profiles\n", report.Escape(path), len(profiles))
+	fmt.Fprintf(e.stdout, "%s: %d profiles\n", escape.Text(path), len(profiles))
 	return nil
 }
 
@@ -128,6 +128,6 @@ func importBundle(c *cli.Context, e *env, dir, file string) error {
 	if err != nil {
 		return fmt.Errorf("import %s: %w", file, err)
 	}
-	fmt.Fprintf(e.stdout, "%s: signature verified, %d profiles stored in %s\n", report.Escape(file), len(builds), report.Escape(dir))
+	fmt.Fprintf(e.stdout, "%s: signature verified, %d profiles stored in %s\n", escape.Text(file), len(builds), escape.Text(dir))
 	return nil
 }

@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/bundle"
 )
@@ -84,7 +84,7 @@ func importFile(e *env, dir, file, name string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "%s: %s, stored as %s\n", report.Escape(file), p.Identity, path)
+	fmt.Fprintf(e.stdout, "%s: %s, stored as %s\n", escape.Text(file), p.Identity, path)
 	return nil
 }
 
@@ -121,7 +121,7 @@ func runProfileBuild(c *cli.Context, e *env) error {
 	if err := writeProfile(out, p); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "%s: %s, %d structures, %d symbols\n", report.Escape(out), p.Identity, len(p.Structs()), len(p.Symbols()))
+	fmt.Fprintf(e.stdout, "%s: %s, %d structures, %d symbols\n", escape.Text(out), p.Identity, len(p.Structs()), len(p.Symbols()))
 	return nil
 }
 
@@ -160,10 +160,10 @@ func runProfileVerify(c *cli.Context, e *env) error {
 		}
 		if err != nil {
 			bad = true
-			fmt.Fprintf(e.stdout, "%s: %s\n", report.Escape(what), report.Escape(err.Error()))
+			fmt.Fprintf(e.stdout, "%s: %s\n", escape.Text(what), escape.Text(err.Error()))
 			return
 		}
-		fmt.Fprintf(e.stdout, "%s: ok, %s\n", report.Escape(what), p.Identity)
+		fmt.Fprintf(e.stdout, "%s: ok, %s\n", escape.Text(what), p.Identity)
 	}
 	if c.NArg() == 0 {
 		store := winstruct.OpenStore()

@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/symsrv"
 )
@@ -181,7 +181,7 @@ func runProfileFetch(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "%s: verified, stored as %s\n", id, report.Escape(path))
+	fmt.Fprintf(e.stdout, "%s: verified, stored as %s\n", id, escape.Text(path))
 	return nil
 }
 

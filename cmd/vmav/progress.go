@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/sweep"
 )
 
@@ -42,7 +42,7 @@ func (p *progress) line(force bool, format string, args ...any) {
 
 // show tells how far a sweep is.
 func (p *progress) show(s sweep.Progress) {
-	p.line(s.Done == s.Total, "%s: %d of %d images, %d findings", report.Escape(s.Domain), s.Done, s.Total, s.Findings)
+	p.line(s.Done == s.Total, "%s: %d of %d images, %d findings", escape.Text(s.Domain), s.Done, s.Total, s.Findings)
 }
 
 // note tells what takes long.

@@ -7,28 +7,29 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
 )
 
 // processRow is a process in vmav ps.
 type processRow struct {
-	Domain   string         `json:"domain"`
-	PID      uint64         `json:"pid"`
-	PPID     uint64         `json:"ppid"`
-	Name     string         `json:"name"`
-	Path     string         `json:"path"`
-	Command  string         `json:"command"`
-	Session  int32          `json:"session"` // -1 for none
-	Created  *time.Time     `json:"created"`
-	Exited   *time.Time     `json:"exited"`
-	Threads  uint32         `json:"threads"`
-	Wow64    bool           `json:"wow64"`
-	DTB      report.Address `json:"dtb"`
-	EPROCESS report.Address `json:"eprocess"`
-	PEB      report.Address `json:"peb"`
-	Sources  []string       `json:"sources"`
-	Flags    []string       `json:"flags"`
+	Domain   string          `json:"domain"`
+	PID      uint64          `json:"pid"`
+	PPID     uint64          `json:"ppid"`
+	Name     string          `json:"name"`
+	Path     string          `json:"path"`
+	Command  string          `json:"command"`
+	Session  int32           `json:"session"` // -1 for none
+	Created  *time.Time      `json:"created"`
+	Exited   *time.Time      `json:"exited"`
+	Threads  uint32          `json:"threads"`
+	Wow64    bool            `json:"wow64"`
+	DTB      finding.Address `json:"dtb"`
+	EPROCESS finding.Address `json:"eprocess"`
+	PEB      finding.Address `json:"peb"`
+	Sources  []string        `json:"sources"`
+	Flags    []string        `json:"flags"`
 }
 
 var processColumns = []report.Column[processRow]{
@@ -81,6 +82,6 @@ func runPS(c *cli.Context, e *env, v *view) error {
 
 func rowOf(t *target, p *introspect.Process) processRow {
 	return processRow{Domain: t.domain.Name, PID: p.PID, PPID: p.PPID, Name: p.Name, Path: p.Path, Command: p.CommandLine, Session: p.Session,
-		Created: stamp(p.Created), Exited: stamp(p.Exited), Threads: p.Threads, Wow64: p.Wow64, DTB: report.Address(p.DTB),
-		EPROCESS: report.Address(p.EPROCESS), PEB: report.Address(p.PEB), Sources: p.Sources, Flags: p.Flags}
+		Created: stamp(p.Created), Exited: stamp(p.Exited), Threads: p.Threads, Wow64: p.Wow64, DTB: finding.Address(p.DTB),
+		EPROCESS: finding.Address(p.EPROCESS), PEB: finding.Address(p.PEB), Sources: p.Sources, Flags: p.Flags}
 }

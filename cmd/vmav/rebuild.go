@@ -12,8 +12,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 )
 
 func rebuildCommand(e *env) *cli.Command {
@@ -77,7 +78,7 @@ func runRebuild(c *cli.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("rebuild %s: %w", path, err)
 	}
-	return e.writeRebuilt(c.Path("output"), file, origin{Path: path, Base: report.Address(base)})
+	return e.writeRebuilt(c.Path("output"), file, origin{Path: path, Base: finding.Address(base)})
 }
 
 func readMapped(path string) ([]byte, error) {
@@ -145,7 +146,7 @@ func (e *env) exportsIn(dir string) (*pe.ExportIndex, error) {
 			}
 		}
 		if err != nil {
-			fmt.Fprintf(e.stderr, "vmav: %s is left out: %s\n", report.Escape(path), report.Escape(err.Error()))
+			fmt.Fprintf(e.stderr, "vmav: %s is left out: %s\n", escape.Text(path), escape.Text(err.Error()))
 			continue
 		}
 		index.Add(img, name)
@@ -155,12 +156,12 @@ func (e *env) exportsIn(dir string) (*pe.ExportIndex, error) {
 
 // origin says where a rebuilt file comes from, in its record.
 type origin struct {
-	Domain  string         `json:"domain,omitempty"`
-	PID     uint64         `json:"pid,omitempty"`
-	Process string         `json:"process,omitempty"`
-	Path    string         `json:"path"`
-	Base    report.Address `json:"base"`
-	Cached  string         `json:"cached_sha256,omitempty"` // of the file itself, where the guest's cache holds all of it
+	Domain  string          `json:"domain,omitempty"`
+	PID     uint64          `json:"pid,omitempty"`
+	Process string          `json:"process,omitempty"`
+	Path    string          `json:"path"`
+	Base    finding.Address `json:"base"`
+	Cached  string          `json:"cached_sha256,omitempty"` // of the file itself, where the guest's cache holds all of it
 }
 
 // maxRecorded bounds the gaps that a written record lists one by one.
@@ -183,9 +184,9 @@ func (e *env) writeRebuilt(out string, file *pe.File, from origin) error {
 	if err := writeNew(out+".json", append(record, '\n')); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "%s: %d bytes, rebuilt from %s\n", out, len(file.Data), report.Escape(from.Path))
+	fmt.Fprintf(e.stdout, "%s: %d bytes, rebuilt from %s\n", out, len(file.Data), escape.Text(from.Path))
 	for _, line := range file.Fidelity.Describe() {
-		fmt.Fprintln(e.stdout, "  "+report.Escape(line))
+		fmt.Fprintln(e.stdout, "  "+escape.Text(line))
 	}
 	if !file.Fidelity.Complete() {
 		return errIncomplete

@@ -12,10 +12,10 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/evidence"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -127,7 +127,7 @@ type runRecord struct {
 }
 
 // begin begins the record of a run. Where that cannot be written, the run goes on without.
-func (r *recording) begin(ctx context.Context, op, domain, uuid string, engine *report.Engine) *runRecord {
+func (r *recording) begin(ctx context.Context, op, domain, uuid string, engine *finding.Engine) *runRecord {
 	if r == nil {
 		return nil
 	}
@@ -148,22 +148,22 @@ func (n *runRecord) sink() sweep.Sink {
 }
 
 // end records the result. An interruption does not keep it from being recorded.
-func (n *runRecord) end(ctx context.Context, d *report.DomainScan) {
+func (n *runRecord) end(ctx context.Context, d *finding.Scan) {
 	if n == nil {
 		return
 	}
 	if err := n.End(context.WithoutCancel(ctx), d); err != nil {
 		n.r.e.warn("%v", err)
-		if d.Status == report.StatusScanned {
-			d.Status = report.StatusIncomplete
+		if d.Status == finding.StatusScanned {
+			d.Status = finding.StatusIncomplete
 		}
-		d.Errors = append(d.Errors, report.ScanError{What: "history", Error: err.Error()})
+		d.Errors = append(d.Errors, finding.Unread{What: "history", Error: err.Error()})
 	}
 }
 
 // Found implements sweep.Sink: the evidence first, so that a record never points to what
 // is not there.
-func (n *runRecord) Found(ctx context.Context, f *report.Finding, x sweep.Exhibit) error {
+func (n *runRecord) Found(ctx context.Context, f *finding.Finding, x sweep.Exhibit) error {
 	var errs []error
 	if n.r.always || f.Verdict.Evidence {
 		errs = append(errs, n.keep(f, x))
@@ -172,13 +172,13 @@ func (n *runRecord) Found(ctx context.Context, f *report.Finding, x sweep.Exhibi
 }
 
 // Acting implements sweep.Sink.
-func (n *runRecord) Acting(ctx context.Context, action verdict.Action, findings []report.Finding) error {
+func (n *runRecord) Acting(ctx context.Context, action verdict.Action, findings []finding.Finding) error {
 	return n.Recorder.Acting(ctx, action, ids(findings)...)
 }
 
 // Acted implements sweep.Sink.
-func (n *runRecord) Acted(ctx context.Context, action verdict.Action, findings []report.Finding, k *report.Kill, a *report.Act) error {
-	outcome := ""
+func (n *runRecord) Acted(ctx context.Context, action verdict.Action, findings []finding.Finding, k *finding.Kill, a *finding.Act) error {
+	var outcome finding.Outcome
 	if len(findings) > 0 {
 		outcome = findings[0].Outcome
 	}
@@ -186,7 +186,7 @@ func (n *runRecord) Acted(ctx context.Context, action verdict.Action, findings [
 }
 
 // ids are the numbers of the findings that have a record.
-func ids(findings []report.Finding) []int64 {
+func ids(findings []finding.Finding) []int64 {
 	var out []int64
 	for _, f := range findings {
 		if f.ID != 0 {
@@ -197,10 +197,10 @@ func ids(findings []report.Finding) []int64 {
 }
 
 // keep stores the evidence of a finding and notes in it what was stored.
-func (n *runRecord) keep(f *report.Finding, x sweep.Exhibit) error {
+func (n *runRecord) keep(f *finding.Finding, x sweep.Exhibit) error {
 	store, err := n.r.evidence()
 	if err != nil {
-		f.Evidence = []report.Exhibit{{Kind: report.ExhibitScanned, Error: err.Error()}}
+		f.Evidence = []finding.Exhibit{{Kind: finding.ExhibitScanned, Error: err.Error()}}
 		return err
 	}
 	var errs []error
@@ -208,31 +208,31 @@ func (n *runRecord) keep(f *report.Finding, x sweep.Exhibit) error {
 		h := evidence.Header{Kind: kind, Domain: f.Domain, Image: f.Image, Signature: f.Signature}
 		sum, err := store.Put(h, content)
 		if err != nil {
-			f.Evidence = append(f.Evidence, report.Exhibit{Kind: kind, Error: err.Error()})
+			f.Evidence = append(f.Evidence, finding.Exhibit{Kind: kind, Error: err.Error()})
 			errs = append(errs, err)
 			return
 		}
-		f.Evidence = append(f.Evidence, report.Exhibit{Kind: kind, SHA256: sum, Size: uint64(len(content))})
+		f.Evidence = append(f.Evidence, finding.Exhibit{Kind: kind, SHA256: sum, Size: uint64(len(content))})
 	}
-	put(report.ExhibitScanned, x.Scanned)
+	put(finding.ExhibitScanned, x.Scanned)
 	if x.Memory != nil {
-		put(report.ExhibitMemory, x.Memory)
+		put(finding.ExhibitMemory, x.Memory)
 	}
 	if x.Fidelity != nil {
 		doc, err := json.MarshalIndent(x.Fidelity, "", "  ")
 		if err != nil {
 			return err
 		}
-		put(report.ExhibitFidelity, doc)
+		put(finding.ExhibitFidelity, doc)
 	}
 	return errors.Join(errs...)
 }
 
 // kill records that a process is about to be killed by hand, and returns what records
 // the outcome. What cannot be recorded is said, and keeps nobody from killing.
-func (n *runRecord) kill(ctx context.Context, p *introspect.Process, dryRun bool) func(*report.Kill) {
+func (n *runRecord) kill(ctx context.Context, p *introspect.Process, dryRun bool) func(*finding.Kill) {
 	if n == nil {
-		return func(*report.Kill) {}
+		return func(*finding.Kill) {}
 	}
 	said := func(err error) bool {
 		if err != nil {
@@ -242,14 +242,14 @@ func (n *runRecord) kill(ctx context.Context, p *introspect.Process, dryRun bool
 	}
 	id, err := n.Kill(ctx, kill.ProcessOf(p), dryRun)
 	if said(err) {
-		return func(*report.Kill) {}
+		return func(*finding.Kill) {}
 	}
 	if !dryRun {
 		said(n.Recorder.Acting(ctx, verdict.Kill, id))
 	}
-	return func(k *report.Kill) {
+	return func(k *finding.Kill) {
 		ctx := context.WithoutCancel(ctx)
-		said(n.Recorder.Acted(ctx, verdict.Kill, k.String(), k, nil, id))
-		said(n.End(ctx, &report.DomainScan{Name: k.Domain, Status: string(k.Outcome)}))
+		said(n.Recorder.Acted(ctx, verdict.Kill, k.Outcome, k, nil, id))
+		said(n.End(ctx, &finding.Scan{Name: k.Domain, Status: string(k.Code)}))
 	}
 }

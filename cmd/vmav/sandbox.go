@@ -7,8 +7,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ready"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/watch"
 	"vmav.dev/vmav/internal/winstruct"
@@ -16,7 +16,7 @@ import (
 )
 
 // sweepFunc sweeps one guest: sweep.Domain, or worker.Domain.
-type sweepFunc func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
+type sweepFunc func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (finding.Scan, error)
 
 func noSandboxFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-sandbox", Usage: "parse what guests wrote in this process, with all its rights; for debugging"}

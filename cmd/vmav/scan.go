@@ -12,6 +12,7 @@ import (
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
@@ -171,7 +172,7 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 		return err
 	}
 	defer engine.Close()
-	out := &report.Scan{Engine: engineOf(engine.Info()), Domains: []report.DomainScan{}}
+	out := &finding.Sweep{Engine: engineOf(engine.Info()), Domains: []finding.Scan{}}
 	cache, kept, err := e.openCache(c, rec == nil && !c.Bool("no-history"))
 	if err != nil {
 		return err
@@ -269,7 +270,7 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	return out, func() { h.Close() }, nil
 }
 
-func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, o scanOptions, rec *recording) (d report.DomainScan, err error) {
+func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, o scanOptions, rec *recording) (d finding.Scan, err error) {
 	on := engineOf(engine.Info())
 	run := rec.begin(ctx, history.OperationScan, st.domain.Name, st.domain.UUID, &on)
 	defer func() { run.end(ctx, &d) }()
@@ -285,12 +286,12 @@ func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles
 	return sweepDomain(ctx, t.sweep(), profiles, engine, cache, opt)
 }
 
-func engineOf(i clam.Info) report.Engine {
-	return report.Engine{Version: i.Version, Database: i.Database, Built: stamp(i.BuildTime), Private: i.Private}
+func engineOf(i clam.Info) finding.Engine {
+	return finding.Engine{Version: i.Version, Database: i.Database, Built: stamp(i.BuildTime), Private: i.Private}
 }
 
-func writeScan(e *env, o scanOptions, s *report.Scan) error {
-	var findings []report.Finding
+func writeScan(e *env, o scanOptions, s *finding.Sweep) error {
+	var findings []finding.Finding
 	for _, d := range s.Domains {
 		findings = append(findings, d.Findings...)
 	}
@@ -300,10 +301,10 @@ func writeScan(e *env, o scanOptions, s *report.Scan) error {
 	case report.JSONL, report.CSV:
 		// The findings alone; what could not be read goes to stderr.
 		for _, d := range s.Domains {
-			if d.Profile == report.ProfileInferred {
+			if d.Profile == finding.ProfileInferred {
 				e.warn("%s: profile: inferred from Windows %s: there is none for %s", d.Name, d.InferredFrom, d.Missing)
 			}
-			if d.Status == report.StatusFailed || d.Status == report.StatusSkipped {
+			if d.Status == finding.StatusFailed || d.Status == finding.StatusSkipped {
 				e.warn("%s: %s: %s", d.Name, d.Status, d.Reason)
 			}
 			for _, x := range d.Errors {
@@ -317,7 +318,7 @@ func writeScan(e *env, o scanOptions, s *report.Scan) error {
 
 // scanStatus is the exit status of a scan: an interruption and an incomplete scan
 // come before what was found.
-func scanStatus(s *report.Scan, ended error) error {
+func scanStatus(s *finding.Sweep, ended error) error {
 	switch {
 	case ended != nil:
 		return ended

@@ -14,12 +14,12 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/checkpoint"
 	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
-	"vmav.dev/vmav/internal/journal"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/lock"
 	"vmav.dev/vmav/internal/policy"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/watch"
 )
@@ -28,7 +28,7 @@ import (
 // from a timer, from somebody's hand.
 type allOptions struct {
 	runtime  string // directory of locks
-	state    string // directory of the journal
+	state    string // directory of the checkpoint
 	wait     bool
 	resume   bool
 	deadline time.Duration // 0 for none
@@ -144,18 +144,18 @@ func identity(c *cli.Context, p policy.Policy) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
 }
 
-// scanProgress is the journal of a scan of all domains; the zero one keeps none.
+// scanProgress is the checkpoint of a sweep; the zero one keeps none.
 type scanProgress struct {
-	journal *journal.Journal
-	e       *env
+	checkpoint *checkpoint.File
+	e          *env
 }
 
-// begin opens the journal of a scan of all domains.
-func (o scanOptions) begin(c *cli.Context, e *env, engine report.Engine, started time.Time) (scanProgress, error) {
+// begin opens the checkpoint of a sweep.
+func (o scanOptions) begin(c *cli.Context, e *env, engine finding.Engine, started time.Time) (scanProgress, error) {
 	if !c.Bool("all") || len(o.sweep.PIDs) > 0 {
 		return scanProgress{}, nil
 	}
-	j, err := journal.Open(filepath.Join(o.all.state, "scan.journal"), journal.Run{Boot: journal.Boot(),
+	j, err := checkpoint.Open(filepath.Join(o.all.state, "sweep.checkpoint"), checkpoint.Run{Boot: checkpoint.Boot(),
 		Engine: engine.Version + "/" + engine.Database, Options: o.all.identity, Started: started.UTC()}, o.all.resume)
 	if err != nil && o.all.resume {
 		return scanProgress{}, err
@@ -167,33 +167,33 @@ func (o scanOptions) begin(c *cli.Context, e *env, engine report.Engine, started
 	return scanProgress{j, e}, nil
 }
 
-func keyOf(d domain.Domain) journal.Key { return journal.Key{UUID: d.UUID, ID: d.ID} }
+func keyOf(d domain.Domain) checkpoint.Key { return checkpoint.Key{UUID: d.UUID, ID: d.ID} }
 
-func (p scanProgress) find(d domain.Domain) (report.DomainScan, bool) {
-	if p.journal == nil {
-		return report.DomainScan{}, false
+func (p scanProgress) find(d domain.Domain) (finding.Scan, bool) {
+	if p.checkpoint == nil {
+		return finding.Scan{}, false
 	}
-	return p.journal.Find(keyOf(d))
+	return p.checkpoint.Find(keyOf(d))
 }
 
-func (p scanProgress) add(d domain.Domain, s report.DomainScan) {
-	if p.journal == nil {
+func (p scanProgress) add(d domain.Domain, s finding.Scan) {
+	if p.checkpoint == nil {
 		return
 	}
-	if err := p.journal.Add(keyOf(d), s); err != nil {
+	if err := p.checkpoint.Add(keyOf(d), s); err != nil {
 		p.e.warn("%v", err)
 	}
 }
 
 func (p scanProgress) close(complete bool) {
-	if p.journal != nil {
-		_ = p.journal.Close(complete)
+	if p.checkpoint != nil {
+		_ = p.checkpoint.Close(complete)
 	}
 }
 
 // notReached are the results of domains whose turn did not come.
-func notReached(targets []scanTarget, why error) []report.DomainScan {
-	var out []report.DomainScan
+func notReached(targets []scanTarget, why error) []finding.Scan {
+	var out []finding.Scan
 	for _, t := range targets {
 		d := sweep.Empty(sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State})
 		d.Reason = fmt.Sprintf("not reached: %v", why)

@@ -7,8 +7,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -85,7 +85,7 @@ func printStruct(e *env, p *winstruct.Profile, s *winstruct.Struct, as *introspe
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "%s at %#x, 0x%x bytes\n", report.Escape(s.Name), at, s.Size)
+	fmt.Fprintf(e.stdout, "%s at %#x, 0x%x bytes\n", escape.Text(s.Name), at, s.Size)
 	for _, v := range values {
 		text := fmt.Sprintf("%#x", v.Value)
 		if v.Bytes != nil {
@@ -94,7 +94,7 @@ func printStruct(e *env, p *winstruct.Profile, s *winstruct.Struct, as *introspe
 				text += " …"
 			}
 		}
-		fmt.Fprintf(e.stdout, "%s  %s\n", report.Escape(v.Field.String()), text)
+		fmt.Fprintf(e.stdout, "%s  %s\n", escape.Text(v.Field.String()), text)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
@@ -198,8 +199,8 @@ func runWatchStatus(c *cli.Context, e *env) error {
 			engine = "none: " + st.EngineErr
 		}
 		fmt.Fprintf(e.stdout, "Service:   pid %d, since %s UTC, %.1f s of processor time\n", st.PID, clock(&st.Since), st.CPU)
-		fmt.Fprintf(e.stdout, "libvirt:   %s, %s\n", report.Escape(dash(st.URI)), libvirt)
-		fmt.Fprintf(e.stdout, "Engine:    %s\n", report.Escape(engine))
+		fmt.Fprintf(e.stdout, "libvirt:   %s, %s\n", escape.Text(dash(st.URI)), libvirt)
+		fmt.Fprintf(e.stdout, "Engine:    %s\n", escape.Text(engine))
 		fmt.Fprintf(e.stdout, "So far:    %d sweeps, %d new processes, %d findings, %d kills\n\n", st.Counts.Sweeps, st.Counts.Newcomers, st.Counts.Findings, st.Counts.Kills)
 	}
 	return report.Rows(e.stdout, f, st.Domains, domainColumns)

@@ -4,9 +4,9 @@ import (
 	"context"
 	"sync"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/notify"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -31,7 +31,7 @@ func (w *watchRecord) begin(ctx context.Context) *runRecord {
 }
 
 // Found implements sweep.Sink.
-func (w *watchRecord) Found(ctx context.Context, f *report.Finding, x sweep.Exhibit) error {
+func (w *watchRecord) Found(ctx context.Context, f *finding.Finding, x sweep.Exhibit) error {
 	if r := w.begin(ctx); r != nil {
 		return r.Found(ctx, f, x)
 	}
@@ -39,7 +39,7 @@ func (w *watchRecord) Found(ctx context.Context, f *report.Finding, x sweep.Exhi
 }
 
 // Acting implements sweep.Sink.
-func (w *watchRecord) Acting(ctx context.Context, action verdict.Action, findings []report.Finding) error {
+func (w *watchRecord) Acting(ctx context.Context, action verdict.Action, findings []finding.Finding) error {
 	if r := w.begin(ctx); r != nil {
 		return r.Acting(ctx, action, findings)
 	}
@@ -47,7 +47,7 @@ func (w *watchRecord) Acting(ctx context.Context, action verdict.Action, finding
 }
 
 // Acted implements sweep.Sink.
-func (w *watchRecord) Acted(ctx context.Context, action verdict.Action, findings []report.Finding, k *report.Kill, a *report.Act) error {
+func (w *watchRecord) Acted(ctx context.Context, action verdict.Action, findings []finding.Finding, k *finding.Kill, a *finding.Act) error {
 	if r := w.begin(ctx); r != nil {
 		return r.Acted(ctx, action, findings, k, a)
 	}
@@ -55,7 +55,7 @@ func (w *watchRecord) Acted(ctx context.Context, action verdict.Action, findings
 }
 
 // End implements watch.Record.
-func (w *watchRecord) End(ctx context.Context, d *report.DomainScan, fresh []report.Finding) {
+func (w *watchRecord) End(ctx context.Context, d *finding.Scan, fresh []finding.Finding) {
 	if w.everything || w.run != nil {
 		w.begin(ctx).end(ctx, d)
 	}

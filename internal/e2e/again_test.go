@@ -17,7 +17,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -140,7 +140,7 @@ func BenchmarkAgain(b *testing.B) {
 			defer e.Close()
 			clamd := daemonOf(b, e)
 			cache, profiles := sweep.NewCache(), winstruct.BuiltIn()
-			run := func(s *source.Cache) (report.DomainScan, time.Duration) {
+			run := func(s *source.Cache) (finding.Scan, time.Duration) {
 				before := cpu(b, clamd)
 				s.Invalidate()
 				d, err := sweep.Domain(context.Background(), sweep.Target{Name: "bench", Source: s}, profiles, e, cache,

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 )
 
 // TestScansRemember scans a memory image again and again, by processes of their own: what
@@ -25,13 +25,13 @@ func TestScansRemember(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	db := database(t)
-	scan := func(warning string, more ...string) report.DomainScan {
+	scan := func(warning string, more ...string) finding.Scan {
 		t.Helper()
 		out, errs, status := vmav(t, append([]string{"scan", "-a", image, "-d", db, "--format", "json"}, more...)...)
 		if status != 1 || warning == "" && errs != "" || !strings.Contains(errs, warning) {
 			t.Errorf("status %d, stderr %q, want %q", status, errs, warning)
 		}
-		var got report.Scan
+		var got finding.Sweep
 		if err := json.Unmarshal([]byte(out), &got); err != nil || len(got.Domains) != 1 {
 			t.Fatalf("%v in %q", err, out)
 		}
@@ -45,7 +45,7 @@ func TestScansRemember(t *testing.T) {
 		t.Fatalf("%+v", first)
 	}
 	// alike says that a scan tells the same as the first; known, whether it knew all.
-	alike := func(what string, d report.DomainScan, known bool) {
+	alike := func(what string, d finding.Scan, known bool) {
 		t.Helper()
 		if !reflect.DeepEqual(d.Findings, first.Findings) || d.Images != first.Images || d.Status != first.Status {
 			t.Errorf("%s: %+v, want %+v", what, d, first)

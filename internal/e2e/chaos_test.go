@@ -224,11 +224,11 @@ func (c *chaos) settle() {
 	}
 	for _, g := range c.guests {
 		for _, pid := range c.owed[g] {
-			c.s.await(fmt.Sprintf("finding of pid %d in %s", pid, g.name), 0, finding(g, pid))
+			c.s.await(fmt.Sprintf("finding of pid %d in %s", pid, g.name), 0, findingIn(g, pid))
 		}
 		c.infect(g)
 		pid := c.owed[g][len(c.owed[g])-1]
-		c.s.await("finding of what starts now", 0, finding(g, pid))
+		c.s.await("finding of what starts now", 0, findingIn(g, pid))
 		// Where programs come and go there is always one to be looked at.
 		g.say("pause", "CHURN 0")
 	}

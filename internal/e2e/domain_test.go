@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 )
 
 const uri = "qemu:///session"
@@ -295,9 +295,9 @@ func run(t testing.TB, env []string, args ...string) (stdout, stderr string, sta
 
 // scanErrors is what a scan's JSON says could not be read, which a test that fails says
 // before all of the JSON. It is empty for other output.
-func scanErrors(text []byte) (all []report.ScanError) {
+func scanErrors(text []byte) (all []finding.Unread) {
 	var out struct {
-		Domains []struct{ Errors []report.ScanError }
+		Domains []struct{ Errors []finding.Unread }
 	}
 	if json.Unmarshal(text, &out) != nil {
 		return nil

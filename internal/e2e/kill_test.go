@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -111,14 +111,14 @@ func (g *guest) number(command string, pid uint64) uint64 {
 var kinds = []string{"burn.exe", "sleeper.exe", "faulter.exe", "service.exe", "threads.exe", "wowburn.exe", "worker.exe", "wowsleeper.exe", "malware.exe", "wowthreads.exe"}
 
 // dead checks what every kill must have come to.
-func (k *killer) dead(rec *report.Kill) bool {
+func (k *killer) dead(rec *finding.Kill) bool {
 	k.t.Helper()
 	text, _ := json.Marshal(rec)
-	if rec.Outcome != report.OutcomeKilled || rec.ExitStatus == nil || *rec.ExitStatus != kill.Status || rec.Exited == nil || rec.Applied == nil || rec.Dead == nil {
+	if rec.Code != finding.OutcomeKilled || rec.ExitStatus == nil || *rec.ExitStatus != kill.Status || rec.Exited == nil || rec.Applied == nil || rec.Dead == nil {
 		k.t.Errorf("%s[%d] is not dead by the record: %s", rec.Target.Name, rec.Target.PID, text)
 		return false
 	}
-	for _, s := range rec.Services {
+	for _, s := range rec.Surrogates {
 		if s.Context != "equal" {
 			k.t.Errorf("surrogate of %s[%d]: %s", rec.Target.Name, rec.Target.PID, text)
 		}
@@ -152,10 +152,10 @@ func TestLabKillsEveryKindOfProcess(t *testing.T) {
 				if k.dead(rec) {
 					t.Logf("%s: %s, applied after %v, dead after %v", name, rec.Method, rec.Applied, rec.Dead)
 				}
-				if name == "service.exe" && rec.Method != report.MethodSurrogate {
+				if name == "service.exe" && rec.Method != finding.MethodSurrogate {
 					t.Errorf("%s never runs, but was killed by method %q", name, rec.Method)
 				}
-				for _, s := range rec.Services {
+				for _, s := range rec.Surrogates {
 					if n := k.number("handles", s.PID); n == 0 {
 						t.Errorf("surrogate %d has no handles", s.PID)
 					}
@@ -217,7 +217,7 @@ func TestLabKills(t *testing.T) {
 			load = "under load"
 		}
 		times[rec.Method+", "+load] = append(times[rec.Method+", "+load], time.Duration(*rec.Dead))
-		for _, s := range rec.Services {
+		for _, s := range rec.Surrogates {
 			if now, was := k.number("handles", s.PID), handles[s.PID]; was != 0 && now != was {
 				t.Errorf("surrogate %d has %d handles, had %d", s.PID, now, was)
 			} else {

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 )
 
@@ -23,18 +23,18 @@ func TestLabKillGuards(t *testing.T) {
 	k.say("pause", "CHURN 0")
 	before := living(k.truth())
 	ctx := context.Background()
-	want := func(t *testing.T, rec *report.Kill, o report.Outcome, reason string) {
+	want := func(t *testing.T, rec *finding.Kill, o finding.Code, reason string) {
 		t.Helper()
-		if rec.Outcome != o || !regexp.MustCompile(reason).MatchString(rec.Reason) || rec.Method != "" {
-			t.Errorf("%s[%d]: %q by %q; want %s with %q", rec.Target.Name, rec.Target.PID, rec.String(), rec.Method, o, reason)
+		if rec.Code != o || !regexp.MustCompile(reason).MatchString(rec.Reason) || rec.Method != "" {
+			t.Errorf("%s[%d]: %q by %q; want %s with %q", rec.Target.Name, rec.Target.PID, rec.Text(), rec.Method, o, reason)
 		}
 	}
 	t.Run("critical", func(t *testing.T) {
-		want(t, k.engine.Kill(ctx, k.named("csrss.exe"), k.opt), report.OutcomeRefused, "critical")
+		want(t, k.engine.Kill(ctx, k.named("csrss.exe"), k.opt), finding.OutcomeRefused, "critical")
 	})
-	t.Run("System", func(t *testing.T) { want(t, k.engine.Kill(ctx, k.find(4), k.opt), report.OutcomeRefused, "System") })
+	t.Run("System", func(t *testing.T) { want(t, k.engine.Kill(ctx, k.find(4), k.opt), finding.OutcomeRefused, "System") })
 	t.Run("of Windows by name", func(t *testing.T) {
-		want(t, k.engine.Kill(ctx, k.named("winlogon.exe"), k.opt), report.OutcomeRefused, "system process")
+		want(t, k.engine.Kill(ctx, k.named("winlogon.exe"), k.opt), finding.OutcomeRefused, "system process")
 	})
 	t.Run("wrong pid", func(t *testing.T) {
 		_, errs, status := vmav(t, "kill", "-c", uri, k.name, "9996")
@@ -47,26 +47,26 @@ func TestLabKillGuards(t *testing.T) {
 		opt.DryRun = true
 		p := k.find(k.start("burn.exe"))
 		rec := k.engine.Kill(ctx, p, opt)
-		if rec.Outcome != report.OutcomePlanned || len(rec.Plan) < 2 {
+		if rec.Code != finding.OutcomePlanned || len(rec.Plan) < 2 {
 			t.Errorf("%+v", rec)
 		}
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 		// Once more: it has ended.
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeExited, "0xc0000906")
+		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeExited, "0xc0000906")
 	})
 	t.Run("reused pid", func(t *testing.T) {
 		p := k.find(k.start("sleeper.exe"))
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 		k.say("reap", "REAPED ")
 		k.start("worker.exe", strconv.FormatUint(p.PID, 10))
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeRefused, "reused.*worker.exe")
+		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeRefused, "reused.*worker.exe")
 		k.dead(k.engine.Kill(ctx, k.find(p.PID), k.opt))
 	})
 	t.Run("without a way", func(t *testing.T) {
 		opt := k.opt
 		opt.Policy.Surrogates, opt.Timeout = nil, 3*time.Second
 		p := k.find(k.start("service.exe"))
-		want(t, k.engine.Kill(ctx, p, opt), report.OutcomePending, "user mode.*surrogates are not allowed")
+		want(t, k.engine.Kill(ctx, p, opt), finding.OutcomePending, "user mode.*surrogates are not allowed")
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
 	t.Run("trimmed", func(t *testing.T) {
@@ -81,7 +81,7 @@ func TestLabKillGuards(t *testing.T) {
 		}
 		opt = k.opt
 		opt.Policy.Surrogates = nil
-		if rec := k.engine.Kill(ctx, p, opt); k.dead(rec) && rec.Method != report.MethodDirect {
+		if rec := k.engine.Kill(ctx, p, opt); k.dead(rec) && rec.Method != finding.MethodDirect {
 			t.Errorf("killed by method %q", rec.Method)
 		}
 	})
@@ -119,29 +119,29 @@ func TestLabKillGuards(t *testing.T) {
 	t.Run("paused domain", func(t *testing.T) {
 		p := k.find(k.start("burn.exe"))
 		virsh(t, "suspend", k.name)
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeRefused, "paused")
+		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeRefused, "paused")
 		opt := k.opt
 		asked := 0
 		opt.Timeout = 3 * time.Second
 		opt.Paused = func() bool { asked++; return asked > 1 } // it was running a moment ago
-		want(t, k.engine.Kill(ctx, p, opt), report.OutcomePending, "paused")
+		want(t, k.engine.Kill(ctx, p, opt), finding.OutcomePending, "paused")
 		virsh(t, "resume", k.name)
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
 	t.Run("domain destroyed in mid-action", func(t *testing.T) {
 		p := k.find(k.start("burn.exe"))
 		k.say("freeze", "FROZEN 1") // neither it nor a surrogate comes
-		done := make(chan *report.Kill)
+		done := make(chan *finding.Kill)
 		go func() { done <- k.engine.Kill(ctx, p, k.opt) }()
 		time.Sleep(500 * time.Millisecond)
 		virsh(t, "destroy", k.name)
-		want(t, <-done, report.OutcomeGone, "went away")
-		want(t, k.engine.Kill(ctx, p, k.opt), report.OutcomeGone, "went away")
+		want(t, <-done, finding.OutcomeGone, "went away")
+		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeGone, "went away")
 	})
 }
 
 // stubOf is where a plan says that NtTerminateProcess is.
-func stubOf(t *testing.T, rec *report.Kill) uint64 {
+func stubOf(t *testing.T, rec *finding.Kill) uint64 {
 	t.Helper()
 	m := regexp.MustCompile(`NtTerminateProcess at (0x[0-9a-f]+)`).FindStringSubmatch(strings.Join(rec.Plan, "\n"))
 	if m == nil {

@@ -148,7 +148,7 @@ secret_file = %q
 
 	mu.Lock()
 	defer mu.Unlock()
-	if len(posted) != 2 || !posted[0].DryRun || posted[1].DryRun || posted[1].Finding.Process != "malware.exe" || posted[1].Finding.Outcome != "suspended" || posted[1].Domain != g.name || posted[1].Trigger != "cli" {
+	if len(posted) != 2 || !posted[0].DryRun || posted[1].DryRun || posted[1].Finding.Process != "malware.exe" || posted[1].Finding.Code != "suspended" || posted[1].Domain != g.name || posted[1].Trigger != "cli" {
 		t.Errorf("posted %+v", posted)
 	}
 	if slices.ContainsFunc(signed, func(s string) bool { return !strings.HasPrefix(s, "t=") || !strings.Contains(s, ",v1=") }) {

@@ -114,7 +114,7 @@ func TestAnInterruptedScanIsResumed(t *testing.T) {
 		start(t, build)
 	}
 	env, dir := host(t, "")
-	file := filepath.Join(dir, "state", "scan.journal")
+	file := filepath.Join(dir, "state", "sweep.checkpoint")
 	lines := func() int {
 		text, _ := os.ReadFile(file)
 		return bytes.Count(text, []byte("\n"))

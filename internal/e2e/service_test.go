@@ -199,8 +199,8 @@ func (s *service) all(from int, f func(*entry) bool) []entry {
 	return out
 }
 
-// finding accepts the finding in a process of a domain.
-func finding(g *guest, pid uint64) func(*entry) bool {
+// findingIn accepts the finding in a process of a domain.
+func findingIn(g *guest, pid uint64) func(*entry) bool {
 	return func(e *entry) bool {
 		return e.Msg == "finding" && e.Domain == g.name && e.PID == pid && e.Signature == "Vmav.Test.Malware"
 	}

@@ -37,7 +37,7 @@ func TestWatchFindsWhatStarts(t *testing.T) {
 	for i := range n {
 		from, pid := s.mark(), g.start("malware.exe")
 		begin := time.Now()
-		found := s.await("finding in a new process", from, finding(g, pid))
+		found := s.await("finding in a new process", from, findingIn(g, pid))
 		if found.Trigger != "watch: new" {
 			t.Errorf("%d: %s", i, found.text)
 		}
@@ -98,7 +98,7 @@ func TestWatchFollowsADomainThroughItsStates(t *testing.T) {
 	})
 	virsh(t, "resume", g.name)
 	from := s.mark()
-	s.await("finding after the pause", from, finding(g, g.start("malware.exe")))
+	s.await("finding after the pause", from, findingIn(g, g.start("malware.exe")))
 
 	file := filepath.Join(openDir(t), "saved")
 	from = s.mark()
@@ -136,10 +136,10 @@ func TestWatchOutlivesLibvirt(t *testing.T) {
 		for _, pid := range s.workers() { // the next ones begin without libvirt, too
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		s.await("finding without libvirt", from, finding(a, a.start("malware.exe")))
+		s.await("finding without libvirt", from, findingIn(a, a.start("malware.exe")))
 		d.Start()
 		s.await("connection", from, func(e *entry) bool { return e.Msg == "connected to libvirt" })
-		s.await("finding with libvirt again", from, finding(b, b.start("malware.exe")))
+		s.await("finding with libvirt again", from, findingIn(b, b.start("malware.exe")))
 	}
 	if n := len(s.all(0, says(a, "swept"))) + len(s.all(0, says(b, "swept"))); n != 2 {
 		t.Errorf("%d sweeps of everything, want those of the start alone", n)
@@ -175,7 +175,7 @@ func TestWatchOutlivesClamd(t *testing.T) {
 		}
 		s.await("sweep by the next clamd", from, says(other, "swept"))
 		s.awaitMalware(other, from)
-		s.await("finding by the next clamd", from, finding(g, g.start("malware.exe")))
+		s.await("finding by the next clamd", from, findingIn(g, g.start("malware.exe")))
 	}
 	if e := s.all(0, func(e *entry) bool { return e.Msg == "not read in full" }); len(e) > 0 {
 		t.Errorf("%s", e[0].text)
@@ -195,13 +195,13 @@ func TestWatchIsStartedAgain(t *testing.T) {
 		pid := g.start("malware.exe")
 		from := s.mark()
 		s.run()
-		s.await("finding of what came meanwhile", from, finding(g, pid))
+		s.await("finding of what came meanwhile", from, findingIn(g, pid))
 		// What was scanned before is not scanned again, but for what is infected.
 		again := s.await("sweep of the next one", from, says(g, "swept"))
 		if again.Files > 3 || first.Files < 20 || again.Images < first.Images {
 			t.Errorf("first %d images in %d files that were scanned, then %d in %d", first.Images, first.Files, again.Images, again.Files)
 		}
-		s.await("finding of what comes now", from, finding(g, g.start("malware.exe")))
+		s.await("finding of what comes now", from, findingIn(g, g.start("malware.exe")))
 	}
 }
 

@@ -31,7 +31,7 @@ func TestLabWatchKillsWhatStarts(t *testing.T) {
 		begin := time.Now()
 		pid := g.start("malware.exe")
 		k := s.await(fmt.Sprintf("kill of pid %d, start %d", pid, i), from, func(e *entry) bool { return e.Msg == "kill" && e.Domain == g.name && e.PID == pid })
-		f := s.await("finding", from, finding(g, pid))
+		f := s.await("finding", from, findingIn(g, pid))
 		if k.Outcome != "killed" || k.Dead == nil || !strings.HasPrefix(f.Outcome, "killed") || f.Trigger != "watch: new" {
 			t.Errorf("start %d: %s\n%s", i, k.text, f.text)
 			continue

@@ -18,7 +18,7 @@ func BenchmarkFound(b *testing.B) {
 	}
 	b.ResetTimer()
 	for range b.N {
-		f := finding(8, "A")
+		f := found(8, "A")
 		if err := r.Found(ctx, &f); err != nil {
 			b.Fatal(err)
 		}
@@ -30,7 +30,7 @@ func BenchmarkVerify(b *testing.B) {
 	db := openDB(b, b.TempDir())
 	d := scan()
 	for range 10000 {
-		d.Findings = append(d.Findings, finding(8, "A"))
+		d.Findings = append(d.Findings, found(8, "A"))
 	}
 	if _, err := db.RecordScan(context.Background(), self, nil, d); err != nil {
 		b.Fatal(err)

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -47,7 +47,7 @@ func writeForEver(dir string) error {
 			}
 			d := scan()
 			for i := range n {
-				f := finding(4*i+8, "A")
+				f := found(4*i+8, "A")
 				f.Verdict.Action = verdict.Kill
 				if err := r.Found(ctx, &f); err != nil {
 					return err
@@ -56,13 +56,13 @@ func writeForEver(dir string) error {
 				if err := r.Acting(ctx, verdict.Kill, f.ID); err != nil {
 					return err
 				}
-				f.Action, f.Outcome = verdict.Kill, string(report.OutcomeKilled)
+				f.Action, f.Outcome = verdict.Kill, finding.Outcome{Code: finding.OutcomeKilled}
 				d.Findings = append(d.Findings, f)
 			}
 			if err := r.End(ctx, d); err != nil {
 				return err
 			}
-			d = scan(finding(4000, "B"))
+			d = scan(found(4000, "B"))
 			if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
 				return err
 			}
@@ -192,7 +192,7 @@ func TestWriteAheadLogCutOffAtAnyPlace(t *testing.T) {
 	type point struct{ size, id int64 }
 	var points []point
 	for i := range 20 {
-		d := scan(finding(uint64(4*i+8), "A"))
+		d := scan(found(uint64(4*i+8), "A"))
 		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
 			t.Fatal(err)
 		}
@@ -255,7 +255,7 @@ func TestADatabaseThatCannotGrow(t *testing.T) {
 	}
 	var told []int64
 	for {
-		d := scan(finding(8, "A"))
+		d := scan(found(8, "A"))
 		d.Findings[0].Detail = strings.Repeat("x", 5000)
 		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
 			if !strings.Contains(err.Error(), "full") || d.Findings[0].ID != 0 {

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -85,9 +85,9 @@ func (a *account) found(d *Detail) {
 		return
 	}
 	switch {
-	case f.Kind == report.KindModified:
+	case f.Kind == finding.KindModified:
 		a.say("Found", "%s: an image in memory is not what its file is: %s", f.Signature, f.Detail)
-	case f.Fidelity.Form == report.FormMemory:
+	case f.Fidelity.Form == finding.FormMemory:
 		a.say("Found", "the engine knows memory as %s", f.Signature)
 	default:
 		a.say("Found", "the engine knows the rebuilt file as %s", f.Signature)
@@ -96,11 +96,11 @@ func (a *account) found(d *Detail) {
 	if r := f.Region; r != nil {
 		text := fmt.Sprintf("memory %s to %s, %d bytes of it executable; ", r.Start, r.End, r.Executable)
 		switch r.Type {
-		case report.RegionPrivate:
+		case finding.RegionPrivate:
 			text += "allocated by the process, no file stands behind it"
-		case report.RegionMapped:
+		case finding.RegionMapped:
 			text += "a view of " + r.Image + " that is no image"
-		case report.RegionImage:
+		case finding.RegionImage:
 			text += "pages of an image that differ from those of its file"
 		}
 		if r.PE {
@@ -112,9 +112,9 @@ func (a *account) found(d *Detail) {
 	a.say("SHA-256", "%s", f.SHA256)
 }
 
-func fidelityText(f report.Fidelity) string {
+func fidelityText(f finding.Fidelity) string {
 	switch {
-	case f.Form == report.FormMemory:
+	case f.Form == finding.FormMemory:
 		return fmt.Sprintf("memory as it runs, %.1f %% of it present, %d bytes were not", 100*f.Coverage, f.Missing)
 	case f.Exact:
 		return "exact: the file that was loaded, up to its overlay; its preferred base by: " + f.Base
@@ -148,7 +148,9 @@ func (a *account) steps(d *Detail) {
 			a.say("Done", "%s requested %s", s.Action, s.Time.Format(clock))
 		case StateOutcome:
 			outcome = true
-			a.say("Seen", "%s: %s, recorded %s", s.Action, s.Outcome, s.Time.Format(clock))
+			if s.Outcome != nil {
+				a.say("Seen", "%s: %s, recorded %s", s.Action, s.Text(), s.Time.Format(clock))
+			}
 			if s.Kill != nil {
 				a.kill(s.Kill)
 			}
@@ -170,10 +172,10 @@ func (a *account) steps(d *Detail) {
 	}
 }
 
-func (a *account) kill(k *report.Kill) {
+func (a *account) kill(k *finding.Kill) {
 	if k.Method != "" {
 		text := "by way of its own thread"
-		if k.Method == report.MethodSurrogate {
+		if k.Method == finding.MethodSurrogate {
 			text = "by way of a surrogate"
 		}
 		if k.Applied != nil {
@@ -191,7 +193,7 @@ func (a *account) kill(k *report.Kill) {
 		}
 		a.say("Seen", "%s", text)
 	}
-	for _, s := range k.Services {
+	for _, s := range k.Surrogates {
 		var calls []string
 		for _, c := range s.Calls {
 			calls = append(calls, fmt.Sprintf("%s %s", c.Name, c.Status))

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -25,13 +25,13 @@ func explained(lines []Line) string {
 func TestExplainTellsWhatWasDecidedDoneAndSeen(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t, t.TempDir())
-	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", Engine: &report.Engine{Version: "ClamAV 1.4.6"}})
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", Engine: &finding.Engine{Version: "ClamAV 1.4.6"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := finding(2552, "Vmav.Test.Malware")
+	f := found(2552, "Vmav.Test.Malware")
 	f.Verdict = verdict.Verdict{Action: verdict.Kill, Reason: "signature is Vmav.*"}
-	f.Evidence = []report.Exhibit{{Kind: report.ExhibitScanned, SHA256: strings.Repeat("ab", 32), Size: 7}, {Kind: report.ExhibitMemory, Error: "the evidence store is full"}}
+	f.Evidence = []finding.Exhibit{{Kind: finding.ExhibitScanned, SHA256: strings.Repeat("ab", 32), Size: 7}, {Kind: finding.ExhibitMemory, Error: "the evidence store is full"}}
 	if err := r.Found(ctx, &f); err != nil {
 		t.Fatal(err)
 	}
@@ -49,10 +49,10 @@ func TestExplainTellsWhatWasDecidedDoneAndSeen(t *testing.T) {
 	if got := show(); !strings.Contains(got, "Seen: nothing yet") || !strings.Contains(got, "Result: none") {
 		t.Errorf("of a run that was cut off:\n%s", got)
 	}
-	if err := r.Acted(ctx, verdict.Kill, "killed", killed(2552), nil, f.ID); err != nil {
+	if err := r.Acted(ctx, verdict.Kill, finding.Outcome{Code: "killed"}, killed(2552), nil, f.ID); err != nil {
 		t.Fatal(err)
 	}
-	f.Action, f.Outcome = verdict.Kill, "killed"
+	f.Action, f.Outcome = verdict.Kill, finding.Outcome{Code: "killed"}
 	if err := r.End(ctx, scan(f)); err != nil {
 		t.Fatal(err)
 	}
@@ -79,9 +79,9 @@ Result: scanned T: 45 processes, 153 images, 44 distinct files, 1 findings, 0 er
 	// A record with fields that this vmav does not know keeps them.
 	err = db.write(ctx, func(tx *txn) error {
 		_, err := tx.append(kindFinding, r.ID(), time.Now(), struct {
-			report.Finding
+			finding.Finding
 			Verdict map[string]any `json:"verdict"`
-		}{finding(8, "A"), map[string]any{"action": "report", "rule": "quarantine", "reason": "r", "unheard_of": true}})
+		}{found(8, "A"), map[string]any{"action": "report", "rule": "quarantine", "reason": "r", "unheard_of": true}})
 		return err
 	})
 	if err != nil {

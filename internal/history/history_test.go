@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -28,22 +28,22 @@ func openDB(t testing.TB, dir string) *DB {
 	return db
 }
 
-func finding(pid uint64, signature string) report.Finding {
-	return report.Finding{Kind: report.KindSignature, Domain: "win10", PID: pid, Process: "malware.exe", Image: `C:\Temp\malware.exe`, Base: 0x140000000,
-		Size: 0x8000, Signature: signature, SHA256: strings.Repeat("ab", 32), Hashes: &report.Hashes{ImportHash: "x"},
-		Fidelity: report.Fidelity{Form: report.FormFile, Coverage: 1, Exact: true, Base: "checksum"},
-		Verdict:  verdict.Verdict{Action: verdict.Report, Reason: "policy"}, Action: verdict.Report, Outcome: "reported"}
+func found(pid uint64, signature string) finding.Finding {
+	return finding.Finding{Kind: finding.KindSignature, Domain: "win10", PID: pid, Process: "malware.exe", Image: `C:\Temp\malware.exe`, Base: 0x140000000,
+		Size: 0x8000, Signature: signature, SHA256: strings.Repeat("ab", 32), Hashes: &finding.Hashes{ImportHash: "x"},
+		Fidelity: finding.Fidelity{Form: finding.FormFile, Coverage: 1, Exact: true, Base: "checksum"},
+		Verdict:  verdict.Verdict{Action: verdict.Report, Reason: "policy"}, Action: verdict.Report, Outcome: finding.Outcome{Code: "reported"}}
 }
 
-func scan(f ...report.Finding) *report.DomainScan {
-	return &report.DomainScan{Name: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", State: "running", Status: report.StatusScanned, Build: "10.0.19041",
-		Processes: 45, Images: 153, Files: 44, Bytes: 12345678, Findings: f, Errors: []report.ScanError{}, Timing: report.Timing{Total: 1.5}}
+func scan(f ...finding.Finding) *finding.Scan {
+	return &finding.Scan{Name: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", State: "running", Status: finding.StatusScanned, Build: "10.0.19041",
+		Processes: 45, Images: 153, Files: 44, Bytes: 12345678, Findings: f, Errors: []finding.Unread{}, Timing: finding.Timing{Total: 1.5}}
 }
 
-func killed(pid uint64) *report.Kill {
-	status, dead := report.NTStatus(0xC0000906), report.Milliseconds(40123*time.Microsecond)
-	return &report.Kill{Domain: "win10", Target: report.Process{PID: pid, Name: "malware.exe"}, Outcome: report.OutcomeKilled,
-		Method: report.MethodDirect, Requested: time.Now().UTC(), Dead: &dead, ExitStatus: &status}
+func killed(pid uint64) *finding.Kill {
+	status, dead := finding.NTStatus(0xC0000906), finding.Milliseconds(40123*time.Microsecond)
+	return &finding.Kill{Domain: "win10", Target: finding.Process{PID: pid, Name: "malware.exe"}, Outcome: finding.Outcome{Code: finding.OutcomeKilled},
+		Method: finding.MethodDirect, Requested: time.Now().UTC(), Dead: &dead, ExitStatus: &status}
 }
 
 func verify(t testing.TB, db *DB) Verified {
@@ -59,11 +59,11 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "state")
 	db := openDB(t, dir)
-	d := scan(finding(2552, "Vmav.Test.Malware"), finding(2560, "Other"))
-	d.Findings[1].Verdict.Action, d.Findings[1].Action, d.Findings[1].Outcome = verdict.Kill, verdict.Kill, "killed"
-	d.Kills = []*report.Kill{killed(2560)}
-	want := append([]report.Finding{}, d.Findings...)
-	e := &report.Engine{Version: "ClamAV 1.4.6", Database: "27000"}
+	d := scan(found(2552, "Vmav.Test.Malware"), found(2560, "Other"))
+	d.Findings[1].Verdict.Action, d.Findings[1].Action, d.Findings[1].Outcome = verdict.Kill, verdict.Kill, finding.Outcome{Code: "killed"}
+	d.Kills = []*finding.Kill{killed(2560)}
+	want := append([]finding.Finding{}, d.Findings...)
+	e := &finding.Engine{Version: "ClamAV 1.4.6", Database: "27000"}
 	id, err := db.RecordScan(ctx, self, e, d)
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Origin != self || s.Status != report.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil || s.Ended.Before(s.Began) {
+	if s.Origin != self || s.Status != finding.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil || s.Ended.Before(s.Began) {
 		t.Errorf("%+v", s)
 	}
 	if got := s.Result; got.Bytes != d.Bytes || got.Images != d.Images || got.Timing != d.Timing || got.Build != d.Build || len(got.Findings) != 0 {
@@ -116,7 +116,7 @@ func TestStatesOfAnAction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := finding(2552, "Vmav.Test.Malware")
+	f := found(2552, "Vmav.Test.Malware")
 	f.Verdict.Action = verdict.Kill
 	state := func() string {
 		t.Helper()
@@ -124,7 +124,7 @@ func TestStatesOfAnAction(t *testing.T) {
 		if err != nil || len(all) != 1 {
 			t.Fatalf("%d entries, %v", len(all), err)
 		}
-		return string(all[0].Action) + " " + all[0].Outcome
+		return string(all[0].Action) + " " + all[0].Text()
 	}
 	var got []string
 	step := func(err error) {
@@ -139,8 +139,8 @@ func TestStatesOfAnAction(t *testing.T) {
 	if s, err := db.Scan(ctx, r.ID()); err != nil || s.Status != StatusRunning || s.Ended != nil {
 		t.Errorf("%+v, %v", s, err)
 	}
-	step(r.Acted(ctx, verdict.Kill, "killed", killed(2552), nil, f.ID))
-	f.Action, f.Outcome = verdict.Kill, "killed"
+	step(r.Acted(ctx, verdict.Kill, finding.Outcome{Code: finding.OutcomeKilled}, killed(2552), nil, f.ID))
+	f.Action, f.Outcome = verdict.Kill, finding.Outcome{Code: "killed"}
 	before := verify(t, db).Records
 	d := scan(f)
 	step(r.End(ctx, d))
@@ -152,7 +152,7 @@ func TestStatesOfAnAction(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	detail, err := db.Show(ctx, f.ID)
-	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 || *detail.Steps[1].Kill.Dead != report.Milliseconds(40123*time.Microsecond) {
+	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 || *detail.Steps[1].Kill.Dead != finding.Milliseconds(40123*time.Microsecond) {
 		t.Errorf("%+v, %v", detail, err)
 	}
 }
@@ -165,19 +165,19 @@ func TestTheEndRecordsWhatIsNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := finding(8, "A"), finding(12, "B")
+	a, b := found(8, "A"), found(12, "B")
 	if err := r.Found(ctx, &a); err != nil {
 		t.Fatal(err)
 	}
-	a.Action, a.Outcome = verdict.Kill, "failed: the guest went away"
+	a.Action, a.Outcome = verdict.Kill, finding.Outcome{Code: "failed", Reason: "the guest went away"}
 	d := scan(a, b)
 	for range maxErrors + 7 {
-		d.Errors = append(d.Errors, report.ScanError{What: "w", Error: "e"})
+		d.Errors = append(d.Errors, finding.Unread{What: "w", Error: "e"})
 	}
 	if err := r.End(ctx, d); err != nil {
 		t.Fatal(err)
 	}
-	for outcome, want := range map[string]string{"failed": "A", "reported": "B", "fail": "", "failed: the guest went away": "A"} {
+	for outcome, want := range map[finding.Code]string{"failed": "A", "reported": "B", "fail": "", "failed: the guest went away": ""} {
 		got, err := db.Entries(ctx, Filter{Outcome: outcome})
 		if err != nil || len(got) > 1 || (len(got) == 1) != (want != "") || len(got) == 1 && got[0].Signature != want {
 			t.Errorf("outcome %s: %+v, %v; want %q", outcome, got, err, want)
@@ -193,7 +193,7 @@ func TestFilters(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t, t.TempDir())
 	for i, name := range []string{"win10", "win11", "win10"} {
-		d := scan(finding(uint64(4*i+8), "Win.Trojan["+name+"]"), finding(uint64(4*i+80), "Vmav.Modified.Code"))
+		d := scan(found(uint64(4*i+8), "Win.Trojan["+name+"]"), found(uint64(4*i+80), "Vmav.Modified.Code"))
 		d.Name, d.UUID = name, "6f0d9c1a-0000-4000-8000-00000000ABC"+string(rune('0'+i))
 		for j := range d.Findings {
 			d.Findings[j].Domain = name
@@ -203,7 +203,7 @@ func TestFilters(t *testing.T) {
 		}
 	}
 	middle := time.Now()
-	if _, err := db.RecordScan(ctx, self, nil, scan(finding(4000, "Late"))); err != nil {
+	if _, err := db.RecordScan(ctx, self, nil, scan(found(4000, "Late"))); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -265,7 +265,7 @@ func TestDerivedTablesAreMadeAnewFromAnOlderVersion(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
 	db := openDB(t, dir)
-	if _, err := db.RecordScan(ctx, self, nil, scan(finding(8, "A"))); err != nil {
+	if _, err := db.RecordScan(ctx, self, nil, scan(found(8, "A"))); err != nil {
 		t.Fatal(err)
 	}
 	head := verify(t, db).Head
@@ -292,13 +292,13 @@ func TestALazyRunThatFindsNothingLeavesNoRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad := scan()
-	bad.Status = report.StatusIncomplete
+	bad.Status = finding.StatusIncomplete
 	if err := db.Lazy(run).End(ctx, bad); err != nil {
 		t.Fatal(err)
 	}
 	r := db.Lazy(run)
 	var wg sync.WaitGroup
-	d := scan(finding(8, "A"), finding(12, "B"), finding(16, "C"))
+	d := scan(found(8, "A"), found(12, "B"), found(16, "C"))
 	for i := range d.Findings {
 		wg.Add(1)
 		go func() {
@@ -313,10 +313,40 @@ func TestALazyRunThatFindsNothingLeavesNoRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	runs, err := db.Scans(ctx, Filter{})
-	if err != nil || len(runs) != 2 || runs[0].ID != r.ID() || runs[0].Findings != 3 || runs[1].Status != report.StatusIncomplete {
+	if err != nil || len(runs) != 2 || runs[0].ID != r.ID() || runs[0].Findings != 3 || runs[1].Status != finding.StatusIncomplete {
 		t.Errorf("%+v, %v", runs, err)
 	}
 	if v := verify(t, db); v.Records != 7 {
 		t.Errorf("%d records, want 2 and 5", v.Records)
+	}
+}
+
+// Records of a time when an outcome was one text read as its code and its reason.
+func TestOldOutcomesAreSeparated(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := found(8, "A")
+	if err := r.Found(ctx, &f); err != nil {
+		t.Fatal(err)
+	}
+	old := map[string]any{"state": StateOutcome, "action": verdict.Kill, "entries": []int64{f.ID}, "outcome": "refused: it is critical: no"}
+	if err := r.write(ctx, func(tx *txn, run int64) error {
+		_, err := tx.append(kindAction, run, time.Now(), old)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := finding.Outcome{Code: finding.OutcomeRefused, Reason: "it is critical: no"}
+	got, err := db.Entries(ctx, Filter{Outcome: finding.OutcomeRefused})
+	if err != nil || len(got) != 1 || got[0].Outcome != want {
+		t.Errorf("entries: %+v, %v; want the outcome %+v", got, err, want)
+	}
+	d, err := db.Show(ctx, f.ID)
+	if err != nil || len(d.Steps) != 1 || d.Steps[0].Outcome == nil || *d.Steps[0].Outcome != want {
+		t.Errorf("detail: %+v, %v; want the outcome %+v", d, err, want)
 	}
 }

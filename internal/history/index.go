@@ -3,19 +3,20 @@ package history
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
 // indexVersion is the version of the derived tables. It goes up with every change of
 // index or apply; the tables are then derived anew.
-const indexVersion = 1
+const indexVersion = 2
 
 // Kinds of records.
 const (
 	kindBegin   = "begin"   // of a run: a scan of one domain, or a kill by hand
-	kindFinding = "finding" // a report.Finding as it was decided on
+	kindFinding = "finding" // a finding.Finding as it was decided on
 	kindKill    = "kill"    // a kill that somebody asked for without a finding
 	kindAction  = "action"  // a change of state of what is done for findings
 	kindEnd     = "end"     // of a run
@@ -34,7 +35,8 @@ CREATE TABLE %[1]s.scans (
 );
 CREATE TABLE %[1]s.entries (
 	id INTEGER PRIMARY KEY, scan INTEGER NOT NULL, at INTEGER NOT NULL, domain TEXT NOT NULL, uuid TEXT NOT NULL,
-	signature TEXT NOT NULL, sha256 TEXT NOT NULL, action TEXT NOT NULL, outcome TEXT NOT NULL
+	signature TEXT NOT NULL, sha256 TEXT NOT NULL, action TEXT NOT NULL, outcome TEXT NOT NULL,
+	reason TEXT NOT NULL
 );
 CREATE TABLE %[1]s.steps (seq INTEGER NOT NULL, entry INTEGER NOT NULL, PRIMARY KEY (entry, seq)) WITHOUT ROWID;
 CREATE INDEX %[1]s.entries_at ON entries (at);
@@ -70,11 +72,11 @@ const StatusRunning = "unfinished"
 
 // beginBody is the content of kindBegin.
 type beginBody struct {
-	Operation string         `json:"operation"`
-	Origin    Origin         `json:"origin"`
-	Domain    string         `json:"domain"`
-	UUID      string         `json:"uuid,omitempty"`
-	Engine    *report.Engine `json:"engine,omitempty"`
+	Operation string          `json:"operation"`
+	Origin    Origin          `json:"origin"`
+	Domain    string          `json:"domain"`
+	UUID      string          `json:"uuid,omitempty"`
+	Engine    *finding.Engine `json:"engine,omitempty"`
 }
 
 // States of an action, in their order. The state "decided" is the record of the finding.
@@ -86,18 +88,27 @@ const (
 
 // actionBody is the content of kindAction.
 type actionBody struct {
-	State   string         `json:"state"`
-	Action  verdict.Action `json:"action"`
-	Entries []int64        `json:"entries"`
-	Outcome string         `json:"outcome,omitempty"`
-	Kill    *report.Kill   `json:"kill,omitempty"`
-	Act     *report.Act    `json:"act,omitempty"`
+	State            string         `json:"state"`
+	Action           verdict.Action `json:"action"`
+	Entries          []int64        `json:"entries"`
+	*finding.Outcome                // of StateOutcome
+	Kill             *finding.Kill  `json:"kill,omitempty"`
+	Act              *finding.Act   `json:"act,omitempty"`
+}
+
+// separate is an outcome with code and reason apart. Records that were written before
+// these were two members have one text for both, "code: reason".
+func separate(o finding.Outcome) finding.Outcome {
+	if code, reason, both := strings.Cut(string(o.Code), ": "); both && o.Reason == "" {
+		return finding.Outcome{Code: finding.Code(code), Reason: reason}
+	}
+	return o
 }
 
 // killBody is the content of kindKill.
 type killBody struct {
-	Process report.Process `json:"process"`
-	DryRun  bool           `json:"dry_run,omitempty"`
+	Process finding.Process `json:"process"`
+	DryRun  bool            `json:"dry_run,omitempty"`
 }
 
 // apply adds a record to the derived tables. It reads nothing but the record and them.
@@ -114,36 +125,37 @@ func (t *txn) apply(schema string, r *row) error {
 		}
 		return exec("INSERT INTO %s.scans VALUES (?, ?, ?, NULL, ?, ?, ?, ?, 0)", r.seq, b.Operation, r.at, b.Domain, b.UUID, b.Origin.Trigger, StatusRunning)
 	case kindFinding:
-		var f report.Finding
+		var f finding.Finding
 		if err := json.Unmarshal([]byte(r.body), &f); err != nil {
 			return err
 		}
-		action, outcome := f.Verdict.Action, StateDecided
+		action, outcome := f.Verdict.Action, finding.Outcome{Code: StateDecided}
 		if action == verdict.Report {
-			outcome = f.Outcome
+			outcome = separate(f.Outcome)
 		}
 		if err := exec("UPDATE %s.scans SET findings = findings + 1 WHERE id = ?", r.scan); err != nil {
 			return err
 		}
-		return exec("INSERT INTO %[1]s.entries SELECT ?, ?, ?, ?, uuid, ?, ?, ?, ? FROM %[1]s.scans WHERE id = ?2",
-			r.seq, r.scan, r.at, f.Domain, f.Signature, f.SHA256, string(action), outcome)
+		return exec("INSERT INTO %[1]s.entries SELECT ?, ?, ?, ?, uuid, ?, ?, ?, ?, ? FROM %[1]s.scans WHERE id = ?2",
+			r.seq, r.scan, r.at, f.Domain, f.Signature, f.SHA256, string(action), string(outcome.Code), outcome.Reason)
 	case kindKill:
-		return exec("INSERT INTO %[1]s.entries SELECT ?, ?, ?, domain, uuid, '', '', ?, ? FROM %[1]s.scans WHERE id = ?2",
+		return exec("INSERT INTO %[1]s.entries SELECT ?, ?, ?, domain, uuid, '', '', ?, ?, '' FROM %[1]s.scans WHERE id = ?2",
 			r.seq, r.scan, r.at, string(verdict.Kill), StateDecided)
 	case kindAction:
 		var b actionBody
 		if err := json.Unmarshal([]byte(r.body), &b); err != nil {
 			return err
 		}
-		outcome := b.Outcome
-		if b.State != StateOutcome {
-			outcome = b.State
+		outcome := finding.Outcome{Code: finding.Code(b.State)}
+		if b.State == StateOutcome && b.Outcome != nil {
+			outcome = separate(*b.Outcome)
 		}
 		for _, id := range b.Entries {
 			if err := exec("INSERT OR IGNORE INTO %s.steps VALUES (?, ?)", r.seq, id); err != nil {
 				return err
 			}
-			if err := exec("UPDATE %s.entries SET action = ?, outcome = ? WHERE id = ?", string(b.Action), outcome, id); err != nil {
+			if err := exec("UPDATE %s.entries SET action = ?, outcome = ?, reason = ? WHERE id = ?",
+				string(b.Action), string(outcome.Code), outcome.Reason, id); err != nil {
 				return err
 			}
 		}

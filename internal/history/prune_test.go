@@ -19,7 +19,7 @@ func at(t *testing.T, db *DB, when time.Time, names ...string) {
 			return err
 		}
 		for _, n := range names {
-			f := finding(8, n)
+			f := found(8, n)
 			if err := tx.found(run, &f, when); err != nil {
 				return err
 			}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -19,7 +19,7 @@ type Filter struct {
 	Since, Until time.Time
 	Signature    string // a "*" in it stands for any text
 	Action       string
-	Outcome      string // the word that it begins with: "killed", "failed", "reported"
+	Outcome      finding.Code
 	SHA256       string // of what was scanned, of its evidence, or of the file in the guest's cache
 	Limit        int    // the newest; 0 for all
 }
@@ -30,7 +30,7 @@ type Entry struct {
 	Scan    int64     `json:"scan"` // number of the run's record
 	UUID    string    `json:"uuid,omitempty"`
 	Trigger string    `json:"trigger"`
-	report.Finding
+	finding.Finding
 }
 
 // KindKill is the kind of an Entry that is a kill by hand.
@@ -45,10 +45,10 @@ type Scan struct {
 	Domain    string     `json:"domain"`
 	UUID      string     `json:"uuid,omitempty"`
 	Origin
-	Status   string             `json:"status"`
-	Findings int                `json:"findings"`
-	Engine   *report.Engine     `json:"engine,omitempty"`
-	Result   *report.DomainScan `json:"result,omitempty"` // without its findings
+	Status   string          `json:"status"`
+	Findings int             `json:"findings"`
+	Engine   *finding.Engine `json:"engine,omitempty"`
+	Result   *finding.Scan   `json:"result,omitempty"` // without its findings
 	// Omitted are the errors of the result that were not kept.
 	Omitted int `json:"errors_omitted,omitempty"`
 }
@@ -69,7 +69,7 @@ func (db *DB) Entries(ctx context.Context, f Filter) ([]Entry, error) {
 		q.where("e.action = ?", f.Action)
 	}
 	if f.Outcome != "" {
-		q.where("(e.outcome = ? OR substr(e.outcome, 1, length(?) + 1) = ? || ':')", f.Outcome, f.Outcome, f.Outcome)
+		q.where("e.outcome = ?", string(f.Outcome))
 	}
 	if f.SHA256 != "" {
 		q.where("(e.sha256 = ? OR instr(l.body, ?) > 0)", f.SHA256, `"`+f.SHA256+`"`)
@@ -79,7 +79,7 @@ func (db *DB) Entries(ctx context.Context, f Filter) ([]Entry, error) {
 
 // entries returns the entries that a query chooses, newest first.
 func (db *DB) entries(ctx context.Context, q query, n int) ([]Entry, error) {
-	rows, err := db.sql.QueryContext(ctx, `SELECT e.id, e.scan, e.at, e.domain, e.uuid, e.action, e.outcome, s.trigger, l.kind, l.body
+	rows, err := db.sql.QueryContext(ctx, `SELECT e.id, e.scan, e.at, e.domain, e.uuid, e.action, e.outcome, e.reason, s.trigger, l.kind, l.body
 		FROM entries e JOIN log l ON l.seq = e.id JOIN scans s ON s.id = e.scan`+q.text()+" ORDER BY e.id DESC"+limit(n), q.args...)
 	if err != nil {
 		return nil, fmt.Errorf("read history: %w", err)
@@ -100,8 +100,9 @@ func (db *DB) entries(ctx context.Context, q query, n int) ([]Entry, error) {
 func entryOf(rows *sql.Rows) (Entry, error) {
 	var e Entry
 	var id, at int64
-	var domain, action, outcome, kind, body string
-	if err := rows.Scan(&id, &e.Scan, &at, &domain, &e.UUID, &action, &outcome, &e.Trigger, &kind, &body); err != nil {
+	var domain, action, kind, body string
+	var o finding.Outcome
+	if err := rows.Scan(&id, &e.Scan, &at, &domain, &e.UUID, &action, &o.Code, &o.Reason, &e.Trigger, &kind, &body); err != nil {
 		return e, err
 	}
 	if kind == kindKill {
@@ -115,7 +116,7 @@ func entryOf(rows *sql.Rows) (Entry, error) {
 		return e, fmt.Errorf("record %d: %w", id, err)
 	}
 	e.ID, e.Time, e.Domain = id, time.Unix(0, at).UTC(), domain
-	e.Action, e.Outcome = verdict.Action(action), outcome
+	e.Action, e.Outcome = verdict.Action(action), o
 	return e, nil
 }
 
@@ -186,8 +187,8 @@ func (db *DB) Scan(ctx context.Context, id int64) (Scan, error) {
 		if err := json.Unmarshal([]byte(end.String), &e); err != nil {
 			return s, fmt.Errorf("read scan %d: %w", id, err)
 		}
-		e.Findings = []report.Finding{}
-		s.Result, s.Omitted = &e.DomainScan, e.Omitted
+		e.Findings = []finding.Finding{}
+		s.Result, s.Omitted = &e.Scan, e.Omitted
 	}
 	return s, nil
 }

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -19,7 +19,7 @@ type Run struct {
 	Origin
 	Operation    string // OperationScan or OperationKill
 	Domain, UUID string
-	Engine       *report.Engine // nil where none scans
+	Engine       *finding.Engine // nil where none scans
 }
 
 // Recorder records one run on one domain as it goes. It is safe for concurrent use.
@@ -79,7 +79,7 @@ func (r *Recorder) ID() int64 {
 
 // Found records a finding with its verdict and sets its ID. When it returns nil, the
 // finding is on disk.
-func (r *Recorder) Found(ctx context.Context, f *report.Finding) error {
+func (r *Recorder) Found(ctx context.Context, f *finding.Finding) error {
 	err := r.write(ctx, func(t *txn, run int64) error { return t.found(run, f, time.Now()) })
 	if err != nil {
 		f.ID = 0
@@ -88,7 +88,7 @@ func (r *Recorder) Found(ctx context.Context, f *report.Finding) error {
 	return nil
 }
 
-func (t *txn) found(run int64, f *report.Finding, at time.Time) (err error) {
+func (t *txn) found(run int64, f *finding.Finding, at time.Time) (err error) {
 	f.ID = 0 // the record's own number is not in it
 	f.ID, err = t.append(kindFinding, run, at, f)
 	return err
@@ -96,7 +96,7 @@ func (t *txn) found(run int64, f *report.Finding, at time.Time) (err error) {
 
 // Kill records that the end of a process was asked for without a finding, and returns the
 // ID of that.
-func (r *Recorder) Kill(ctx context.Context, p report.Process, dryRun bool) (id int64, err error) {
+func (r *Recorder) Kill(ctx context.Context, p finding.Process, dryRun bool) (id int64, err error) {
 	err = r.write(ctx, func(t *txn, run int64) (err error) {
 		id, err = t.append(kindKill, run, time.Now(), killBody{p, dryRun})
 		return err
@@ -114,8 +114,8 @@ func (r *Recorder) Acting(ctx context.Context, action verdict.Action, ids ...int
 }
 
 // Acted records what was seen to happen, with the record of a kill, or of another action.
-func (r *Recorder) Acted(ctx context.Context, action verdict.Action, outcome string, k *report.Kill, a *report.Act, ids ...int64) error {
-	return r.action(ctx, actionBody{State: StateOutcome, Action: action, Entries: ids, Outcome: outcome, Kill: k, Act: a})
+func (r *Recorder) Acted(ctx context.Context, action verdict.Action, o finding.Outcome, k *finding.Kill, a *finding.Act, ids ...int64) error {
+	return r.action(ctx, actionBody{State: StateOutcome, Action: action, Entries: ids, Outcome: &o, Kill: k, Act: a})
 }
 
 func (r *Recorder) action(ctx context.Context, b actionBody) error {
@@ -132,14 +132,14 @@ func (r *Recorder) action(ctx context.Context, b actionBody) error {
 // endBody is the content of kindEnd: a result whose findings and actions have records of
 // their own.
 type endBody struct {
-	report.DomainScan
+	finding.Scan
 	Omitted int `json:"errors_omitted,omitempty"`
 }
 
 // End records the end of a run and its result. Findings that Found was not called for are
 // recorded, too, and those whose outcome is not the recorded one get it.
-func (r *Recorder) End(ctx context.Context, d *report.DomainScan) error {
-	if r.ID() == 0 && d.Status == report.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
+func (r *Recorder) End(ctx context.Context, d *finding.Scan) error {
+	if r.ID() == 0 && d.Status == finding.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
 		return nil
 	}
 	err := r.write(ctx, func(t *txn, run int64) error { return t.end(run, d, time.Now()) })
@@ -149,13 +149,13 @@ func (r *Recorder) End(ctx context.Context, d *report.DomainScan) error {
 	return nil
 }
 
-func (t *txn) end(run int64, d *report.DomainScan, at time.Time) error {
+func (t *txn) end(run int64, d *finding.Scan, at time.Time) error {
 	for i := range d.Findings {
 		if err := t.settle(run, &d.Findings[i], d, at); err != nil {
 			return err
 		}
 	}
-	b := endBody{DomainScan: *d}
+	b := endBody{Scan: *d}
 	b.Findings, b.Kills, b.Actions = nil, nil, nil
 	if n := len(b.Errors); n > maxErrors {
 		b.Errors, b.Omitted = b.Errors[:maxErrors], n-maxErrors
@@ -165,20 +165,21 @@ func (t *txn) end(run int64, d *report.DomainScan, at time.Time) error {
 }
 
 // settle brings the records of a finding to its final state.
-func (t *txn) settle(run int64, f *report.Finding, d *report.DomainScan, at time.Time) error {
+func (t *txn) settle(run int64, f *finding.Finding, d *finding.Scan, at time.Time) error {
 	if f.ID == 0 {
 		if err := t.found(run, f, at); err != nil {
 			return err
 		}
 	}
-	var action, outcome string
-	if err := t.QueryRowContext(t.ctx, "SELECT action, outcome FROM entries WHERE id = ? AND scan = ?", f.ID, run).Scan(&action, &outcome); err != nil {
+	var action string
+	var o finding.Outcome
+	if err := t.QueryRowContext(t.ctx, "SELECT action, outcome, reason FROM entries WHERE id = ? AND scan = ?", f.ID, run).Scan(&action, &o.Code, &o.Reason); err != nil {
 		return fmt.Errorf("finding %d of run %d: %w", f.ID, run, err)
 	}
-	if action == string(f.Action) && outcome == f.Outcome {
+	if action == string(f.Action) && o == f.Outcome {
 		return nil
 	}
-	b := actionBody{State: StateOutcome, Action: f.Action, Entries: []int64{f.ID}, Outcome: f.Outcome}
+	b := actionBody{State: StateOutcome, Action: f.Action, Entries: []int64{f.ID}, Outcome: &f.Outcome}
 	for _, k := range d.Kills {
 		if f.Action == verdict.Kill && k.Target.PID == f.PID {
 			b.Kill = k
@@ -196,7 +197,7 @@ func (t *txn) settle(run int64, f *report.Finding, d *report.DomainScan, at time
 // RecordScan records the finished scan of one domain at once and sets the IDs of its
 // findings. When it returns nil, all is on disk. The engine may be nil. It returns the
 // number of the scan's record.
-func (db *DB) RecordScan(ctx context.Context, o Origin, e *report.Engine, d *report.DomainScan) (int64, error) {
+func (db *DB) RecordScan(ctx context.Context, o Origin, e *finding.Engine, d *finding.Scan) (int64, error) {
 	var id int64
 	err := db.write(ctx, func(t *txn) (err error) {
 		now := time.Now()

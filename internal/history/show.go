@@ -57,6 +57,9 @@ func (db *DB) Show(ctx context.Context, id int64) (Detail, error) {
 		if err != nil {
 			return d, fmt.Errorf("read finding %d: %w", id, err)
 		}
+		if s.Outcome != nil {
+			*s.Outcome = separate(*s.Outcome)
+		}
 		s.Time = time.Unix(0, at).UTC()
 		d.Steps = append(d.Steps, s)
 	}

@@ -64,7 +64,7 @@ func TestVerifyNamesTheFirstBrokenRecord(t *testing.T) {
 			}
 		}
 		for i := range 7 {
-			f := finding(uint64(4*i+8), fmt.Sprintf("Sig.%d", i+5))
+			f := found(uint64(4*i+8), fmt.Sprintf("Sig.%d", i+5))
 			if err := r.Found(ctx, &f); err != nil {
 				t.Fatal(err)
 			}
@@ -91,7 +91,7 @@ func TestANotedHeadTellsOfAnOlderCopy(t *testing.T) {
 	db := openDB(t, dir)
 	add := func() {
 		t.Helper()
-		if _, err := db.RecordScan(ctx, self, nil, scan(finding(8, "A"))); err != nil {
+		if _, err := db.RecordScan(ctx, self, nil, scan(found(8, "A"))); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 )
 
@@ -28,7 +28,7 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 	e, v, err := j.targetEntry(ctx, lib)
 	if err != nil {
 		if errors.Is(err, source.ErrGone) {
-			j.fail(report.OutcomeFailed, "find its "+ntTerminateProcess, err)
+			j.fail(finding.OutcomeFailed, "find its "+ntTerminateProcess, err)
 		}
 		return err
 	}
@@ -51,11 +51,11 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 	case err == nil:
 	case errors.Is(err, errGuard):
 		if !j.guarded() {
-			j.end(report.OutcomeRefused, "%v", err)
+			j.end(finding.OutcomeRefused, "%v", err)
 		}
 		return err
 	case errors.Is(err, source.ErrGone):
-		j.fail(report.OutcomeFailed, "redirect a thread of it", err)
+		j.fail(finding.OutcomeFailed, "redirect a thread of it", err)
 		return err
 	default:
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -67,9 +67,9 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 		}
 		return err
 	}
-	j.rec.Method, j.rec.Applied = report.MethodDirect, j.since()
+	j.rec.Method, j.rec.Applied = finding.MethodDirect, j.since()
 	if !j.awaitEnd(ctx) {
-		j.end(report.OutcomeFailed, "a thread of it was redirected to %s, but it has not ended in %v", ntTerminateProcess, j.opt.Timeout)
+		j.end(finding.OutcomeFailed, "a thread of it was redirected to %s, but it has not ended in %v", ntTerminateProcess, j.opt.Timeout)
 	}
 	return nil
 }
@@ -90,15 +90,15 @@ func (j *job) guarded() bool {
 	st, err := j.guest.Recheck(j.id)
 	switch {
 	case errors.Is(err, introspect.ErrOtherProcess):
-		j.end(report.OutcomeRefused, "the process is not there any more: %v", err)
+		j.end(finding.OutcomeRefused, "the process is not there any more: %v", err)
 	case err != nil:
-		j.fail(report.OutcomeFailed, "read the process again", err)
+		j.fail(finding.OutcomeFailed, "read the process again", err)
 	case st.ExitTime != 0:
 		j.ended(st)
 	case st.Critical:
-		j.end(report.OutcomeRefused, "it has become a critical process: Windows stops when it ends")
+		j.end(finding.OutcomeRefused, "it has become a critical process: Windows stops when it ends")
 	case st.Exiting:
-		j.end(report.OutcomeExited, "its end has begun without us")
+		j.end(finding.OutcomeExited, "its end has begun without us")
 	default:
 		return false
 	}
@@ -108,10 +108,10 @@ func (j *job) guarded() bool {
 // gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
 func (j *job) gaveUp(ctx context.Context, why error) {
 	if errors.Is(context.Cause(ctx), context.Canceled) {
-		j.end(report.OutcomePending, "interrupted")
+		j.end(finding.OutcomePending, "interrupted")
 		return
 	}
-	j.end(report.OutcomePending, "not done in %v: %v", j.opt.Timeout, why)
+	j.end(finding.OutcomePending, "not done in %v: %v", j.opt.Timeout, why)
 }
 
 // action makes and runs actions on one process.

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -44,28 +44,28 @@ var errReleased = errors.New("released")
 // Hold holds a process, under every guard of a kill. p is the process as it was when
 // that was decided. The Held is nil where the process is not held; else the caller
 // releases it, which the end of ctx does not.
-func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (*report.Act, *Held) {
+func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (*finding.Act, *Held) {
 	if opt.Timeout <= 0 {
 		opt.Timeout = DefaultTimeout
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
 	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
-		rec: &report.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
-	act := func() *report.Act {
-		return &report.Act{Domain: e.domain, Action: verdict.Hold, Target: &j.rec.Target, Outcome: j.rec.Outcome, Reason: j.rec.Reason,
+		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+	act := func() *finding.Act {
+		return &finding.Act{Domain: e.domain, Action: verdict.Hold, Target: &j.rec.Target, Outcome: j.rec.Outcome,
 			DryRun: opt.DryRun, Requested: j.rec.Requested, Applied: j.rec.Applied}
 	}
 	if !j.check(ctx, p) {
 		return act(), nil
 	}
 	if opt.DryRun {
-		j.rec.Outcome = report.OutcomePlanned
+		j.rec.Code = finding.OutcomePlanned
 		return act(), nil
 	}
 	s, err := openSession(e.host)
 	if err != nil {
-		j.fail(report.OutcomeFailed, "open a session of actions", err)
+		j.fail(finding.OutcomeFailed, "open a session of actions", err)
 		return act(), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
@@ -73,10 +73,10 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	events, err := j.hold(ctx, s)
 	if err != nil {
 		s.close()
-		j.fail(report.OutcomeFailed, "hold it", err)
+		j.fail(finding.OutcomeFailed, "hold it", err)
 		return act(), nil
 	}
-	j.rec.Outcome, j.rec.Applied = report.OutcomeHeld, j.since()
+	j.rec.Code, j.rec.Applied = finding.OutcomeHeld, j.since()
 	own, stop := context.WithCancel(context.Background())
 	h := &Held{job: j, s: s, stop: stop, done: make(chan struct{})}
 	go h.keep(own, events)
@@ -166,7 +166,7 @@ func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
 }
 
 // Target is the process that is held, as it was when that began.
-func (h *Held) Target() report.Process { return ProcessOf(&h.job.target) }
+func (h *Held) Target() finding.Process { return ProcessOf(&h.job.target) }
 
 // Done is closed once the process is held no more.
 func (h *Held) Done() <-chan struct{} { return h.done }

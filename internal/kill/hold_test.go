@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -37,7 +37,7 @@ func TestHoldLastsUntilItIsReleased(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	rec, held := h.engine().Hold(ctx, p, options())
 	cancel() // that of the decision, not of the hold
-	if rec.Outcome != report.OutcomeHeld || rec.Action != verdict.Hold || rec.Target.PID != p.PID || rec.Applied == nil || held == nil {
+	if rec.Code != finding.OutcomeHeld || rec.Action != verdict.Hold || rec.Target.PID != p.PID || rec.Applied == nil || held == nil {
 		t.Fatalf("%+v", rec)
 	}
 	if held.Target().PID != p.PID || len(h.holds) != 1 || released(h.holds[0]) {
@@ -68,7 +68,7 @@ func TestHoldIsGuarded(t *testing.T) {
 			if p.Name != name {
 				continue
 			}
-			if rec, held := h.engine().Hold(context.Background(), &p, options()); rec.Outcome != report.OutcomeRefused || held != nil {
+			if rec, held := h.engine().Hold(context.Background(), &p, options()); rec.Code != finding.OutcomeRefused || held != nil {
 				t.Errorf("%s: %+v", name, rec)
 			}
 		}
@@ -78,12 +78,12 @@ func TestHoldIsGuarded(t *testing.T) {
 	}
 	opt := options()
 	opt.Paused = func() bool { return true }
-	if rec, _ := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Outcome != report.OutcomeRefused || !strings.Contains(rec.Reason, "paused") {
+	if rec, _ := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomeRefused || !strings.Contains(rec.Reason, "paused") {
 		t.Errorf("%+v", rec)
 	}
 	opt = options()
 	opt.DryRun = true
-	if rec, held := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Outcome != report.OutcomePlanned || held != nil || len(h.holds) != 1 {
+	if rec, held := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomePlanned || held != nil || len(h.holds) != 1 {
 		t.Errorf("%+v", rec)
 	}
 }
@@ -93,18 +93,18 @@ func TestHoldsThatFail(t *testing.T) {
 		name string
 		ev   *source.Event
 		err  error
-		want report.Outcome
+		want finding.Code
 		why  string
 	}{
-		{"a guard", &source.Event{Kind: source.EventCancelled, Reason: source.ReasonGuard}, nil, report.OutcomeFailed, "condition"},
-		{"expired", &source.Event{Kind: source.EventExpired}, nil, report.OutcomeFailed, "no thread"},
-		{"refused", nil, errors.New("no room"), report.OutcomeFailed, "no room"},
-		{"gone", nil, source.ErrGone, report.OutcomeGone, "went away"},
+		{"a guard", &source.Event{Kind: source.EventCancelled, Reason: source.ReasonGuard}, nil, finding.OutcomeFailed, "condition"},
+		{"expired", &source.Event{Kind: source.EventExpired}, nil, finding.OutcomeFailed, "no thread"},
+		{"refused", nil, errors.New("no room"), finding.OutcomeFailed, "no room"},
+		{"gone", nil, source.ErrGone, finding.OutcomeGone, "went away"},
 	} {
 		h := newFake(t)
 		h.fail = func(string, *source.Action) (*source.Event, error) { return tt.ev, tt.err }
 		rec, held := h.engine().Hold(context.Background(), h.process("notepad.exe"), options())
-		if rec.Outcome != tt.want || !strings.Contains(rec.Reason, tt.why) || held != nil {
+		if rec.Code != tt.want || !strings.Contains(rec.Reason, tt.why) || held != nil {
 			t.Errorf("%s: %+v", tt.name, rec)
 		}
 	}

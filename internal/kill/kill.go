@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -53,11 +53,12 @@ func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error)
 }
 
 // Status is the exit status that a killed process has: STATUS_VIRUS_INFECTED.
-const Status report.NTStatus = 0xc0000906
+const Status finding.NTStatus = 0xc0000906
 
 // Refuse is the record of a kill that is not even tried.
-func Refuse(domain string, p *introspect.Process, why error) *report.Kill {
-	return &report.Kill{Domain: domain, Target: ProcessOf(p), Outcome: report.OutcomeRefused, Reason: why.Error(), Requested: time.Now().UTC()}
+func Refuse(domain string, p *introspect.Process, why error) *finding.Kill {
+	return &finding.Kill{Domain: domain, Target: ProcessOf(p), Outcome: finding.Outcome{Code: finding.OutcomeRefused, Reason: why.Error()},
+		Requested: time.Now().UTC()}
 }
 
 // DefaultTimeout is how long a kill is tried.
@@ -86,7 +87,7 @@ func Subject(p *introspect.Process) verdict.Subject {
 type job struct {
 	*Engine
 	opt    Options
-	rec    *report.Kill
+	rec    *finding.Kill
 	begin  time.Time
 	target introspect.Process
 	id     introspect.Identity
@@ -98,14 +99,14 @@ type job struct {
 // says what was done and what became of it; there is no other result, as a guest that
 // does not let itself be read is an outcome, too. Where ctx ends, what is under way is
 // undone first.
-func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *report.Kill {
+func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *finding.Kill {
 	if opt.Timeout <= 0 {
 		opt.Timeout = DefaultTimeout
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
 	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
-		rec: &report.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
 	if !j.check(ctx, p) {
 		return j.rec
 	}
@@ -117,7 +118,7 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 	}
 	s, err := openSession(e.host)
 	if err != nil {
-		j.fail(report.OutcomeFailed, "open a session of actions", err)
+		j.fail(finding.OutcomeFailed, "open a session of actions", err)
 		return j.rec
 	}
 	defer s.close()
@@ -126,26 +127,26 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 }
 
 // ProcessOf is a process as the record of its kill names it.
-func ProcessOf(p *introspect.Process) report.Process {
-	return report.Process{PID: p.PID, Name: p.Name, Path: p.Path, EPROCESS: report.Address(p.EPROCESS), DTB: report.Address(p.DTB), Created: p.Created}
+func ProcessOf(p *introspect.Process) finding.Process {
+	return finding.Process{PID: p.PID, Name: p.Name, Path: p.Path, EPROCESS: finding.Address(p.EPROCESS), DTB: finding.Address(p.DTB), Created: p.Created}
 }
 
 // end sets the outcome. What a pending kill waits for does not come where the domain is
 // paused, whatever else may be said of it.
-func (j *job) end(o report.Outcome, format string, args ...any) {
-	if o == report.OutcomePending && j.opt.Paused != nil && j.opt.Paused() {
+func (j *job) end(o finding.Code, format string, args ...any) {
+	if o == finding.OutcomePending && j.opt.Paused != nil && j.opt.Paused() {
 		format, args = "the domain is paused", nil
 	}
-	j.rec.Outcome, j.rec.Reason = o, fmt.Sprintf(format, args...)
+	j.rec.Code, j.rec.Reason = o, fmt.Sprintf(format, args...)
 }
 
 // fail is end with an error as its reason; a guest that has gone is an outcome of its own.
-func (j *job) fail(o report.Outcome, doing string, err error) {
+func (j *job) fail(o finding.Code, doing string, err error) {
 	switch {
 	case errors.Is(err, source.ErrGone):
-		j.end(report.OutcomeGone, "the guest went away: %s", doing)
-	case errors.Is(err, context.DeadlineExceeded) && o == report.OutcomeFailed:
-		j.end(report.OutcomePending, "%s: not done in %v", doing, j.opt.Timeout)
+		j.end(finding.OutcomeGone, "the guest went away: %s", doing)
+	case errors.Is(err, context.DeadlineExceeded) && o == finding.OutcomeFailed:
+		j.end(finding.OutcomePending, "%s: not done in %v", doing, j.opt.Timeout)
 	case doing == "":
 		j.end(o, "%v", err)
 	default:
@@ -159,16 +160,16 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 	j.guest.Refresh()
 	procs, _, err := j.guest.Processes(ctx)
 	if err != nil {
-		j.fail(report.OutcomeFailed, "read the guest's processes", err)
+		j.fail(finding.OutcomeFailed, "read the guest's processes", err)
 		return false
 	}
 	j.procs = procs
 	at := slices.IndexFunc(procs, func(q introspect.Process) bool { return q.EPROCESS == p.EPROCESS })
 	if at < 0 || procs[at].PID != p.PID || !procs[at].Created.Equal(p.Created) {
-		j.end(report.OutcomeRefused, "process %d (%s) has gone, and its object with it", p.PID, p.Name)
+		j.end(finding.OutcomeRefused, "process %d (%s) has gone, and its object with it", p.PID, p.Name)
 		for i := range procs {
 			if q := &procs[i]; q.PID == p.PID && q.Exited.IsZero() {
-				j.end(report.OutcomeRefused, "pid %d was reused: it is %s now, made at %s", p.PID, q.Name, q.Created.Format(time.RFC3339))
+				j.end(finding.OutcomeRefused, "pid %d was reused: it is %s now, made at %s", p.PID, q.Name, q.Created.Format(time.RFC3339))
 			}
 		}
 		return false
@@ -177,11 +178,11 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 	j.rec.Target = ProcessOf(&j.target)
 	id, st, err := j.guest.Identify(p.EPROCESS)
 	if err != nil {
-		j.fail(report.OutcomeFailed, "identify the process", err)
+		j.fail(finding.OutcomeFailed, "identify the process", err)
 		return false
 	}
 	if id.PID != p.PID {
-		j.end(report.OutcomeRefused, "the process object is that of pid %d now", id.PID)
+		j.end(finding.OutcomeRefused, "the process object is that of pid %d now", id.PID)
 		return false
 	}
 	j.id = id
@@ -192,19 +193,19 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 	subject := Subject(&j.target)
 	subject.Critical = subject.Critical || st.Critical
 	if why := verdict.Guard(subject); why != "" {
-		j.end(report.OutcomeRefused, "%s", why)
+		j.end(finding.OutcomeRefused, "%s", why)
 		return false
 	}
 	if j.target.PEB == 0 || j.id.DTB == 0 {
-		j.end(report.OutcomeRefused, "it has no user mode")
+		j.end(finding.OutcomeRefused, "it has no user mode")
 		return false
 	}
 	if j.opt.Paused != nil && j.opt.Paused() {
-		j.end(report.OutcomeRefused, "the domain is paused: nothing runs in it")
+		j.end(finding.OutcomeRefused, "the domain is paused: nothing runs in it")
 		return false
 	}
 	if j.guards, err = j.guest.Guards(id); err != nil {
-		j.fail(report.OutcomeFailed, "prepare the guards", err)
+		j.fail(finding.OutcomeFailed, "prepare the guards", err)
 		return false
 	}
 	return true
@@ -212,21 +213,21 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 
 // ended sets the outcome of a process that has: by us, if its status says so.
 func (j *job) ended(st introspect.State) {
-	status := report.NTStatus(st.ExitStatus)
+	status := finding.NTStatus(st.ExitStatus)
 	j.rec.ExitStatus = &status
 	if p, _ := j.guest.ProcessAt(j.id.EPROCESS); !p.Exited.IsZero() {
 		j.rec.Exited = &p.Exited
 	}
 	if j.rec.Applied != nil && status == Status {
-		j.rec.Outcome, j.rec.Reason = report.OutcomeKilled, ""
+		j.rec.Outcome = finding.Outcome{Code: finding.OutcomeKilled}
 		return
 	}
-	j.end(report.OutcomeExited, "it ended by itself, with status %v", status)
+	j.end(finding.OutcomeExited, "it ended by itself, with status %v", status)
 }
 
 // since is the time since the request.
-func (j *job) since() *report.Milliseconds {
-	m := report.Milliseconds(time.Since(j.begin))
+func (j *job) since() *finding.Milliseconds {
+	m := finding.Milliseconds(time.Since(j.begin))
 	return &m
 }
 
@@ -251,15 +252,15 @@ func (j *job) library(ctx context.Context) (*library, error) {
 func (j *job) run(ctx context.Context, s *session) {
 	lib, err := j.library(ctx)
 	if err != nil {
-		j.fail(report.OutcomeFailed, "", err)
+		j.fail(finding.OutcomeFailed, "", err)
 		return
 	}
 	why := j.direct(ctx, s, lib)
-	if j.rec.Outcome != "" {
+	if j.rec.Code != "" {
 		return
 	}
-	if !j.surrogate(ctx, s, lib, why) && j.rec.Outcome == "" {
-		j.end(report.OutcomePending, "%v", why)
+	if !j.surrogate(ctx, s, lib, why) && j.rec.Code == "" {
+		j.end(finding.OutcomePending, "%v", why)
 	}
 }
 
@@ -272,10 +273,10 @@ func (j *job) awaitEnd(ctx context.Context) bool {
 		case errors.Is(err, introspect.ErrOtherProcess):
 			// Its object was freed before anyone could read how it ended.
 			j.rec.Dead = j.since()
-			j.end(report.OutcomeFailed, "it is gone, but its exit status was not seen: %v", err)
+			j.end(finding.OutcomeFailed, "it is gone, but its exit status was not seen: %v", err)
 			return true
 		case err != nil:
-			j.fail(report.OutcomeFailed, "read the process's end", err)
+			j.fail(finding.OutcomeFailed, "read the process's end", err)
 			return true
 		case st.ExitTime != 0:
 			j.rec.Dead = j.since()

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -37,10 +37,10 @@ func TestDirectKill(t *testing.T) {
 	p := h.process("notepad.exe")
 	h.runs[p.DTB] = true
 	rec := h.engine().Kill(context.Background(), p, options())
-	if rec.Outcome != report.OutcomeKilled || rec.Method != report.MethodDirect || rec.ExitStatus == nil || *rec.ExitStatus != Status || rec.Applied == nil || rec.Dead == nil {
+	if rec.Code != finding.OutcomeKilled || rec.Method != finding.MethodDirect || rec.ExitStatus == nil || *rec.ExitStatus != Status || rec.Applied == nil || rec.Dead == nil {
 		t.Errorf("%+v", rec)
 	}
-	if rec := h.engine().Kill(context.Background(), p, options()); rec.Outcome != report.OutcomeExited || rec.Method != "" {
+	if rec := h.engine().Kill(context.Background(), p, options()); rec.Code != finding.OutcomeExited || rec.Method != "" {
 		t.Errorf("once more: %+v", rec)
 	}
 }
@@ -56,11 +56,11 @@ func TestSurrogateKill(t *testing.T) {
 	}
 	before := h.stacks(services)
 	rec := h.engine().Kill(context.Background(), p, options())
-	if rec.Outcome != report.OutcomeKilled || rec.Method != report.MethodSurrogate || len(rec.Services) != 1 || rec.Services[0].Context != "equal" {
+	if rec.Code != finding.OutcomeKilled || rec.Method != finding.MethodSurrogate || len(rec.Surrogates) != 1 || rec.Surrogates[0].Context != "equal" {
 		t.Fatalf("%+v", rec)
 	}
 	var calls []string
-	for _, c := range rec.Services[0].Calls {
+	for _, c := range rec.Surrogates[0].Calls {
 		calls = append(calls, c.Name)
 	}
 	if !slices.Equal(calls, []string{ntOpenProcess, ntTerminateProcess, ntClose}) {
@@ -147,7 +147,7 @@ func TestEveryStepMayFail(t *testing.T) {
 				}
 				rec := h.engine().Kill(context.Background(), p, options())
 				ended := step == "close" || step == "restore"
-				if (rec.Outcome == report.OutcomeKilled) != ended || rec.Outcome == "" || !ended && rec.Reason == "" {
+				if (rec.Code == finding.OutcomeKilled) != ended || rec.Code == "" || !ended && rec.Reason == "" {
 					t.Errorf("%+v", rec)
 				}
 				if rec.ExitStatus != nil != ended {
@@ -156,12 +156,12 @@ func TestEveryStepMayFail(t *testing.T) {
 				switch step {
 				case "close": // its handle cannot be given back
 					clear(h.opened)
-					if len(rec.Services) == 0 || rec.Services[0].Error == "" {
+					if len(rec.Surrogates) == 0 || rec.Surrogates[0].Error == "" {
 						t.Errorf("the record does not say that the handle is open: %+v", rec)
 					}
 				case "restore": // the module gives it back when the session ends
 					clear(h.saved)
-					for _, s := range rec.Services {
+					for _, s := range rec.Surrogates {
 						if s.Context == "equal" {
 							t.Errorf("the record says that the context is equal: %+v", s)
 						}
@@ -193,7 +193,7 @@ func TestGuestGoesAwayAtEveryStep(t *testing.T) {
 		}
 		rec := h.engine().Kill(context.Background(), p, options())
 		late := step == "close" || step == "restore" // its end had been seen
-		if rec.Outcome != report.OutcomeGone && !(late && rec.Outcome == report.OutcomeKilled) {
+		if rec.Code != finding.OutcomeGone && !(late && rec.Code == finding.OutcomeKilled) {
 			t.Errorf("%s: %+v", step, rec)
 		}
 	}
@@ -203,17 +203,17 @@ func TestGuardsOfKills(t *testing.T) {
 	h := newFake(t)
 	h.cr4 = 1
 	e := h.engine()
-	kill := func(p *introspect.Process, change func(*Options)) *report.Kill {
+	kill := func(p *introspect.Process, change func(*Options)) *finding.Kill {
 		opt := options()
 		if change != nil {
 			change(&opt)
 		}
 		return e.Kill(context.Background(), p, opt)
 	}
-	want := func(name string, rec *report.Kill, o report.Outcome, reason string) {
+	want := func(name string, rec *finding.Kill, o finding.Code, reason string) {
 		t.Helper()
-		if rec.Outcome != o || !strings.Contains(rec.Reason, reason) {
-			t.Errorf("%s: %s, want %s with %q", name, rec, o, reason)
+		if rec.Code != o || !strings.Contains(rec.Reason, reason) {
+			t.Errorf("%s: %s, want %s with %q", name, rec.Text(), o, reason)
 		}
 	}
 	notepad := h.process("notepad.exe")
@@ -223,21 +223,21 @@ func TestGuardsOfKills(t *testing.T) {
 		i := slices.IndexFunc(h.all, func(p introspect.Process) bool { return p.Name == name })
 		return &h.all[i]
 	}
-	want("critical", kill(find("csrss.exe"), nil), report.OutcomeRefused, "critical")
-	want("System", kill(find("System"), nil), report.OutcomeRefused, "System")
-	want("by name", kill(find("winlogon.exe"), nil), report.OutcomeRefused, "system process")
-	want("finished", kill(find("userinit.exe"), nil), report.OutcomeExited, "by itself")
-	want("another one", kill(&other, nil), report.OutcomeRefused, "reused")
+	want("critical", kill(find("csrss.exe"), nil), finding.OutcomeRefused, "critical")
+	want("System", kill(find("System"), nil), finding.OutcomeRefused, "System")
+	want("by name", kill(find("winlogon.exe"), nil), finding.OutcomeRefused, "system process")
+	want("finished", kill(find("userinit.exe"), nil), finding.OutcomeExited, "by itself")
+	want("another one", kill(&other, nil), finding.OutcomeRefused, "reused")
 	inferred := *notepad
 	inferred.Flags = append(slices.Clone(notepad.Flags), introspect.FlagInferred)
 	if why := verdict.Guard(Subject(&inferred)); !strings.Contains(why, "inferred") {
 		t.Errorf("a process read with an inferred profile: the guard says %q", why)
 	}
-	want("paused", kill(notepad, func(o *Options) { o.Paused = func() bool { return true } }), report.OutcomeRefused, "paused")
-	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), report.OutcomePending, "not allowed")
-	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), report.OutcomePending, "no process may serve")
+	want("paused", kill(notepad, func(o *Options) { o.Paused = func() bool { return true } }), finding.OutcomeRefused, "paused")
+	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), finding.OutcomePending, "not allowed")
+	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending, "no process may serve")
 	h.cr4 = 1 << 23
-	want("shadow stacks", kill(notepad, nil), report.OutcomePending, "control-flow enforcement")
+	want("shadow stacks", kill(notepad, nil), finding.OutcomePending, "control-flow enforcement")
 	if len(h.log) > 0 {
 		t.Errorf("carried out: %v", h.log)
 	}
@@ -255,7 +255,7 @@ func TestGuardsOfKills(t *testing.T) {
 		h.put(as, notepad.EPROCESS+uint64(f.Offset), binary.LittleEndian.AppendUint32(nil, binary.LittleEndian.Uint32(b[:])|1<<f.BitOffset))
 		return nil, nil
 	}
-	want("critical in the last moment", kill(notepad, nil), report.OutcomeRefused, "has become a critical process")
+	want("critical in the last moment", kill(notepad, nil), finding.OutcomeRefused, "has become a critical process")
 
 	if _, err := New("test", h.g, struct{ source.Source }{h}); !errors.Is(err, ErrNoModule) {
 		t.Errorf("a source that only reads: %v", err)
@@ -289,7 +289,7 @@ func TestHandleToAnotherProcessEndsNobody(t *testing.T) {
 	before := h.stacks(services)
 	h.words[p.EPROCESS] = h.words[bystander.EPROCESS] // its pid was reused
 	rec := h.engine().Kill(context.Background(), p, options())
-	if rec.Outcome == report.OutcomeKilled || count(h.log, "terminate") != 0 || count(h.log, "close") != 1 {
+	if rec.Code == finding.OutcomeKilled || count(h.log, "terminate") != 0 || count(h.log, "close") != 1 {
 		t.Errorf("%+v, carried out: %v", rec, h.log)
 	}
 	h.clean(services, before)
@@ -313,7 +313,7 @@ func TestInterruptedKill(t *testing.T) {
 		return nil, nil
 	}
 	rec := h.engine().Kill(ctx, p, options())
-	if rec.Outcome == "" || rec.Outcome == report.OutcomeKilled && rec.ExitStatus == nil {
+	if rec.Code == "" || rec.Code == finding.OutcomeKilled && rec.ExitStatus == nil {
 		t.Errorf("%+v", rec)
 	}
 	h.clean(services, before)
@@ -327,7 +327,7 @@ func TestPlanTouchesNothing(t *testing.T) {
 	opt.DryRun = true
 	rec := h.engine().Kill(context.Background(), p, opt)
 	text := strings.Join(rec.Plan, "\n")
-	if rec.Outcome != report.OutcomePlanned || !strings.Contains(text, ntTerminateProcess) || !strings.Contains(text, "else by surrogate svchost.exe") || len(h.log) > 0 {
+	if rec.Code != finding.OutcomePlanned || !strings.Contains(text, ntTerminateProcess) || !strings.Contains(text, "else by surrogate svchost.exe") || len(h.log) > 0 {
 		t.Errorf("%+v, carried out: %v", rec, h.log)
 	}
 }

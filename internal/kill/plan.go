@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 )
 
 // plan verifies all that a kill would rely on and says what it would do. It touches
@@ -13,7 +13,7 @@ func (j *job) plan(ctx context.Context) {
 	say := func(format string, args ...any) { j.rec.Plan = append(j.rec.Plan, fmt.Sprintf(format, args...)) }
 	lib, err := j.library(ctx)
 	if err != nil {
-		j.fail(report.OutcomeFailed, "", err)
+		j.fail(finding.OutcomeFailed, "", err)
 		return
 	}
 	ways := 0
@@ -21,7 +21,7 @@ func (j *job) plan(ctx context.Context) {
 		say("not through a thread of its own: %v", err)
 	} else {
 		ways++
-		j.rec.Method = report.MethodDirect
+		j.rec.Method = finding.MethodDirect
 		say("redirect a thread of it to %s at %#x (system call %#x), exit status %v", ntTerminateProcess, e.va, e.number, Status)
 	}
 	if len(j.opt.Policy.Surrogates) == 0 {
@@ -39,13 +39,13 @@ func (j *job) plan(ctx context.Context) {
 			say("no surrogates: %s", reasons(excuses))
 		}
 		if ways == 0 && len(cands) > 0 {
-			j.rec.Method = report.MethodSurrogate
+			j.rec.Method = finding.MethodSurrogate
 		}
 		ways += len(cands)
 	}
 	if ways == 0 {
-		j.end(report.OutcomeRefused, "there is no way to end it")
+		j.end(finding.OutcomeRefused, "there is no way to end it")
 		return
 	}
-	j.rec.Outcome = report.OutcomePlanned
+	j.rec.Code = finding.OutcomePlanned
 }

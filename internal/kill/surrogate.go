@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 )
 
@@ -26,20 +26,20 @@ const maxTries = 3
 // not. False means that no service could be used, with the outcome unset or set.
 func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct error) bool {
 	if len(j.opt.Policy.Surrogates) == 0 {
-		j.end(report.OutcomePending, "%v; surrogates are not allowed", direct)
+		j.end(finding.OutcomePending, "%v; surrogates are not allowed", direct)
 		return false
 	}
 	var excuses []string
 	cands, err := j.candidates(ctx, s, lib, func(why string) { excuses = append(excuses, why) })
 	switch {
 	case err != nil && (errors.Is(err, source.ErrGone) || ctx.Err() != nil):
-		j.fail(report.OutcomeFailed, "look for a surrogate", err)
+		j.fail(finding.OutcomeFailed, "look for a surrogate", err)
 		return false
 	case err != nil:
-		j.end(report.OutcomePending, "%v; no surrogate: %v", direct, err)
+		j.end(finding.OutcomePending, "%v; no surrogate: %v", direct, err)
 		return false
 	case len(cands) == 0:
-		j.end(report.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
+		j.end(finding.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
 		return false
 	}
 	for try := 0; try < maxTries; {
@@ -47,13 +47,13 @@ func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct er
 		if err != nil {
 			switch {
 			case errors.Is(err, source.ErrGone):
-				j.fail(report.OutcomeFailed, "wait for a surrogate", err)
+				j.fail(finding.OutcomeFailed, "wait for a surrogate", err)
 			case ctx.Err() != nil:
 				j.gaveUp(ctx, fmt.Errorf("%w; of %d surrogates none came: %s", direct, len(cands), reasons(excuses)))
 			case try > 0:
-				j.end(report.OutcomeFailed, "surrogates: %s", reasons(excuses))
+				j.end(finding.OutcomeFailed, "surrogates: %s", reasons(excuses))
 			default:
-				j.end(report.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(excuses, err.Error())))
+				j.end(finding.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(excuses, err.Error())))
 			}
 			return false
 		}
@@ -65,10 +65,10 @@ func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct er
 			try++
 		}
 		excuses = append(excuses, fmt.Sprintf("%s[%d]: %s", c.p.Name, c.p.PID, j.rec.Reason))
-		j.rec.Outcome, j.rec.Reason = "", ""
+		j.rec.Outcome = finding.Outcome{}
 		cands = slices.DeleteFunc(cands, func(o *candidate) bool { return o == c })
 	}
-	j.end(report.OutcomeFailed, "surrogates: %s", reasons(excuses))
+	j.end(finding.OutcomeFailed, "surrogates: %s", reasons(excuses))
 	return false
 }
 
@@ -177,8 +177,8 @@ func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, use
 	defer cancel()
 	t := &thread{candidate: c, saved: ev.Cookie, before: ev}
 	t.teb = ev.TEB
-	j.rec.Services = append(j.rec.Services, report.Service{Process: ProcessOf(c.p)})
-	t.rec = &j.rec.Services[len(j.rec.Services)-1]
+	j.rec.Surrogates = append(j.rec.Surrogates, finding.Surrogate{Process: ProcessOf(c.p)})
+	t.rec = &j.rec.Surrogates[len(j.rec.Surrogates)-1]
 	err := t.prepare(gctx)
 	if err == nil {
 		err = j.terminate(ctx, gctx, t)
@@ -189,7 +189,7 @@ func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, use
 	}
 	switch {
 	case errors.Is(err, source.ErrGone):
-		j.fail(report.OutcomeFailed, "use a surrogate", err)
+		j.fail(finding.OutcomeFailed, "use a surrogate", err)
 		return true, true
 	case errors.Is(err, errGuard) && j.guarded():
 		return true, true
@@ -197,10 +197,10 @@ func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, use
 		j.gaveUp(ctx, err)
 		return true, true
 	case err != nil && j.rec.Applied == nil:
-		j.end(report.OutcomeFailed, "%v", err)
+		j.end(finding.OutcomeFailed, "%v", err)
 		return false, len(t.rec.Calls) > 0
-	case j.rec.Outcome == "" && !j.awaitEnd(ctx):
-		j.end(report.OutcomeFailed, "%s[%d] ended it, but it has not ended in %v", c.p.Name, c.p.PID, j.opt.Timeout)
+	case j.rec.Code == "" && !j.awaitEnd(ctx):
+		j.end(finding.OutcomeFailed, "%s[%d] ended it, but it has not ended in %v", c.p.Name, c.p.PID, j.opt.Timeout)
 	}
 	return true, true
 }
@@ -218,7 +218,7 @@ func (j *job) terminate(ctx, gctx context.Context, t *thread) error {
 		return err
 	}
 	if status != 0 {
-		return fmt.Errorf("%s answered %v", ntOpenProcess, report.NTStatus(status))
+		return fmt.Errorf("%s answered %v", ntOpenProcess, finding.NTStatus(status))
 	}
 	handle, err := t.handle()
 	if err != nil {
@@ -228,7 +228,7 @@ func (j *job) terminate(ctx, gctx context.Context, t *thread) error {
 	if closed, cerr := t.call(gctx, ntClose, nil, handle); cerr != nil {
 		err = errors.Join(err, cerr)
 	} else if closed != 0 {
-		err = errors.Join(err, fmt.Errorf("%s answered %v", ntClose, report.NTStatus(closed)))
+		err = errors.Join(err, fmt.Errorf("%s answered %v", ntClose, finding.NTStatus(closed)))
 	}
 	return err
 }
@@ -252,9 +252,9 @@ func (j *job) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) e
 		return err
 	}
 	if status != 0 {
-		return fmt.Errorf("%s answered %v", ntTerminateProcess, report.NTStatus(status))
+		return fmt.Errorf("%s answered %v", ntTerminateProcess, finding.NTStatus(status))
 	}
-	j.rec.Method, j.rec.Applied = report.MethodSurrogate, j.since()
+	j.rec.Method, j.rec.Applied = finding.MethodSurrogate, j.since()
 	// While the handle is open the process object stays: the best time to see the end.
 	wctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 )
 
@@ -16,7 +16,7 @@ import (
 // give back; what is changed of its stack is kept here.
 type thread struct {
 	*candidate
-	rec    *report.Service
+	rec    *finding.Surrogate
 	saved  uint64       // cookie under which its context is kept
 	before source.Event // its registers when it came
 	block  introspect.TEB
@@ -160,11 +160,11 @@ func (t *thread) call(ctx context.Context, name string, guards []source.Guard, a
 	a.Saved, a.Guards = t.saved, nil
 	ev, err := t.do(ctx, a)
 	if err != nil {
-		t.rec.Calls = append(t.rec.Calls, report.Call{Name: name, Status: 0xffffffff})
+		t.rec.Calls = append(t.rec.Calls, finding.Call{Name: name, Status: 0xffffffff})
 		return fail(fmt.Errorf("it has not returned: %w", err))
 	}
 	status := uint32(ev.GPR[source.RAX])
-	t.rec.Calls = append(t.rec.Calls, report.Call{Name: name, Status: report.NTStatus(status)})
+	t.rec.Calls = append(t.rec.Calls, finding.Call{Name: name, Status: finding.NTStatus(status)})
 	return status, nil
 }
 

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/escape"
 )
 
 // Bounds of a command's run.
@@ -59,7 +59,7 @@ func (c *command) send(ctx context.Context, e *Event) error {
 		return nil // done, but something that it left behind has its output open
 	}
 	if said := strings.TrimSpace(out.kept.String()); said != "" {
-		err = fmt.Errorf("%w: it said \"%s\"", err, report.Escape(said))
+		err = fmt.Errorf("%w: it said \"%s\"", err, escape.Text(said))
 	}
 	return err
 }

@@ -7,7 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/escape"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -19,21 +20,21 @@ const (
 
 // Event is one thing that is told. Its JSON is what the command and the webhook get.
 type Event struct {
-	ID      string          `json:"id"` // random; the same in each try to deliver it
-	Type    string          `json:"type"`
-	Time    time.Time       `json:"time"`
-	Host    string          `json:"host"`
-	Trigger string          `json:"trigger"` // who asked: "cli", "hook", "watch", "timer"
-	Domain  string          `json:"domain"`
-	UUID    string          `json:"uuid,omitempty"`
-	DryRun  bool            `json:"dry_run,omitempty"` // nothing was done, only planned
-	Finding *report.Finding `json:"finding,omitempty"`
-	Sweep   *Sweep          `json:"sweep,omitempty"`
+	ID      string           `json:"id"` // random; the same in each try to deliver it
+	Type    string           `json:"type"`
+	Time    time.Time        `json:"time"`
+	Host    string           `json:"host"`
+	Trigger string           `json:"trigger"` // who asked: "cli", "hook", "watch", "timer"
+	Domain  string           `json:"domain"`
+	UUID    string           `json:"uuid,omitempty"`
+	DryRun  bool             `json:"dry_run,omitempty"` // nothing was done, only planned
+	Finding *finding.Finding `json:"finding,omitempty"`
+	Sweep   *Sweep           `json:"sweep,omitempty"`
 }
 
 // Sweep is how a domain's sweep ended.
 type Sweep struct {
-	Status    string  `json:"status"` // as report.DomainScan has it
+	Status    string  `json:"status"` // as finding.Scan has it
 	Reason    string  `json:"reason,omitempty"`
 	Processes int     `json:"processes"`
 	Images    int     `json:"images"`
@@ -63,7 +64,7 @@ func (e *Event) level() level {
 		return levelInfo
 	case e.Finding != nil && !e.Finding.Done():
 		return levelError
-	case e.Finding != nil, e.Sweep.Status == report.StatusIncomplete, e.Sweep.Status == report.StatusFailed:
+	case e.Finding != nil, e.Sweep.Status == finding.StatusIncomplete, e.Sweep.Status == finding.StatusFailed:
 		return levelWarning
 	}
 	return levelInfo
@@ -72,15 +73,15 @@ func (e *Event) level() level {
 // text is the event in a line for people, escaped.
 func (e *Event) text() string {
 	if f := e.Finding; f != nil {
-		return cut(fmt.Sprintf("%s: %s[%d]: %s: %s FOUND; %s by rule %s: %s", report.Escape(e.Domain), report.Escape(f.Process), f.PID, report.Escape(f.Image),
-			report.Escape(f.Signature), f.Verdict.Action, report.Escape(f.Verdict.Rule), report.Escape(f.Outcome)))
+		return cut(fmt.Sprintf("%s: %s[%d]: %s: %s FOUND; %s by rule %s: %s", escape.Text(e.Domain), escape.Text(f.Process), f.PID, escape.Text(f.Image),
+			escape.Text(f.Signature), f.Verdict.Action, escape.Text(f.Verdict.Rule), escape.Text(f.Text())))
 	}
 	s := e.Sweep
 	why := ""
 	if s.Reason != "" {
-		why = ": " + report.Escape(s.Reason)
+		why = ": " + escape.Text(s.Reason)
 	}
-	return cut(fmt.Sprintf("%s: %s%s: %d processes, %d images, %d findings, %d errors in %.1f s", report.Escape(e.Domain), s.Status, why,
+	return cut(fmt.Sprintf("%s: %s%s: %d processes, %d images, %d findings, %d errors in %.1f s", escape.Text(e.Domain), s.Status, why,
 		s.Processes, s.Images, s.Findings, s.Errors, s.Seconds))
 }
 
@@ -100,7 +101,7 @@ func (e *Event) fields() map[string]string {
 	if f := e.Finding; f != nil {
 		for k, v := range map[string]string{"PID": fmt.Sprint(f.PID), "PROCESS": f.Process, "PATH": f.Subject.Path, "IMAGE": f.Image, "SIGNATURE": f.Signature,
 			"KIND": f.Kind, "SHA256": f.SHA256, "VERDICT": string(f.Verdict.Action), "RULE": f.Verdict.Rule, "REASON": f.Verdict.Reason,
-			"ACTION": string(f.Action), "OUTCOME": f.Outcome} {
+			"ACTION": string(f.Action), "OUTCOME": f.Text()} {
 			out[k] = v
 		}
 	}
@@ -110,7 +111,7 @@ func (e *Event) fields() map[string]string {
 		}
 	}
 	for k, v := range out {
-		out[k] = cut(report.Escape(v))
+		out[k] = cut(escape.Text(v))
 	}
 	return out
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmav.dev/vmav/internal/config"
+	"vmav.dev/vmav/internal/finding"
 )
 
 // journalChild tells the test binary to be the child of TestJournal.
@@ -64,7 +65,7 @@ func runJournal() error {
 	if err != nil {
 		return err
 	}
-	n.Domain(scan(finding("rule", false)), false)
+	n.Domain(scan(found("rule", false)), false)
 	if err := n.Close(context.Background()); err != nil {
 		return err
 	}
@@ -142,8 +143,8 @@ func TestSyslog(t *testing.T) {
 	}
 	defer l.Close()
 	n := notifier(&syslogd{socket: socket})
-	f := finding("rule", false)
-	f.Outcome = "failed: x"
+	f := found("rule", false)
+	f.Outcome = finding.Outcome{Code: "failed", Reason: "x"}
 	n.Domain(scan(f), false)
 	if err := n.Close(context.Background()); err != nil {
 		t.Fatal(err)

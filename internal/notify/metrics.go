@@ -16,7 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/escape"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -60,7 +61,7 @@ func openMetrics(dir string) (*metrics, error) {
 }
 
 // add adds what add of samples does.
-func (m *metrics) add(d *report.DomainScan, everything bool, now time.Time) error {
+func (m *metrics) add(d *finding.Scan, everything bool, now time.Time) error {
 	lock, err := os.Open(m.dir)
 	if err != nil {
 		return err
@@ -119,7 +120,7 @@ func sample(name string, labels ...string) string {
 	var b strings.Builder
 	for i := 0; i < len(labels); i += 2 {
 		// Escape leaves nothing that the format would have to escape but these two.
-		v := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(cut(report.Escape(labels[i+1])))
+		v := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(cut(escape.Text(labels[i+1])))
 		fmt.Fprintf(&b, `,%s="%s"`, labels[i], v)
 	}
 	if b.Len() == 0 {
@@ -130,12 +131,12 @@ func sample(name string, labels ...string) string {
 
 // add adds a sweep of everything, or what a scan of new processes found and did: that is
 // counted, too, and the sweep's figures stay those of the last one of everything.
-func (s samples) add(d *report.DomainScan, everything bool, now time.Time) {
+func (s samples) add(d *finding.Scan, everything bool, now time.Time) {
 	s.forget(now)
 	if everything {
 		s[sample("vmav_sweeps_total", "status", d.Status)]++
 	}
-	if d.Status == report.StatusSkipped {
+	if d.Status == finding.StatusSkipped {
 		return // it is no Windows: there is nothing to watch it for
 	}
 	for _, a := range verdict.Actions() { // a counter begins at 0, or Prometheus misses its first step
@@ -145,16 +146,16 @@ func (s samples) add(d *report.DomainScan, everything bool, now time.Time) {
 		s[sample("vmav_findings_total", "domain", d.Name, "verdict", string(d.Findings[i].Verdict.Action))]++
 	}
 	for _, k := range d.Kills {
-		s[sample("vmav_actions_total", "action", string(verdict.Kill), "outcome", string(k.Outcome))]++
+		s[sample("vmav_actions_total", "action", string(verdict.Kill), "outcome", string(k.Code))]++
 	}
 	for _, a := range d.Actions {
-		s[sample("vmav_actions_total", "action", string(a.Action), "outcome", string(a.Outcome))]++
+		s[sample("vmav_actions_total", "action", string(a.Action), "outcome", string(a.Code))]++
 	}
 	if !everything {
 		return
 	}
 	complete := 0.0
-	if d.Status == report.StatusScanned {
+	if d.Status == finding.StatusScanned {
 		complete = 1
 	}
 	for name, v := range map[string]float64{"complete": complete, "errors": float64(len(d.Errors)), "findings": float64(len(d.Findings)),

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/config"
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -30,13 +30,13 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Unix(1_700_000_000, 0)
-	d := scan(finding("r", true), finding("r", true))
+	d := scan(found("r", true), found("r", true))
 	d.Timing.Total = 1.5
-	d.Kills = []*report.Kill{{Outcome: report.OutcomeKilled}}
-	d.Actions = []*report.Act{{Action: verdict.Suspend, Outcome: report.OutcomeSuspended}}
+	d.Kills = []*finding.Kill{{Outcome: finding.Outcome{Code: finding.OutcomeKilled}}}
+	d.Actions = []*finding.Act{{Action: verdict.Suspend, Outcome: finding.Outcome{Code: finding.OutcomeSuspended}}}
 	odd := scan()
-	odd.Name, odd.Status, odd.Errors = "a\"b\\c\nd}", report.StatusIncomplete, make([]report.ScanError, 3)
-	for _, d := range []*report.DomainScan{d, d, odd, {Name: "linux", Status: report.StatusSkipped}} {
+	odd.Name, odd.Status, odd.Errors = "a\"b\\c\nd}", finding.StatusIncomplete, make([]finding.Unread, 3)
+	for _, d := range []*finding.Scan{d, d, odd, {Name: "linux", Status: finding.StatusSkipped}} {
 		if err := m.add(d, true, now); err != nil {
 			t.Fatal(err)
 		}
@@ -104,11 +104,11 @@ func TestMetricsOfWhatIsNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.Domain(scan(finding("r", true)), false)
+	n.Domain(scan(found("r", true)), false)
 	before := readProm(t, dir)
-	d := scan(finding("r", true), finding("r", true))
-	d.Images, d.Status = 1, report.StatusIncomplete
-	d.Kills = []*report.Kill{{Outcome: report.OutcomeKilled}}
+	d := scan(found("r", true), found("r", true))
+	d.Images, d.Status = 1, finding.StatusIncomplete
+	d.Kills = []*finding.Kill{{Outcome: finding.Outcome{Code: finding.OutcomeKilled}}}
 	n.Fresh(d, false)
 	want := strings.Replace(before, `verdict="kill"} 1`, `verdict="kill"} 3`, 1)
 	got := readProm(t, dir)

@@ -11,7 +11,7 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 
 	"vmav.dev/vmav/internal/config"
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 )
 
 // Options say who tells.
@@ -73,7 +73,7 @@ func Open(c config.Report, opt Options) (*Notifier, error) {
 
 // Domain tells of a domain's sweep: of each finding, and how it ended. dryRun says that
 // nothing was done about them. It does not wait for anyone.
-func (n *Notifier) Domain(d *report.DomainScan, dryRun bool) {
+func (n *Notifier) Domain(d *finding.Scan, dryRun bool) {
 	for i := range d.Findings {
 		n.Finding(d.Name, d.UUID, &d.Findings[i], dryRun)
 	}
@@ -86,7 +86,7 @@ func (n *Notifier) Domain(d *report.DomainScan, dryRun bool) {
 
 // Fresh tells of what a scan of new processes or images of a domain found and did, and counts
 // it. It is no sweep of the domain, and nothing is said of how it ended.
-func (n *Notifier) Fresh(d *report.DomainScan, dryRun bool) {
+func (n *Notifier) Fresh(d *finding.Scan, dryRun bool) {
 	for i := range d.Findings {
 		n.Finding(d.Name, d.UUID, &d.Findings[i], dryRun)
 	}
@@ -94,7 +94,7 @@ func (n *Notifier) Fresh(d *report.DomainScan, dryRun bool) {
 }
 
 // Finding tells of one finding, whose outcome is known. It keeps a copy.
-func (n *Notifier) Finding(domain, uuid string, f *report.Finding, dryRun bool) {
+func (n *Notifier) Finding(domain, uuid string, f *finding.Finding, dryRun bool) {
 	e := n.event(TypeFinding, domain, uuid)
 	own := *f
 	e.Finding, e.DryRun = &own, dryRun
@@ -103,7 +103,7 @@ func (n *Notifier) Finding(domain, uuid string, f *report.Finding, dryRun bool) 
 
 // count adds a sweep of everything, or of what is new, to the metrics, where the
 // configuration has any.
-func (n *Notifier) count(d *report.DomainScan, everything bool) {
+func (n *Notifier) count(d *finding.Scan, everything bool) {
 	if n.metrics == nil {
 		return
 	}

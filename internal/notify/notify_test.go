@@ -13,21 +13,21 @@ import (
 	"unicode/utf8"
 
 	"vmav.dev/vmav/internal/config"
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
 // hostile is a name that a guest could give its process.
 const hostile = "ma\x1b[31mlware\n.exe\"\\\xff"
 
-func finding(rule string, notify bool) report.Finding {
-	return report.Finding{Kind: report.KindSignature, Domain: "win10", PID: 812, Process: hostile, Image: `C:\x.exe`, Signature: "Win.Test", SHA256: strings.Repeat("a", 64),
+func found(rule string, notify bool) finding.Finding {
+	return finding.Finding{Kind: finding.KindSignature, Domain: "win10", PID: 812, Process: hostile, Image: `C:\x.exe`, Signature: "Win.Test", SHA256: strings.Repeat("a", 64),
 		Subject: verdict.Subject{PID: 812, Name: hostile}, Verdict: verdict.Verdict{Action: verdict.Kill, Rule: rule, Reason: "why", Notify: notify},
-		Action: verdict.Kill, Outcome: "killed"}
+		Action: verdict.Kill, Outcome: finding.Outcome{Code: "killed"}}
 }
 
-func scan(findings ...report.Finding) *report.DomainScan {
-	return &report.DomainScan{Name: "win10", UUID: "u-u", Status: report.StatusScanned, Images: 12, Findings: findings, Errors: []report.ScanError{}}
+func scan(findings ...finding.Finding) *finding.Scan {
+	return &finding.Scan{Name: "win10", UUID: "u-u", Status: finding.StatusScanned, Images: 12, Findings: findings, Errors: []finding.Unread{}}
 }
 
 // recorder is a sink that fails or blocks as it is told.
@@ -74,7 +74,7 @@ func notifier(sinks ...sink) *Notifier {
 func TestWhoIsTold(t *testing.T) {
 	log, told := &recorder{all: true}, &recorder{}
 	n := notifier(log, told)
-	n.Domain(scan(finding("loud", true), finding("quiet", false)), false)
+	n.Domain(scan(found("loud", true), found("quiet", false)), false)
 	if err := n.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestWhoIsTold(t *testing.T) {
 	if len(told.got) != 1 || told.got[0].Finding.Verdict.Rule != "loud" || told.got[0].Trigger != "cli" || told.got[0].ID == "" || told.got[0].UUID != "u-u" {
 		t.Errorf("the other got %+v", told.got)
 	}
-	n.Domain(scan(finding("late", true)), false)
+	n.Domain(scan(found("late", true)), false)
 	if err := n.Close(context.Background()); err == nil || !strings.Contains(err.Error(), "were not delivered") {
 		t.Errorf("after the end: %v", err)
 	}
@@ -94,7 +94,7 @@ func TestWhoIsTold(t *testing.T) {
 func TestAQueueIsBounded(t *testing.T) {
 	stuck, log := &recorder{block: make(chan struct{}), inside: make(chan struct{}, 1)}, &recorder{all: true}
 	n := notifier(stuck, log)
-	f := finding("loud", true)
+	f := found("loud", true)
 	n.Finding("win10", "", &f, false)
 	<-stuck.inside // the first is under way, so that the queue has its whole length
 	for range queueLength + 10 {
@@ -126,21 +126,24 @@ func TestFailuresAreTold(t *testing.T) {
 }
 
 func TestLevels(t *testing.T) {
-	with := func(f func(*report.Finding)) *Event { x := finding("r", true); f(&x); return &Event{Finding: &x} }
+	with := func(f func(*finding.Finding)) *Event { x := found("r", true); f(&x); return &Event{Finding: &x} }
 	for _, tt := range []struct {
 		name string
 		e    *Event
 		want level
 	}{
-		{"killed", with(func(*report.Finding) {}), levelWarning},
-		{"not killed", with(func(f *report.Finding) { f.Outcome = "refused: it has exited" }), levelError},
-		{"planned", with(func(f *report.Finding) { f.Outcome = "planned" }), levelWarning},
-		{"reported", with(func(f *report.Finding) { f.Verdict.Action = verdict.Report; f.Outcome = "reported" }), levelWarning},
-		{"allowed", with(func(f *report.Finding) {
+		{"killed", with(func(*finding.Finding) {}), levelWarning},
+		{"not killed", with(func(f *finding.Finding) { f.Outcome = finding.Outcome{Code: "refused", Reason: "it has exited"} }), levelError},
+		{"planned", with(func(f *finding.Finding) { f.Outcome = finding.Outcome{Code: "planned"} }), levelWarning},
+		{"reported", with(func(f *finding.Finding) {
+			f.Verdict.Action = verdict.Report
+			f.Outcome = finding.Outcome{Code: "reported"}
+		}), levelWarning},
+		{"allowed", with(func(f *finding.Finding) {
 			f.Verdict = verdict.Verdict{Action: verdict.Report, Rule: verdict.RuleAllow}
 		}), levelInfo},
-		{"a sweep", &Event{Sweep: &Sweep{Status: report.StatusScanned}}, levelInfo},
-		{"an incomplete one", &Event{Sweep: &Sweep{Status: report.StatusIncomplete}}, levelWarning},
+		{"a sweep", &Event{Sweep: &Sweep{Status: finding.StatusScanned}}, levelInfo},
+		{"an incomplete one", &Event{Sweep: &Sweep{Status: finding.StatusIncomplete}}, levelWarning},
 	} {
 		if got := tt.e.level(); got != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
@@ -150,7 +153,7 @@ func TestLevels(t *testing.T) {
 
 // A guest cannot write lines of its own into a log, or flood it.
 func TestTextOfAGuestIsEscapedAndBounded(t *testing.T) {
-	f := finding("r", true)
+	f := found("r", true)
 	f.Image = strings.Repeat("ä", 40000)
 	e := &Event{Type: TypeFinding, Domain: "win10", Finding: &f}
 	for k, v := range e.fields() {
@@ -199,7 +202,7 @@ func TestOpenNamesWhatIsWrong(t *testing.T) {
 }
 
 func TestEventJSON(t *testing.T) {
-	f := finding("r", true)
+	f := found("r", true)
 	e := Event{ID: "i", Type: TypeFinding, Finding: &f}
 	text, err := json.Marshal(e)
 	if err != nil {

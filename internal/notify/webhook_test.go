@@ -87,7 +87,7 @@ func (s *server) hook(t *testing.T, secret string) (*webhook, *[]time.Duration) 
 }
 
 func event() *Event {
-	f := finding("r", true)
+	f := found("r", true)
 	return &Event{ID: newID(), Type: TypeFinding, Domain: "win10", Finding: &f}
 }
 
@@ -197,7 +197,7 @@ func TestSlowServers(t *testing.T) {
 	s = serve(t, slow)
 	w, _ = s.hook(t, "")
 	n := notifier(w)
-	f := finding("r", true)
+	f := found("r", true)
 	n.Finding("win10", "", &f, false)
 	for len(s.requests()) == 0 {
 		time.Sleep(time.Millisecond)

@@ -6,38 +6,10 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
-
-func TestEscape(t *testing.T) {
-	for in, want := range map[string]string{
-		"notepad.exe":         "notepad.exe",
-		"Grüße 日本":            "Grüße 日本",
-		"a\x1b[2Jb":           `a\x1b[2Jb`,
-		"a\r\nb\tc":           `a\x0d\x0ab\x09c`,
-		"exe.\u202egpj":       `exe.\u{202e}gpj`,
-		"zero\u200bwidth":     `zero\u{200b}width`,
-		"\xff\xfe":            `\xff\xfe`,
-		"no\u00a0break\u2028": `no\u{a0}break\u{2028}`,
-		"":                    "",
-	} {
-		if got := Escape(in); got != want {
-			t.Errorf("Escape(%q) = %q, want %q", in, got, want)
-		}
-	}
-}
-
-func FuzzEscape(f *testing.F) {
-	f.Add("a\x1b[31m\u202e\xff")
-	f.Fuzz(func(t *testing.T, s string) {
-		got := Escape(s)
-		if !utf8.ValidString(got) || strings.ContainsAny(got, "\x1b\r\n\t\x00\u202e\u200b\u2028") {
-			t.Fatalf("Escape(%q) = %q", s, got)
-		}
-	})
-}
 
 type row struct {
 	Name string `json:"name"`
@@ -72,12 +44,12 @@ func TestRows(t *testing.T) {
 }
 
 func TestScanForPeopleAndPrograms(t *testing.T) {
-	s := &Scan{Engine: Engine{Version: "ClamAV 1.4.6", Private: true}, Domains: []DomainScan{
-		{Name: "win10", State: "running", Status: StatusIncomplete, Build: "10.0.19041", Processes: 2, Images: 9, Files: 7,
-			Findings: []Finding{{Domain: "win10", PID: 812, Process: "mal\x1bware.exe", Image: `C:\Temp\malware.exe`, Base: 0x140000000, Size: 4096,
-				Signature: "Test.Malware", Fidelity: Fidelity{Coverage: 0.5}, Verdict: verdict.Verdict{Action: verdict.Report, Reason: "policy"}, Action: verdict.Report, Outcome: "reported"}},
-			Errors: []ScanError{{"process 99 (x)", "page not present"}}},
-		{Name: "tux", State: "running", Status: StatusSkipped, Reason: "the guest is not Windows: it looks like Linux"},
+	s := &finding.Sweep{Engine: finding.Engine{Version: "ClamAV 1.4.6", Private: true}, Domains: []finding.Scan{
+		{Name: "win10", State: "running", Status: finding.StatusIncomplete, Build: "10.0.19041", Processes: 2, Images: 9, Files: 7,
+			Findings: []finding.Finding{{Domain: "win10", PID: 812, Process: "mal\x1bware.exe", Image: `C:\Temp\malware.exe`, Base: 0x140000000, Size: 4096,
+				Signature: "Test.Malware", Fidelity: finding.Fidelity{Coverage: 0.5}, Verdict: verdict.Verdict{Action: verdict.Report, Reason: "policy"}, Action: verdict.Report, Outcome: finding.Outcome{Code: "reported"}}},
+			Errors: []finding.Unread{{What: "process 99 (x)", Error: "page not present"}}},
+		{Name: "tux", State: "running", Status: finding.StatusSkipped, Reason: "the guest is not Windows: it looks like Linux"},
 	}}
 	s.Summarise(1500 * time.Millisecond)
 	var b bytes.Buffer
@@ -107,7 +79,7 @@ Time:       1.5 s
 	if err := Document(&b, s); err != nil {
 		t.Fatal(err)
 	}
-	var back Scan
+	var back finding.Sweep
 	if err := json.Unmarshal(b.Bytes(), &back); err != nil {
 		t.Fatal(err)
 	}

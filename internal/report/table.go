@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mattn/go-runewidth"
+	"vmav.dev/vmav/internal/escape"
 )
 
 // Format is a form of output.
@@ -80,7 +81,7 @@ func csvRows[T any](w io.Writer, rows []T, cols []Column[T]) error {
 	}
 	for _, r := range rows {
 		for i, c := range cols {
-			rec[i] = Escape(c.Text(r))
+			rec[i] = escape.Text(c.Text(r))
 		}
 		if err := out.Write(rec); err != nil {
 			return err
@@ -102,7 +103,7 @@ func tableRows[T any](w io.Writer, rows []T, cols []Column[T]) error {
 	for _, r := range rows {
 		line := make([]string, len(cols))
 		for i, c := range cols {
-			line[i] = Escape(c.Text(r))
+			line[i] = escape.Text(c.Text(r))
 			width[i] = max(width[i], runewidth.StringWidth(line[i]))
 		}
 		cells = append(cells, line)

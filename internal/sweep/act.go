@@ -8,9 +8,9 @@ import (
 	"slices"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -83,7 +83,7 @@ var (
 
 // end kills or holds a process and returns the record of the one or the other. The error
 // is why the engine could not be had.
-func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doomed) (*report.Kill, *report.Act) {
+func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doomed) (*finding.Kill, *finding.Act) {
 	opt := s.opt.Kill
 	opt.Policy, opt.DryRun = s.opt.Policy, s.opt.Policy.DryRun
 	if opt.Paused == nil {
@@ -101,7 +101,7 @@ func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doom
 	}
 	if err != nil {
 		k := kill.Refuse(s.target.Name, d.process, err)
-		return nil, &report.Act{Domain: k.Domain, Action: verdict.Hold, Target: &k.Target, Outcome: k.Outcome, Reason: k.Reason, Requested: k.Requested}
+		return nil, &finding.Act{Domain: k.Domain, Action: verdict.Hold, Target: &k.Target, Outcome: k.Outcome, Requested: k.Requested}
 	}
 	s.acting(ctx, d.findings, d.action)
 	a, held := engine.Hold(ctx, d.process, opt)
@@ -115,19 +115,19 @@ func (s *sweep) end(ctx context.Context, engine *kill.Engine, err error, d *doom
 const suspendTime = 30 * time.Second
 
 // suspend pauses the domain.
-func (s *sweep) suspend(ctx context.Context) *report.Act {
+func (s *sweep) suspend(ctx context.Context) *finding.Act {
 	begin := time.Now()
-	a := &report.Act{Domain: s.target.Name, Action: verdict.Suspend, DryRun: s.opt.Policy.DryRun, Requested: begin.UTC()}
+	a := &finding.Act{Domain: s.target.Name, Action: verdict.Suspend, DryRun: s.opt.Policy.DryRun, Requested: begin.UTC()}
 	paused := func() bool { return s.target.Paused != nil && s.target.Paused() }
 	switch {
 	case s.target.State == StateImage:
-		a.Outcome, a.Reason = report.OutcomeRefused, errImage.Error()
+		a.Code, a.Reason = finding.OutcomeRefused, errImage.Error()
 	case s.target.Suspend == nil:
-		a.Outcome, a.Reason = report.OutcomeRefused, "there is no libvirt to ask"
+		a.Code, a.Reason = finding.OutcomeRefused, "there is no libvirt to ask"
 	case paused():
-		a.Outcome, a.Reason = report.OutcomeSuspended, "it was paused already"
+		a.Code, a.Reason = finding.OutcomeSuspended, "it was paused already"
 	case a.DryRun:
-		a.Outcome = report.OutcomePlanned
+		a.Code = finding.OutcomePlanned
 	default:
 		ctx, cancel := context.WithTimeout(ctx, suspendTime)
 		defer cancel()
@@ -135,12 +135,12 @@ func (s *sweep) suspend(ctx context.Context) *report.Act {
 		err := s.target.Suspend(ctx)
 		switch {
 		case err != nil:
-			a.Outcome, a.Reason = report.OutcomeFailed, err.Error()
+			a.Code, a.Reason = finding.OutcomeFailed, err.Error()
 		case !paused():
-			a.Outcome, a.Reason = report.OutcomeFailed, "libvirt has done it, but does not say that the domain is paused"
+			a.Code, a.Reason = finding.OutcomeFailed, "libvirt has done it, but does not say that the domain is paused"
 		default:
-			took := report.Milliseconds(time.Since(begin))
-			a.Outcome, a.Applied = report.OutcomeSuspended, &took
+			took := finding.Milliseconds(time.Since(begin))
+			a.Code, a.Applied = finding.OutcomeSuspended, &took
 		}
 	}
 	return a
@@ -157,21 +157,20 @@ func (s *sweep) acting(ctx context.Context, findings []int, a verdict.Action) {
 
 // outcome notes what came of an action for the findings that asked for it: of a kill, or of
 // another.
-func (s *sweep) outcome(ctx context.Context, findings []int, action verdict.Action, k *report.Kill, a *report.Act, what string) {
-	var o report.Outcome
-	var text string
+func (s *sweep) outcome(ctx context.Context, findings []int, action verdict.Action, k *finding.Kill, a *finding.Act, what string) {
+	var o finding.Outcome
 	if k != nil {
 		s.out.Kills = append(s.out.Kills, k)
-		o, text = k.Outcome, k.String()
+		o = k.Outcome
 	} else {
 		s.out.Actions = append(s.out.Actions, a)
-		o, text = a.Outcome, a.String()
+		o = a.Outcome
 	}
 	for _, i := range findings {
-		s.out.Findings[i].Action, s.out.Findings[i].Outcome = action, text
+		s.out.Findings[i].Action, s.out.Findings[i].Outcome = action, o
 	}
-	if !o.Done() && s.target.State != StateImage {
-		s.fail(what, errors.New(text))
+	if !o.Code.Done() && s.target.State != StateImage {
+		s.fail(what, errors.New(o.Text()))
 	}
 	// What has happened is recorded also where the sweep was interrupted meanwhile.
 	all := s.findings(findings)
@@ -179,8 +178,8 @@ func (s *sweep) outcome(ctx context.Context, findings []int, action verdict.Acti
 }
 
 // findings are those of some indices.
-func (s *sweep) findings(indices []int) []report.Finding {
-	out := make([]report.Finding, len(indices))
+func (s *sweep) findings(indices []int) []finding.Finding {
+	out := make([]finding.Finding, len(indices))
 	for i, at := range indices {
 		out[i] = s.out.Findings[at]
 	}

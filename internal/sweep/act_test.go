@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -27,17 +27,17 @@ func TestSuspend(t *testing.T) {
 		err     error // of libvirt's call
 		deaf    bool  // it says that it did, and did not
 		none    bool  // there is no libvirt
-		outcome report.Outcome
+		outcome finding.Code
 		why     string
 		calls   int
 	}{
-		{name: "running", state: "running", outcome: report.OutcomeSuspended, calls: 1},
-		{name: "paused", state: "paused", paused: true, outcome: report.OutcomeSuspended, why: "paused already"},
-		{name: "refused by libvirt", state: "running", err: errors.New("no"), outcome: report.OutcomeFailed, why: "no", calls: 1},
-		{name: "without effect", state: "running", deaf: true, outcome: report.OutcomeFailed, why: "does not say", calls: 1},
-		{name: "dry run", state: "running", dryRun: true, outcome: report.OutcomePlanned},
-		{name: "image", state: StateImage, none: true, outcome: report.OutcomeRefused, why: "nothing runs in a memory image"},
-		{name: "no libvirt", state: "running", none: true, outcome: report.OutcomeRefused, why: "no libvirt"},
+		{name: "running", state: "running", outcome: finding.OutcomeSuspended, calls: 1},
+		{name: "paused", state: "paused", paused: true, outcome: finding.OutcomeSuspended, why: "paused already"},
+		{name: "refused by libvirt", state: "running", err: errors.New("no"), outcome: finding.OutcomeFailed, why: "no", calls: 1},
+		{name: "without effect", state: "running", deaf: true, outcome: finding.OutcomeFailed, why: "does not say", calls: 1},
+		{name: "dry run", state: "running", dryRun: true, outcome: finding.OutcomePlanned},
+		{name: "image", state: StateImage, none: true, outcome: finding.OutcomeRefused, why: "nothing runs in a memory image"},
+		{name: "no libvirt", state: "running", none: true, outcome: finding.OutcomeRefused, why: "no libvirt"},
 	} {
 		calls, paused := 0, tt.paused
 		target := Target{Name: "win", State: tt.state, Source: src}
@@ -56,14 +56,14 @@ func TestSuspend(t *testing.T) {
 			continue
 		}
 		a, f := got.Actions[0], got.Findings[0]
-		if a.Action != verdict.Suspend || a.Outcome != tt.outcome || !strings.Contains(a.Reason, tt.why) || (a.Applied != nil) != (tt.name == "running") {
+		if a.Action != verdict.Suspend || a.Code != tt.outcome || !strings.Contains(a.Reason, tt.why) || (a.Applied != nil) != (tt.name == "running") {
 			t.Errorf("%s: %+v", tt.name, a)
 		}
-		if f.Action != verdict.Suspend || f.Outcome != a.String() || f.Done() != a.Outcome.Done() {
+		if f.Action != verdict.Suspend || f.Outcome != a.Outcome || f.Done() != a.Code.Done() {
 			t.Errorf("%s: finding %+v", tt.name, f)
 		}
 		// What did not happen leaves the sweep incomplete, where it could have.
-		if want := !a.Outcome.Done() && tt.state != StateImage; (got.Status == report.StatusIncomplete) != want || len(got.Errors) > 0 != want {
+		if want := !a.Code.Done() && tt.state != StateImage; (got.Status == finding.StatusIncomplete) != want || len(got.Errors) > 0 != want {
 			t.Errorf("%s: %s, %v", tt.name, got.Status, got.Errors)
 		}
 	}

@@ -11,9 +11,9 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -96,12 +96,12 @@ func (e *edited) page(t testing.TB, at uint64) []byte {
 }
 
 // again sweeps a guest and fails the test where that does not work.
-func again(t testing.TB, src source.Source, e Scanner, m Memory, opt Options) report.DomainScan {
+func again(t testing.TB, src source.Source, e Scanner, m Memory, opt Options) finding.Scan {
 	t.Helper()
 	return againWith(t, src, winstruct.BuiltIn(), e, m, opt)
 }
 
-func againWith(t testing.TB, src source.Source, profiles winstruct.Finder, e Scanner, m Memory, opt Options) report.DomainScan {
+func againWith(t testing.TB, src source.Source, profiles winstruct.Finder, e Scanner, m Memory, opt Options) finding.Scan {
 	t.Helper()
 	d, err := Domain(context.Background(), Target{Name: "win", Source: src}, profiles, e, m, opt)
 	if err != nil || d.Processes == 0 {
@@ -111,13 +111,13 @@ func againWith(t testing.TB, src source.Source, profiles winstruct.Finder, e Sca
 }
 
 // same compares what two sweeps tell of a guest, whatever it cost to find out.
-func same(t testing.TB, what string, got, want report.DomainScan) {
+func same(t testing.TB, what string, got, want finding.Scan) {
 	t.Helper()
-	for _, d := range []*report.DomainScan{&got, &want} {
-		d.Timing, d.Files, d.Bytes, d.Unchanged = report.Timing{}, 0, 0, 0
-		slices.SortFunc(d.Errors, func(a, b report.ScanError) int { return bytes.Compare([]byte(a.What+a.Error), []byte(b.What+b.Error)) })
-		slices.SortFunc(d.Findings, func(a, b report.Finding) int {
-			key := func(f report.Finding) []byte {
+	for _, d := range []*finding.Scan{&got, &want} {
+		d.Timing, d.Files, d.Bytes, d.Unchanged = finding.Timing{}, 0, 0, 0
+		slices.SortFunc(d.Errors, func(a, b finding.Unread) int { return bytes.Compare([]byte(a.What+a.Error), []byte(b.What+b.Error)) })
+		slices.SortFunc(d.Findings, func(a, b finding.Finding) int {
+			key := func(f finding.Finding) []byte {
 				return []byte(fmt.Sprintf("%08d %016x %s %s", f.PID, uint64(f.Base), f.Signature, f.SHA256))
 			}
 			return bytes.Compare(key(a), key(b))
@@ -181,7 +181,7 @@ func TestASecondSweepSaysTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		src := imageOf(t, m)
-		again := func(t testing.TB, src source.Source, e Scanner, memory Memory, opt Options) report.DomainScan {
+		again := func(t testing.TB, src source.Source, e Scanner, memory Memory, opt Options) finding.Scan {
 			return againWith(t, src, winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()}, e, memory, opt)
 		}
 		e := &finder{marker: []byte(marker), name: "a"}
@@ -252,7 +252,7 @@ func TestWhatWasNotScannedIsScannedNextTime(t *testing.T) {
 		n := 0
 		e := &finder{marker: []byte(marker), name: "a", sees: func([]byte) (clam.Result, error) { n++; return bad(n) }}
 		got := again(t, src, e, NewLastingCache(store, ""), opt)
-		if got.Status != report.StatusIncomplete || len(got.Errors) < 10 {
+		if got.Status != finding.StatusIncomplete || len(got.Errors) < 10 {
 			t.Errorf("%s: %s, %d errors", name, got.Status, len(got.Errors))
 		}
 		good := &finder{marker: []byte(marker), name: "a"}
@@ -332,18 +332,18 @@ func TestWhatIsKnownHasAnExhibitWhereItIsAskedFor(t *testing.T) {
 	first := again(t, src, e, cache, opt)
 	modified := 0
 	for _, f := range first.Findings {
-		if f.Kind == report.KindModified {
+		if f.Kind == finding.KindModified {
 			modified++
 		}
 	}
-	keep := verdict.Policy{Rules: []verdict.Rule{{Name: "keep", Kinds: []string{report.KindModified}, Action: verdict.Report, Evidence: true}}}
+	keep := verdict.Policy{Rules: []verdict.Rule{{Name: "keep", Kinds: []string{finding.KindModified}, Action: verdict.Report, Evidence: true}}}
 	for name, o := range map[string]Options{"nobody asks": {}, "all": {Exhibits: true}, "the policy": {Policy: keep}} {
 		without, with := 0, 0
-		l := &listener{found: map[int64]report.Finding{}}
-		l.check = func(f *report.Finding, x Exhibit) {
-			if f.Kind == report.KindModified && x.Scanned == nil {
+		l := &listener{found: map[int64]finding.Finding{}}
+		l.check = func(f *finding.Finding, x Exhibit) {
+			if f.Kind == finding.KindModified && x.Scanned == nil {
 				without++
-			} else if f.Kind == report.KindModified && x.Memory != nil {
+			} else if f.Kind == finding.KindModified && x.Memory != nil {
 				with++
 			}
 		}

@@ -11,10 +11,10 @@ import (
 	"slices"
 	"testing"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -119,7 +119,7 @@ func TestWhatChangesIsScannedAgain(t *testing.T) {
 	opt := Options{MinCoverage: DefaultMinCoverage}
 	cache := NewCache()
 	first := again(t, src, e, cache, opt)
-	if len(first.Findings) == 0 || slices.ContainsFunc(first.Findings, func(f report.Finding) bool { return f.Kind == report.KindSignature }) {
+	if len(first.Findings) == 0 || slices.ContainsFunc(first.Findings, func(f finding.Finding) bool { return f.Kind == finding.KindSignature }) {
 		t.Fatalf("findings before: %+v", first.Findings)
 	}
 	rng := rand.New(rand.NewPCG(12, 13))
@@ -143,7 +143,7 @@ func TestWhatChangesIsScannedAgain(t *testing.T) {
 			what := fmt.Sprintf("%s page at %#x, change %d", kind, at, i)
 			got, want := again(t, changed, e, cache, opt), again(t, changed, e, NewCache(), opt)
 			same(t, what, got, want)
-			if slices.ContainsFunc(got.Findings, func(f report.Finding) bool { return f.Signature == "Test.Marker" }) {
+			if slices.ContainsFunc(got.Findings, func(f finding.Finding) bool { return f.Signature == "Test.Marker" }) {
 				found++
 			}
 			if got.Unchanged < got.Images {
@@ -278,8 +278,8 @@ func TestAForgedSectionIsNotBelieved(t *testing.T) {
 	redirect(one, entry.Entry)
 	got := again(t, one, e, cache, opt)
 	same(t, "one page table", got, again(t, one, e, NewCache(), opt))
-	if f := got.Findings; len(f) != len(first.Findings)+2 || !slices.ContainsFunc(f, func(f report.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) ||
-		!slices.ContainsFunc(f, func(f report.Finding) bool { return f.PID == victim.PID && f.Signature == report.ModifiedCode }) {
+	if f := got.Findings; len(f) != len(first.Findings)+2 || !slices.ContainsFunc(f, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) ||
+		!slices.ContainsFunc(f, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == finding.ModifiedCode }) {
 		t.Errorf("a page of one process: findings %+v", f)
 	}
 
@@ -289,7 +289,7 @@ func TestAForgedSectionIsNotBelieved(t *testing.T) {
 	disguise(t, g, v, page, disguised)
 	got = again(t, disguised, e, cache, opt)
 	same(t, "disguised", got, again(t, disguised, e, NewCache(), opt))
-	if !slices.ContainsFunc(got.Findings, func(f report.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) {
+	if !slices.ContainsFunc(got.Findings, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) {
 		t.Errorf("code in the guise of data: findings %+v", got.Findings)
 	}
 
@@ -298,7 +298,7 @@ func TestAForgedSectionIsNotBelieved(t *testing.T) {
 	redirect(all, entry.Entry)
 	got = again(t, all, e, cache, opt)
 	same(t, "prototype entry", got, again(t, all, e, NewCache(), opt))
-	if !slices.ContainsFunc(got.Findings, func(f report.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) {
+	if !slices.ContainsFunc(got.Findings, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) {
 		t.Errorf("a page of the section: findings %+v", got.Findings)
 	}
 	same(t, "as it was", again(t, src, e, cache, opt), first)
@@ -382,7 +382,7 @@ func TestSettledPagesComeToTheSameFile(t *testing.T) {
 		settled := 0
 		for i := range procs {
 			for _, m := range mappings.modules[procs[i].EPROCESS] {
-				rebuild := func(settle bool) (data []byte, f report.Fidelity, only []pe.Range, all []change) {
+				rebuild := func(settle bool) (data []byte, f finding.Fidelity, only []pe.Range, all []change) {
 					pl, err := c.find(ctx, &procs[i], &m)
 					if err != nil {
 						t.Fatal(err)

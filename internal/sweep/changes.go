@@ -5,8 +5,8 @@ import (
 	"crypto/sha256"
 	"fmt"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 )
 
 // change is one way in which an image in memory is not what its file is.
@@ -29,11 +29,11 @@ func changes(base uint64, file *pe.File) []change {
 		sig := ""
 		switch {
 		case c.Section == "" && !c.Code && c.Source == pe.Prototype.String():
-			sig = report.ModifiedHeaders
+			sig = finding.ModifiedHeaders
 		case c.Code && c.Source == pe.Prototype.String():
-			sig = report.ModifiedCode
+			sig = finding.ModifiedCode
 		case c.Code:
-			sig = report.ModifiedFile
+			sig = finding.ModifiedFile
 		default:
 			continue // data that a loader or a program may change as it likes
 		}
@@ -51,32 +51,32 @@ func changes(base uint64, file *pe.File) []change {
 		s := seen[sig]
 		at := pe.Range{Start: base + s.first.RVA, End: base + s.first.RVA + s.first.Len()}
 		out = append(out, change{sig, at, fmt.Sprintf("%d bytes in %d places, the first at %s: %s for %s", s.bytes, s.places,
-			report.Address(at.Start), s.first.Memory, s.first.File)})
+			finding.Address(at.Start), s.first.Memory, s.first.File)})
 	}
 	return out
 }
 
 // changed notes changes of an image, one finding for each. x may be empty where none of
 // them asks for it.
-func (w *worker) changed(ctx context.Context, j *job, all []change, f report.Finding, x Exhibit) {
+func (w *worker) changed(ctx context.Context, j *job, all []change, f finding.Finding, x Exhibit) {
 	for _, c := range all {
 		w.found(ctx, j.process, c.finding(f), x)
 	}
 }
 
 // finding is a change as a finding; f is what it has in common with others of its image.
-func (c *change) finding(f report.Finding) report.Finding {
-	f.Kind, f.Signature, f.Detail = report.KindModified, c.Signature, c.Detail
-	f.Region = &report.Region{Type: report.RegionImage, Image: f.Image, Start: report.Address(c.First.Start), End: report.Address(c.First.End)}
+func (c *change) finding(f finding.Finding) finding.Finding {
+	f.Kind, f.Signature, f.Detail = finding.KindModified, c.Signature, c.Detail
+	f.Region = &finding.Region{Type: finding.RegionImage, Image: f.Image, Start: finding.Address(c.First.Start), End: finding.Address(c.First.End)}
 	return f
 }
 
 // hashes names a rebuilt file in the ways that others know files by.
-func hashes(file *pe.File, opt pe.Options) *report.Hashes {
+func hashes(file *pe.File, opt pe.Options) *finding.Hashes {
 	h := pe.Hash(file)
-	out := &report.Hashes{ImportHash: h.ImportHash, Authenticode: h.Authenticode}
+	out := &finding.Hashes{ImportHash: h.ImportHash, Authenticode: h.Authenticode}
 	for _, s := range h.Sections {
-		out.Sections = append(out.Sections, report.SectionHash{Name: s.Name, Size: s.Size, MD5: s.MD5})
+		out.Sections = append(out.Sections, finding.SectionHash{Name: s.Name, Size: s.Size, MD5: s.MD5})
 	}
 	out.Cached = CachedHash(opt)
 	return out

@@ -6,8 +6,8 @@ import (
 	"sync"
 	"testing"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -60,10 +60,10 @@ func TestAGuestThatChangesWhileItIsRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Status == report.StatusScanned && len(got.Errors) > 0 || got.Status == report.StatusIncomplete && len(got.Errors) == 0 {
+		if got.Status == finding.StatusScanned && len(got.Errors) > 0 || got.Status == finding.StatusIncomplete && len(got.Errors) == 0 {
 			t.Errorf("seed %d: status %s with %d errors", seed, got.Status, len(got.Errors))
 		}
-		if problems += len(got.Errors); len(got.Errors) > report.MaxErrors || got.Images > 1<<16 {
+		if problems += len(got.Errors); len(got.Errors) > finding.MaxErrors || got.Images > 1<<16 {
 			t.Errorf("seed %d: %d errors, %d images", seed, len(got.Errors), got.Images)
 		}
 	}

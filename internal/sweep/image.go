@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -94,7 +94,7 @@ func (w *worker) image(ctx context.Context, j *job) (err error) {
 	w.changed(ctx, j, all, found, exhibit)
 	whole = res.Skipped == "" && file.Fidelity.Complete()
 	if len(file.Fidelity.MemoryOnly) > 0 {
-		rec.Memory, err = w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, report.Region{Type: report.RegionImage, Image: found.Image}, found.File)
+		rec.Memory, err = w.memory(ctx, j.process, img, file.Fidelity.MemoryOnly, finding.Region{Type: finding.RegionImage, Image: found.Image}, found.File)
 		keyed = keyed && rec.Memory != nil
 	}
 	if keyed && err == nil && res == (clam.Result{}) {
@@ -104,8 +104,8 @@ func (w *worker) image(ctx context.Context, j *job) (err error) {
 }
 
 // finding is what all findings in an image have in common.
-func (w *worker) finding(j *job, f report.Fidelity) report.Finding {
-	found := report.Finding{Kind: report.KindSignature, Image: j.module.Path, File: j.file(), Base: report.Address(j.module.Base), Size: j.module.Size, Fidelity: f}
+func (w *worker) finding(j *job, f finding.Fidelity) finding.Finding {
+	found := finding.Finding{Kind: finding.KindSignature, Image: j.module.Path, File: j.file(), Base: finding.Address(j.module.Base), Size: j.module.Size, Fidelity: f}
 	if found.Image == "" {
 		found.Image = j.module.Name
 	}
@@ -170,7 +170,7 @@ func (w *worker) count(file *pe.File, fresh bool) {
 }
 
 // found hands on a finding in a process, or in the kernel where p is nil.
-func (w *worker) found(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit) {
+func (w *worker) found(ctx context.Context, p *introspect.Process, f finding.Finding, x Exhibit) {
 	f.Subject = w.subject(p)
 	f.Domain, f.PID, f.Process = w.target.Name, f.Subject.PID, f.Subject.Name
 	if w.opt.Found != nil {
@@ -181,9 +181,9 @@ func (w *worker) found(ctx context.Context, p *introspect.Process, f report.Find
 }
 
 // judge decides on a finding, has it recorded and notes it.
-func (s *sweep) judge(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit) {
+func (s *sweep) judge(ctx context.Context, p *introspect.Process, f finding.Finding, x Exhibit) {
 	f.Verdict = verdict.Decide(s.opt.Policy, f.Facts(), f.Subject)
-	f.Action, f.Outcome = verdict.Report, "reported"
+	f.Action, f.Outcome = verdict.Report, finding.Outcome{Code: finding.OutcomeReported}
 	// What was found is recorded also where the sweep was interrupted meanwhile.
 	s.unrecorded(&f, s.opt.Sink.Found(context.WithoutCancel(ctx), &f, x))
 	s.mu.Lock()
@@ -216,12 +216,12 @@ func Parent(p *introspect.Process, procs []introspect.Process) (parent *introspe
 	return parent
 }
 
-func fidelity(f *pe.Fidelity) report.Fidelity {
-	return report.Fidelity{Form: report.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing, PagedIn: f.Bytes.PagedIn}
+func fidelity(f *pe.Fidelity) finding.Fidelity {
+	return finding.Fidelity{Form: finding.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing, PagedIn: f.Bytes.PagedIn}
 }
 
 // SortFindings orders findings by process, address and signature.
-func SortFindings(f []report.Finding) {
+func SortFindings(f []finding.Finding) {
 	sort.Slice(f, func(i, j int) bool {
 		if f[i].PID != f[j].PID {
 			return f[i].PID < f[j].PID

@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -41,11 +41,11 @@ func implantEngine(t *testing.T) *clam.Engine {
 func TestImplantsAreFound(t *testing.T) {
 	e := implantEngine(t)
 	want := map[string]struct{ kind, signature, form, region string }{
-		ntguest.ImplantHook:    {report.KindModified, report.ModifiedCode, report.FormFile, report.RegionImage},
-		ntguest.ImplantHeaders: {report.KindModified, report.ModifiedHeaders, report.FormFile, report.RegionImage},
-		ntguest.ImplantRegion:  {report.KindSignature, "Vmav.Test.Implant", report.FormMemory, report.RegionPrivate},
-		ntguest.ImplantImage:   {report.KindSignature, "Vmav.Test.Malware", report.FormMemory, report.RegionPrivate},
-		ntguest.ImplantUnpack:  {report.KindSignature, "Vmav.Test.Unpacked", report.FormMemory, report.RegionImage},
+		ntguest.ImplantHook:    {finding.KindModified, finding.ModifiedCode, finding.FormFile, finding.RegionImage},
+		ntguest.ImplantHeaders: {finding.KindModified, finding.ModifiedHeaders, finding.FormFile, finding.RegionImage},
+		ntguest.ImplantRegion:  {finding.KindSignature, "Vmav.Test.Implant", finding.FormMemory, finding.RegionPrivate},
+		ntguest.ImplantImage:   {finding.KindSignature, "Vmav.Test.Malware", finding.FormMemory, finding.RegionPrivate},
+		ntguest.ImplantUnpack:  {finding.KindSignature, "Vmav.Test.Unpacked", finding.FormMemory, finding.RegionImage},
 	}
 	for i, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000"} {
 		m, err := ntguest.Lay(ntguest.Options{Build: build, Seed: uint64(i) + 3, Implants: true})
@@ -67,7 +67,7 @@ func TestImplantsAreFound(t *testing.T) {
 		}
 		for _, im := range m.Implants() {
 			w := want[im.Kind]
-			j := slices.IndexFunc(got.Findings, func(f report.Finding) bool {
+			j := slices.IndexFunc(got.Findings, func(f finding.Finding) bool {
 				return f.PID == im.PID && f.Kind == w.kind && f.Signature == w.signature && f.Region != nil && uint64(f.Region.Start) <= im.Start && uint64(f.Region.End) > im.Start
 			})
 			if j < 0 {
@@ -78,7 +78,7 @@ func TestImplantsAreFound(t *testing.T) {
 			if f.Fidelity.Form != w.form || f.Region.Type != w.region {
 				t.Errorf("%s: %s at %#x-%#x: found %+v, region %+v", build, im.Kind, im.Start, im.End, f, f.Region)
 			}
-			if act := f.Verdict.Action; (act == verdict.Kill) == (w.kind == report.KindModified) {
+			if act := f.Verdict.Action; (act == verdict.Kill) == (w.kind == finding.KindModified) {
 				t.Errorf("%s: %s: verdict %+v", build, im.Kind, f.Verdict)
 			}
 			got.Findings = slices.Delete(got.Findings, j, j+1)

@@ -4,8 +4,8 @@ import (
 	"context"
 	"sync"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 )
 
 // Judge is the part of a sweep that decides on findings and acts, for a guest that is
@@ -20,11 +20,11 @@ func NewJudge(t Target, opt Options) *Judge {
 
 // Result is what findings and actions are noted in, and the lock that guards it as long as
 // Found may be called.
-func (j *Judge) Result() (*report.DomainScan, *sync.Mutex) { return &j.s.out, &j.s.mu }
+func (j *Judge) Result() (*finding.Scan, *sync.Mutex) { return &j.s.out, &j.s.mu }
 
 // Found decides on a finding in a process, or in the kernel where p is nil, whose Subject
 // is set. It may be called by several at once.
-func (j *Judge) Found(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit) {
+func (j *Judge) Found(ctx context.Context, p *introspect.Process, f finding.Finding, x Exhibit) {
 	j.s.judge(ctx, p, f, x)
 }
 

@@ -4,8 +4,8 @@ import (
 	"context"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 )
 
@@ -23,7 +23,7 @@ const (
 // trouble is something of one process that could not be read.
 type trouble struct {
 	process introspect.Identity
-	report.ScanError
+	finding.Unread
 }
 
 // failIn notes an error that is about one process, nil for none. The caller does not hold
@@ -44,8 +44,8 @@ func (s *sweep) note(problems []introspect.Problem) {
 		switch {
 		case p.Process == introspect.Identity{}:
 			s.out.Fail(p.What, p.Err)
-		case len(s.troubles) < report.MaxErrors:
-			s.troubles = append(s.troubles, trouble{p.Process, report.ScanError{What: p.What, Error: p.Err.Error()}})
+		case len(s.troubles) < finding.MaxErrors:
+			s.troubles = append(s.troubles, trouble{p.Process, finding.Unread{What: p.What, Error: p.Err.Error()}})
 		}
 	}
 }
@@ -67,8 +67,8 @@ func (s *sweep) settle() {
 				s.out.Ended++
 			}
 		}
-		if !over && len(s.out.Errors) < report.MaxErrors {
-			s.out.Errors = append(s.out.Errors, t.ScanError)
+		if !over && len(s.out.Errors) < finding.MaxErrors {
+			s.out.Errors = append(s.out.Errors, t.Unread)
 		}
 	}
 	s.troubles = nil

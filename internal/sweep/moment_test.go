@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -72,7 +72,7 @@ func TestAProcessThatComesOrGoesIsNoGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := again(t, whole, clean, NewCache(), Options{MinCoverage: 1})
-	if want.Status != report.StatusScanned || want.Ended != 0 {
+	if want.Status != finding.StatusScanned || want.Ended != 0 {
 		t.Fatalf("the guest as it is: %s, %d ended, %v", want.Status, want.Ended, want.Errors)
 	}
 
@@ -87,13 +87,13 @@ func TestAProcessThatComesOrGoesIsNoGap(t *testing.T) {
 		status string
 		ended  int
 	}{
-		{name: "being made", first: unmapped, moment: func(e *edited) { put(e, "Peb", p.PEB) }, status: report.StatusScanned},
-		{name: "ends when it is looked at", first: unmapped, moment: ends, status: report.StatusScanned, ended: 1},
-		{name: "stays so", first: unmapped, moment: func(*edited) {}, status: report.StatusIncomplete},
-		{name: "stands still", first: unmapped, moment: ends, paused: true, status: report.StatusIncomplete},
-		{name: "an image stands still", first: unmapped, moment: ends, image: true, status: report.StatusIncomplete},
-		{name: "ends in mid-scan", lost: true, middle: ends, status: report.StatusScanned, ended: 1},
-		{name: "loses its memory in mid-scan", lost: true, middle: func(*edited) {}, status: report.StatusIncomplete},
+		{name: "being made", first: unmapped, moment: func(e *edited) { put(e, "Peb", p.PEB) }, status: finding.StatusScanned},
+		{name: "ends when it is looked at", first: unmapped, moment: ends, status: finding.StatusScanned, ended: 1},
+		{name: "stays so", first: unmapped, moment: func(*edited) {}, status: finding.StatusIncomplete},
+		{name: "stands still", first: unmapped, moment: ends, paused: true, status: finding.StatusIncomplete},
+		{name: "an image stands still", first: unmapped, moment: ends, image: true, status: finding.StatusIncomplete},
+		{name: "ends in mid-scan", lost: true, middle: ends, status: finding.StatusScanned, ended: 1},
+		{name: "loses its memory in mid-scan", lost: true, middle: func(*edited) {}, status: finding.StatusIncomplete},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := edit(whole)
@@ -122,7 +122,7 @@ func TestAProcessThatComesOrGoesIsNoGap(t *testing.T) {
 			if err != nil || got.Status != c.status || got.Ended != c.ended || got.Processes != want.Processes {
 				t.Fatalf("%v: %s, %d of %d processes ended, %v", err, got.Status, got.Ended, got.Processes, got.Errors)
 			}
-			if c.status == report.StatusScanned && c.ended == 0 && got.Images != want.Images {
+			if c.status == finding.StatusScanned && c.ended == 0 && got.Images != want.Images {
 				t.Errorf("%d images, not %d", got.Images, want.Images)
 			}
 			for _, e := range got.Errors {

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 )
 
 // Bounds on what is scanned of executable memory outside of files, in bytes. A piece is
@@ -99,9 +99,9 @@ func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect
 	if err := c.guest.RangeFrames(ctx, p, v, r.Start, frames); err != nil {
 		return w.unread(ctx, p, what, err)
 	}
-	region := report.Region{Type: report.RegionPrivate, Image: v.Path}
+	region := finding.Region{Type: finding.RegionPrivate, Image: v.Path}
 	if !v.Private {
-		region.Type = report.RegionMapped
+		region.Type = finding.RegionMapped
 	}
 	w.mu.Lock()
 	w.out.Regions++
@@ -131,7 +131,7 @@ func (w *worker) piece(ctx context.Context, p *introspect.Process, v *introspect
 
 // memory scans the memory form of a region: all of img, or the RVAs in only of an image
 // that has a file. path is that of the file behind it, "" for none. The record is nil where something was found or not scanned in full.
-func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region report.Region, path string) (*memoryRecord, error) {
+func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region finding.Region, path string) (*memoryRecord, error) {
 	view, err := pe.NewMemoryView(img, only, maxPiece)
 	if err != nil {
 		return nil, nil // not of whole pages: nobody makes such
@@ -144,15 +144,15 @@ func (w *worker) memory(ctx context.Context, p *introspect.Process, img *pe.Imag
 	rec.Start, rec.End = first.VA, last.VA+last.Size
 	rec.Missing, rec.Dropped = view.Absent+view.Dropped, view.Dropped > 0
 	rec.Coverage = float64(len(view.Data)) / float64(uint64(len(view.Data))+rec.Missing)
-	region.Start, region.End = report.Address(rec.Start), report.Address(rec.End)
+	region.Start, region.End = finding.Address(rec.Start), finding.Address(rec.End)
 	region.PE = view.PE && only == nil
 	for _, r := range view.Runs {
 		region.Executable += r.Size
 	}
 	what := memoryName(p, rec)
-	f := report.Finding{Kind: report.KindSignature, Image: fmt.Sprintf("%s memory %s-%s", region.Type, region.Start, region.End),
+	f := finding.Finding{Kind: finding.KindSignature, Image: fmt.Sprintf("%s memory %s-%s", region.Type, region.Start, region.End),
 		File: path, Base: region.Start, Size: uint64(region.End - region.Start), Region: &region,
-		Fidelity: report.Fidelity{Form: report.FormMemory, Coverage: rec.Coverage, Missing: rec.Missing}}
+		Fidelity: finding.Fidelity{Form: finding.FormMemory, Coverage: rec.Coverage, Missing: rec.Missing}}
 	if region.Image != "" {
 		f.Image += " of " + region.Image
 	}
@@ -202,7 +202,7 @@ func memoryName(p *introspect.Process, rec *memoryRecord) string {
 	if p != nil {
 		pid, name = p.PID, p.Name
 	}
-	return fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, report.Address(rec.Start), report.Address(rec.End))
+	return fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, finding.Address(rec.Start), finding.Address(rec.End))
 }
 
 // seen notes it where too little of a region without a signature was seen.

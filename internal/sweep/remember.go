@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -14,7 +14,7 @@ import (
 // the signatures are: the results of its sums are asked for anew.
 type imageRecord struct {
 	Sum      content // of the rebuilt file
-	Fidelity report.Fidelity
+	Fidelity finding.Fidelity
 	Complete bool
 	Changes  []change      `json:",omitempty"`
 	Memory   *memoryRecord `json:",omitempty"` // of pages that the file does not have
@@ -73,7 +73,7 @@ func (w *worker) recogniseImage(ctx context.Context, j *job, pl *place) (known, 
 }
 
 // wantExhibits tells whether findings of changes need what they were found in.
-func (w *worker) wantExhibits(j *job, all []change, f report.Finding) bool {
+func (w *worker) wantExhibits(j *job, all []change, f finding.Finding) bool {
 	if w.opt.Exhibits {
 		return true
 	}

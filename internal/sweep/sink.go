@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -17,13 +17,13 @@ type Sink interface {
 	// Evidence. The exhibit is the worker's own and valid until Found returns. It may be
 	// empty where neither the verdict nor Options.Exhibits asks for it: what was found is
 	// known from an earlier sweep.
-	Found(ctx context.Context, f *report.Finding, x Exhibit) error
+	Found(ctx context.Context, f *finding.Finding, x Exhibit) error
 	// Acting is called before an action is carried out for findings: of one process, or of
 	// the whole domain. It is not called for what is only planned, or not to be had at all.
-	Acting(ctx context.Context, action verdict.Action, findings []report.Finding) error
+	Acting(ctx context.Context, action verdict.Action, findings []finding.Finding) error
 	// Acted is called when it is known what became of it, which the findings say, with the
 	// record of the kill, or of the other action.
-	Acted(ctx context.Context, action verdict.Action, findings []report.Finding, k *report.Kill, a *report.Act) error
+	Acted(ctx context.Context, action verdict.Action, findings []finding.Finding, k *finding.Kill, a *finding.Act) error
 }
 
 // Exhibit is what a finding was found in.
@@ -36,9 +36,9 @@ type Exhibit struct {
 // noSink is told in vain.
 type noSink struct{}
 
-func (noSink) Found(context.Context, *report.Finding, Exhibit) error          { return nil }
-func (noSink) Acting(context.Context, verdict.Action, []report.Finding) error { return nil }
-func (noSink) Acted(context.Context, verdict.Action, []report.Finding, *report.Kill, *report.Act) error {
+func (noSink) Found(context.Context, *finding.Finding, Exhibit) error          { return nil }
+func (noSink) Acting(context.Context, verdict.Action, []finding.Finding) error { return nil }
+func (noSink) Acted(context.Context, verdict.Action, []finding.Finding, *finding.Kill, *finding.Act) error {
 	return nil
 }
 
@@ -51,7 +51,7 @@ func sinkOf(s Sink) Sink {
 }
 
 // unrecorded notes that the sink did not take something.
-func (s *sweep) unrecorded(f *report.Finding, err error) {
+func (s *sweep) unrecorded(f *finding.Finding, err error) {
 	if err != nil {
 		s.fail(fmt.Sprintf("record of %s in process %d (%s)", f.Signature, f.PID, f.Process), err)
 	}

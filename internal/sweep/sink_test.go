@@ -9,8 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -21,12 +21,12 @@ type listener struct {
 	mu    sync.Mutex
 	next  int64
 	told  []string
-	found map[int64]report.Finding
+	found map[int64]finding.Finding
 	err   error
-	check func(f *report.Finding, x Exhibit)
+	check func(f *finding.Finding, x Exhibit)
 }
 
-func (l *listener) Found(_ context.Context, f *report.Finding, x Exhibit) error {
+func (l *listener) Found(_ context.Context, f *finding.Finding, x Exhibit) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.next++
@@ -37,20 +37,20 @@ func (l *listener) Found(_ context.Context, f *report.Finding, x Exhibit) error 
 	return l.err
 }
 
-func (l *listener) Acting(_ context.Context, a verdict.Action, f []report.Finding) error {
+func (l *listener) Acting(_ context.Context, a verdict.Action, f []finding.Finding) error {
 	l.told = append(l.told, fmt.Sprintf("acting %s %d", a, len(f)))
 	return l.err
 }
 
-func (l *listener) Acted(_ context.Context, a verdict.Action, f []report.Finding, k *report.Kill, act *report.Act) error {
-	o := report.Outcome("")
+func (l *listener) Acted(_ context.Context, a verdict.Action, f []finding.Finding, k *finding.Kill, act *finding.Act) error {
+	var o finding.Outcome
 	if k != nil {
 		o = k.Outcome
 	} else {
 		o = act.Outcome
 	}
-	l.told = append(l.told, fmt.Sprintf("acted %s %d %s", a, len(f), o))
-	if f[0].Action != a || !strings.HasPrefix(f[0].Outcome, string(o)) {
+	l.told = append(l.told, fmt.Sprintf("acted %s %d %s", a, len(f), o.Code))
+	if f[0].Action != a || f[0].Outcome != o {
 		l.told = append(l.told, "too early")
 	}
 	return l.err
@@ -60,13 +60,13 @@ func (l *listener) Acted(_ context.Context, a verdict.Action, f []report.Finding
 // that the sink gave it; implants and changed code, too.
 func TestASinkGetsEveryFindingAndItsBytes(t *testing.T) {
 	var kinds sync.Map
-	l := &listener{found: map[int64]report.Finding{}}
-	l.check = func(f *report.Finding, x Exhibit) {
+	l := &listener{found: map[int64]finding.Finding{}}
+	l.check = func(f *finding.Finding, x Exhibit) {
 		kinds.Store(f.Kind+" "+f.Fidelity.Form, true)
 		if sum := fmt.Sprintf("%x", sha256.Sum256(x.Scanned)); sum != f.SHA256 {
 			t.Errorf("%s: bytes with the SHA-256 %s, want %s", f.Signature, sum, f.SHA256)
 		}
-		if (x.Fidelity != nil) != (f.Fidelity.Form == report.FormFile) || x.Fidelity != nil && uint64(len(x.Memory)) < f.Size {
+		if (x.Fidelity != nil) != (f.Fidelity.Form == finding.FormFile) || x.Fidelity != nil && uint64(len(x.Memory)) < f.Size {
 			t.Errorf("%s of %d bytes: %d bytes of memory, fidelity %v", f.Signature, f.Size, len(x.Memory), x.Fidelity)
 		}
 	}
@@ -96,15 +96,15 @@ func TestASinkThatFailsLeavesTheSweepIncomplete(t *testing.T) {
 	e := engine(t)
 	src, _ := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})
 	for _, fails := range []error{nil, errors.New("the disk is full")} {
-		l := &listener{found: map[int64]report.Finding{}, err: fails, check: func(*report.Finding, Exhibit) {}}
+		l := &listener{found: map[int64]finding.Finding{}, err: fails, check: func(*finding.Finding, Exhibit) {}}
 		opt := Options{MinCoverage: DefaultMinCoverage, Sink: l}
 		got, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstruct.BuiltIn(), e, NewCache(), opt)
 		if err != nil || len(got.Findings) != 1 {
 			t.Fatalf("%+v, %v", got, err)
 		}
-		want := report.StatusScanned
+		want := finding.StatusScanned
 		if fails != nil {
-			want = report.StatusIncomplete
+			want = finding.StatusIncomplete
 		}
 		if got.Status != want || (len(got.Errors) != 0) != (fails != nil) || fails != nil && !strings.Contains(got.Errors[0].Error, fails.Error()) {
 			t.Errorf("%v: status %s, errors %v", fails, got.Status, got.Errors)
@@ -123,7 +123,7 @@ func TestASinkThatFailsLeavesTheSweepIncomplete(t *testing.T) {
 		{dry, "found suspend, acted suspend 1 planned"},
 		{verdict.Always(verdict.Suspend), "found suspend, acting suspend 1, acted suspend 1 suspended"},
 	} {
-		l := &listener{found: map[int64]report.Finding{}, check: func(*report.Finding, Exhibit) {}}
+		l := &listener{found: map[int64]finding.Finding{}, check: func(*finding.Finding, Exhibit) {}}
 		if _, err := Domain(context.Background(), target, winstruct.BuiltIn(), e, NewCache(), Options{MinCoverage: DefaultMinCoverage, Policy: c.policy, Sink: l}); err != nil {
 			t.Fatal(err)
 		}

@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/pagein"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -48,7 +48,7 @@ type Options struct {
 	Progress      func(Progress)
 	// Found takes findings over as they come, before anything is decided about them, for a
 	// Judge. The exhibit is the sweep's. nil for the sweep to decide and act itself.
-	Found func(ctx context.Context, p *introspect.Process, f report.Finding, x Exhibit)
+	Found func(ctx context.Context, p *introspect.Process, f finding.Finding, x Exhibit)
 	// Open is the guest, where its kernel was found before; nil to look for it. What it
 	// returns reads through the Target's source.
 	Open  func(context.Context) (*introspect.Guest, error)
@@ -93,7 +93,7 @@ type sweep struct {
 	listed   time.Time     // when the enumeration began
 
 	mu       sync.Mutex
-	out      report.DomainScan
+	out      finding.Scan
 	troubles []trouble
 	waits    int // moments that were waited for
 	// doomed are the processes to kill or to hold, with the findings that say so, by
@@ -108,7 +108,7 @@ type sweep struct {
 // Domain sweeps one guest. The result always says what became of it; the error is
 // that of an interruption or of an engine that is gone, with what was found until
 // then in the result. memory carries results from sweep to sweep.
-func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, memory Memory, opt Options) (report.DomainScan, error) {
+func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Scanner, memory Memory, opt Options) (finding.Scan, error) {
 	if opt.Jobs <= 0 {
 		opt.Jobs = 2
 	}
@@ -123,9 +123,9 @@ func Domain(ctx context.Context, t Target, profiles winstruct.Finder, engine Sca
 }
 
 // Empty is the result of a target that was not swept yet.
-func Empty(t Target) report.DomainScan {
-	d := report.DomainScan{Name: t.Name, UUID: t.UUID, State: t.State, Status: report.StatusFailed,
-		Findings: []report.Finding{}, Errors: []report.ScanError{}}
+func Empty(t Target) finding.Scan {
+	d := finding.Scan{Name: t.Name, UUID: t.UUID, State: t.State, Status: finding.StatusFailed,
+		Findings: []finding.Finding{}, Errors: []finding.Unread{}}
 	if t.Source != nil {
 		d.Source = t.Source.Info().Kind
 	}
@@ -147,7 +147,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	k := g.Kernel()
 	s.out.Build, s.out.Profile = k.Version, k.Identity.Key()
 	if k.Inferred != "" {
-		s.out.Profile, s.out.InferredFrom, s.out.Unproven = report.ProfileInferred, k.Inferred, k.Unproven
+		s.out.Profile, s.out.InferredFrom, s.out.Unproven = finding.ProfileInferred, k.Inferred, k.Unproven
 		s.out.Missing = k.Identity.String()
 	}
 
@@ -163,7 +163,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 		s.out.Reason = err.Error()
 		return nil
 	}
-	s.out.Status = report.StatusScanned
+	s.out.Status = finding.StatusScanned
 	if s.opt.PageIn {
 		if s.pager, err = OpenPager(g, s.target.Source, s.opt.PageInOptions); err != nil {
 			s.fail("page in", err)
@@ -182,7 +182,7 @@ func (s *sweep) run(ctx context.Context, profiles winstruct.Finder) error {
 	}
 	SortFindings(s.out.Findings)
 	if len(s.out.Errors) > 0 || err != nil {
-		s.out.Status = report.StatusIncomplete
+		s.out.Status = finding.StatusIncomplete
 	}
 	g.Refresh() // its buffers are the next sweep's
 	return err
@@ -197,15 +197,15 @@ func (s *sweep) open(ctx context.Context, profiles winstruct.Finder) (*introspec
 
 // Refuse notes why a guest was not swept. One that is not Windows is skipped; all
 // else is a failure, because it may be a Windows that nobody looked at.
-func Refuse(d *report.DomainScan, err error) {
+func Refuse(d *finding.Scan, err error) {
 	d.Reason = err.Error()
-	d.Status = report.StatusFailed
+	d.Status = finding.StatusFailed
 	if errors.Is(err, introspect.ErrNotWindows) {
-		d.Status = report.StatusSkipped
+		d.Status = finding.StatusSkipped
 	}
 	var missing *winstruct.MissingError
 	if errors.As(err, &missing) {
-		d.Profile, d.Missing = report.ProfileMissing, missing.Identity.String()
+		d.Profile, d.Missing = finding.ProfileMissing, missing.Identity.String()
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/image"
 	"vmav.dev/vmav/internal/verdict"
@@ -79,7 +79,7 @@ func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Status != report.StatusScanned || got.Build != build {
+		if got.Status != finding.StatusScanned || got.Build != build {
 			t.Errorf("%s: status %s (%s), build %s", build, got.Status, got.Reason, got.Build)
 		}
 		for _, e := range got.Errors {
@@ -110,10 +110,10 @@ func TestAKillWithoutTheModuleLeavesTheSweepIncomplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Status != report.StatusIncomplete || len(got.Errors) != 1 || len(got.Kills) != 1 || got.Kills[0].Outcome != report.OutcomeRefused {
+	if got.Status != finding.StatusIncomplete || len(got.Errors) != 1 || len(got.Kills) != 1 || got.Kills[0].Code != finding.OutcomeRefused {
 		t.Errorf("%+v", got)
 	}
-	if f := got.Findings[0]; f.Verdict.Action != verdict.Kill || f.Action != verdict.Kill || !strings.Contains(f.Outcome, "refused") {
+	if f := got.Findings[0]; f.Verdict.Action != verdict.Kill || f.Action != verdict.Kill || f.Code != finding.OutcomeRefused {
 		t.Errorf("%+v", f)
 	}
 }
@@ -126,7 +126,7 @@ func TestOnlyTheProcessesAskedFor(t *testing.T) {
 		t.Errorf("%+v, %v; want one process with %d images", got, err, len(p.Modules))
 	}
 	got, err = Domain(context.Background(), Target{Name: "win", Source: src}, winstruct.BuiltIn(), engine(t), NewCache(), Options{PIDs: []uint64{3}})
-	if err != nil || got.Status != report.StatusFailed || !strings.Contains(got.Reason, "no process 3") {
+	if err != nil || got.Status != finding.StatusFailed || !strings.Contains(got.Reason, "no process 3") {
 		t.Errorf("a pid that is not there: %+v, %v", got, err)
 	}
 }
@@ -154,7 +154,7 @@ func TestAGuestThatGoesAwayIsNeverClean(t *testing.T) {
 		for _, e := range got.Errors {
 			text += e.Error
 		}
-		if got.Status == report.StatusScanned || got.Status == report.StatusSkipped || !strings.Contains(text, source.ErrGone.Error()) {
+		if got.Status == finding.StatusScanned || got.Status == finding.StatusSkipped || !strings.Contains(text, source.ErrGone.Error()) {
 			t.Errorf("gone after %d reads: status %s, reason %q, errors %v", left, got.Status, got.Reason, got.Errors)
 		}
 	}
@@ -179,7 +179,7 @@ func TestWhatTheEngineDidNotReadIsNotClean(t *testing.T) {
 	gone := fmt.Errorf("scan: %w", clam.ErrEngineGone)
 	for name, r := range map[string]*refusing{"skipped": {res: clam.Result{Skipped: "limit"}}, "failed": {err: errors.New("odd reply")}, "gone": {err: gone}} {
 		got, err := Domain(context.Background(), Target{Name: "win", Source: src}, winstruct.BuiltIn(), r, NewCache(), Options{Jobs: 1})
-		if got.Status != report.StatusIncomplete || len(got.Errors) == 0 {
+		if got.Status != finding.StatusIncomplete || len(got.Errors) == 0 {
 			t.Errorf("%s: status %s, errors %v", name, got.Status, got.Errors)
 		}
 		if (name == "gone") != errors.Is(err, clam.ErrEngineGone) {
@@ -196,7 +196,7 @@ func TestInterruptedSweepStops(t *testing.T) {
 			cancel()
 		}
 	}})
-	if !errors.Is(err, context.Canceled) || got.Status == report.StatusScanned {
+	if !errors.Is(err, context.Canceled) || got.Status == finding.StatusScanned {
 		t.Errorf("status %s, %v", got.Status, err)
 	}
 }
@@ -216,10 +216,10 @@ func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Profile != report.ProfileInferred || got.Missing != id.String() || got.InferredFrom == "" {
+	if got.Profile != finding.ProfileInferred || got.Missing != id.String() || got.InferredFrom == "" {
 		t.Errorf("profile %q, inferred from %q, missing %q", got.Profile, got.InferredFrom, got.Missing)
 	}
-	if got.Status != report.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 || len(exact.Findings) != 1 {
+	if got.Status != finding.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 || len(exact.Findings) != 1 {
 		t.Fatalf("got  %+v\nwant %+v", got, exact)
 	}
 	a, b := got.Findings[0], exact.Findings[0]

@@ -11,7 +11,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -55,7 +55,7 @@ type Sweeper interface {
 // GuestSweeper sweeps one guest, several times at once.
 type GuestSweeper interface {
 	// Domain has the shape of sweep.Domain.
-	Domain(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (report.DomainScan, error)
+	Domain(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (finding.Scan, error)
 	// Close ends what is kept for the guest. No sweep is under way, and none comes.
 	Close()
 }
@@ -69,7 +69,7 @@ type Recorder func(domain, uuid string, everything bool) Record
 // with the findings in it that were not told of before.
 type Record interface {
 	sweep.Sink
-	End(ctx context.Context, d *report.DomainScan, fresh []report.Finding)
+	End(ctx context.Context, d *finding.Scan, fresh []finding.Finding)
 }
 
 // Defaults of Options.
@@ -121,16 +121,16 @@ type inProcess struct{}
 func (inProcess) Keep() GuestSweeper  { return inProcess{} }
 func (inProcess) Used() time.Duration { return 0 }
 func (inProcess) Close()              {}
-func (inProcess) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+func (inProcess) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
 	return sweep.Domain(ctx, t, profiles, engine, memory, opt)
 }
 
 // nobody records nothing.
 type nobody struct{}
 
-func (nobody) Found(context.Context, *report.Finding, sweep.Exhibit) error    { return nil }
-func (nobody) Acting(context.Context, verdict.Action, []report.Finding) error { return nil }
-func (nobody) End(context.Context, *report.DomainScan, []report.Finding)      {}
-func (nobody) Acted(context.Context, verdict.Action, []report.Finding, *report.Kill, *report.Act) error {
+func (nobody) Found(context.Context, *finding.Finding, sweep.Exhibit) error    { return nil }
+func (nobody) Acting(context.Context, verdict.Action, []finding.Finding) error { return nil }
+func (nobody) End(context.Context, *finding.Scan, []finding.Finding)           {}
+func (nobody) Acted(context.Context, verdict.Action, []finding.Finding, *finding.Kill, *finding.Act) error {
 	return nil
 }

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
 )
@@ -13,7 +13,7 @@ import (
 // reportedKey is one finding in one process; pids are used again.
 type reportedKey struct {
 	pid, created    uint64
-	base            report.Address
+	base            finding.Address
 	signature, kind string
 }
 
@@ -34,7 +34,7 @@ func (s *session) account(p *process) *account {
 	return &account{Record: s.f.s.opt.Record(s.f.name, s.f.uuid, p == nil), s: s, p: p, fresh: make(map[reportedKey]bool)}
 }
 
-func (a *account) key(f *report.Finding) reportedKey {
+func (a *account) key(f *finding.Finding) reportedKey {
 	k := reportedKey{pid: f.PID, base: f.Base, signature: f.Signature, kind: f.Kind}
 	if a.p != nil {
 		k.created = a.p.id.CreateTime
@@ -51,7 +51,7 @@ func (a *account) key(f *report.Finding) reportedKey {
 }
 
 // Found implements sweep.Sink.
-func (a *account) Found(ctx context.Context, f *report.Finding, x sweep.Exhibit) error {
+func (a *account) Found(ctx context.Context, f *finding.Finding, x sweep.Exhibit) error {
 	k, s := a.key(f), a.s
 	s.mu.Lock()
 	known := s.reported[k]
@@ -76,9 +76,9 @@ func (a *account) Found(ctx context.Context, f *report.Finding, x sweep.Exhibit)
 }
 
 // close ends the account with the sweep's result.
-func (a *account) close(ctx context.Context, trigger string, d *report.DomainScan) {
+func (a *account) close(ctx context.Context, trigger string, d *finding.Scan) {
 	s := a.s
-	var fresh []report.Finding
+	var fresh []finding.Finding
 	acted := false
 	for i := range d.Findings {
 		f := &d.Findings[i]
@@ -95,15 +95,15 @@ func (a *account) close(ctx context.Context, trigger string, d *report.DomainSca
 	}
 	killed := 0
 	for _, k := range d.Kills {
-		if k.Outcome == report.OutcomeKilled {
+		if k.Code == finding.OutcomeKilled {
 			killed++
 		}
-		s.f.log.Warn("kill", "pid", k.Target.PID, "process", k.Target.Name, "outcome", k.Outcome, "reason", k.Reason, "method", k.Method,
+		s.f.log.Warn("kill", "pid", k.Target.PID, "process", k.Target.Name, "outcome", k.Code, "reason", k.Reason, "method", k.Method,
 			"requested", k.Requested, "applied", k.Applied, "dead", k.Dead)
 	}
 	for _, f := range fresh {
 		args := []any{"pid", f.PID, "process", f.Process, "image", f.Image, "signature", f.Signature, "sha256", f.SHA256,
-			"fidelity", f.Fidelity.String(), "action", f.Action, "outcome", f.Outcome, "rule", f.Verdict.Rule, "trigger", trigger}
+			"fidelity", f.Fidelity.String(), "action", f.Action, "outcome", f.Text(), "rule", f.Verdict.Rule, "trigger", trigger}
 		if a.p != nil && !a.p.old {
 			args = append(args, "since_seen_ms", time.Since(a.p.first).Milliseconds())
 		}

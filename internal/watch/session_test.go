@@ -15,9 +15,9 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -75,12 +75,12 @@ func (s *memory) put(t *testing.T, g *introspect.Guest, va, v uint64) {
 type heard struct {
 	nobody
 	mu       *sync.Mutex
-	findings *[]report.Finding
+	findings *[]finding.Finding
 	all      *int
 	fail     *error
 }
 
-func (h heard) Found(_ context.Context, f *report.Finding, _ sweep.Exhibit) error {
+func (h heard) Found(_ context.Context, f *finding.Finding, _ sweep.Exhibit) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if *h.fail != nil {
@@ -90,7 +90,7 @@ func (h heard) Found(_ context.Context, f *report.Finding, _ sweep.Exhibit) erro
 	return nil
 }
 
-func (h heard) End(_ context.Context, d *report.DomainScan, _ []report.Finding) {
+func (h heard) End(_ context.Context, d *finding.Scan, _ []finding.Finding) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	*h.all++
@@ -104,7 +104,7 @@ type bench struct {
 	svc      *Service
 	s        *session
 	mu       sync.Mutex
-	findings []report.Finding
+	findings []finding.Finding
 	ended    int // accounts
 	fail     error
 	done     chan error
@@ -148,7 +148,7 @@ func (b *bench) run() {
 }
 
 // await waits until so many findings were recorded, and sees that there are no more.
-func (b *bench) await(what string, n int) []report.Finding {
+func (b *bench) await(what string, n int) []finding.Finding {
 	b.t.Helper()
 	for range 3000 {
 		b.mu.Lock()
@@ -330,7 +330,7 @@ type dying struct {
 
 func (d dying) Keep() GuestSweeper { return d }
 
-func (d dying) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+func (d dying) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
 	d.mu.Lock()
 	tries := 0
 	for _, f := range opt.Focus {

@@ -7,8 +7,8 @@ import (
 	"os"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/memhook"
 	"vmav.dev/vmav/internal/sweep"
@@ -72,7 +72,7 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	acc.close(ctx, trigger, &d)
 	s.f.s.opt.Results.Flush()
 	s.f.s.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
-	if d.Status == report.StatusFailed {
+	if d.Status == finding.StatusFailed {
 		s.f.log.Warn("sweep failed", "trigger", trigger, "reason", d.Reason)
 		return false, err
 	}
@@ -102,7 +102,7 @@ func (s *session) options(ctx context.Context, acc *account, g *introspect.Guest
 	return opt
 }
 
-func (s *session) sweep(ctx context.Context, src source.Source, opt sweep.Options, urgent bool) (report.DomainScan, error) {
+func (s *session) sweep(ctx context.Context, src source.Source, opt sweep.Options, urgent bool) (finding.Scan, error) {
 	svc := s.f.s
 	s.f.mu.Lock()
 	d := s.f.domain
@@ -184,7 +184,7 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 	return nil
 }
 
-func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *process, programOnly bool, acc *account) (report.DomainScan, error) {
+func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *process, programOnly bool, acc *account) (finding.Scan, error) {
 	opt := s.options(ctx, acc, s.guest)
 	focus := sweep.Focused{ID: p.id, Parent: sweep.Parent(now, s.others()), Program: programOnly}
 	s.mu.Lock()

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -43,7 +43,7 @@ func BenchmarkSweep(b *testing.B) {
 		{"asked/no-engine", silent{}, struct{ source.Source }{src}}, {"asked/clamd", clamd, struct{ source.Source }{src}}} {
 		b.Run(c.name, func(b *testing.B) {
 			var took, cpu [2]time.Duration
-			var stages [2]report.Timing
+			var stages [2]finding.Timing
 			for n := range 2 * b.N {
 				do := sweep.Domain
 				if n%2 == 1 {
@@ -53,7 +53,7 @@ func BenchmarkSweep(b *testing.B) {
 				d, err := do(context.Background(), sweep.Target{Name: "win", Source: source.NewCache(c.src, cachePages)}, winstruct.BuiltIn(), c.engine, sweep.NewCache(), sweep.Options{MinCoverage: sweep.DefaultMinCoverage})
 				took[n%2] += time.Since(begin)
 				cpu[n%2] += processor(b) - used
-				if err != nil || d.Status != report.StatusScanned {
+				if err != nil || d.Status != finding.StatusScanned {
 					b.Fatalf("%+v, %v", d, err)
 				}
 				s := &stages[n%2]

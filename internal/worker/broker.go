@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -56,7 +56,7 @@ type Runner struct {
 }
 
 // Domain sweeps a guest in a worker, with a Runner of defaults.
-func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
 	return new(Runner).Domain(ctx, t, profiles, engine, memory, opt)
 }
 
@@ -65,7 +65,7 @@ func Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engi
 // result, which says how it ended and is not complete. Of the options, Open is for the
 // broker alone, which reads the guest to carry verdicts out, and tells the worker where its
 // kernel is; Pace is not heeded.
-func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+func (r *Runner) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
 	return (&Kept{r: r, once: true}).domain(ctx, t, profiles, engine, memory, opt)
 }
 
@@ -106,14 +106,14 @@ func (s *session) conclude(ctx context.Context, p *process) error {
 		return &remoteError{text: s.result.Ended}
 	}
 	why := p.why()
-	s.out.Status, s.out.Reason = report.StatusIncomplete, why.Error()
+	s.out.Status, s.out.Reason = finding.StatusIncomplete, why.Error()
 	if s.progress == 0 && len(s.out.Findings) == 0 {
-		s.out.Status = report.StatusFailed
+		s.out.Status = finding.StatusFailed
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if s.out.Status == report.StatusIncomplete {
+	if s.out.Status == finding.StatusIncomplete {
 		s.out.Fail("worker", why)
 	}
 	if errors.Is(s.fatal, clam.ErrEngineGone) {
@@ -145,7 +145,7 @@ type session struct {
 	budget   atomic.Int64    // bytes of content that may still be kept
 
 	mu        *sync.Mutex // the judge's
-	out       *report.DomainScan
+	out       *finding.Scan
 	judge     *sweep.Judge
 	infected  map[[32]byte]string // what the engine said of contents of this guest
 	user      string              // that the worker runs as; "" for the broker's own

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/window"
 	"vmav.dev/vmav/internal/sweep"
@@ -59,11 +59,11 @@ func FuzzQuestions(f *testing.F) {
 	f.Add(append(packet(askProfile, 0, id...), packet(askMore, 0)...), []byte{})
 	f.Add(append(packet(askNear, 0, []byte("10.0.19041")...), packet(askNearOpen, 0, '3')...), []byte{})
 	f.Add(append(packet(askContent, 8), packet(askScan, 0, size...)...), []byte("content!"))
-	finding, _ := json.Marshal(found{Finding: findingOf([]byte("content!"), "X")})
-	f.Add(packet(askFound, len(finding), make([]byte, 8)...), finding)
-	problems, _ := json.Marshal([]report.ScanError{{What: "a", Error: "b"}})
+	one, _ := json.Marshal(found{Finding: findingOf([]byte("content!"), "X")})
+	f.Add(packet(askFound, len(one), make([]byte, 8)...), one)
+	problems, _ := json.Marshal([]finding.Unread{{What: "a", Error: "b"}})
 	f.Add(packet(askProblems, len(problems)), problems)
-	done, _ := json.Marshal(&result{Scan: report.DomainScan{Status: report.StatusScanned}})
+	done, _ := json.Marshal(&result{Scan: finding.Scan{Status: finding.StatusScanned}})
 	f.Add(append(packet(askProgress, 0, 1, 0, 0, 0, 2, 0, 0, 0), packet(askDone, len(done))...), done)
 	next := slices.Concat(packet(askDone, len(done)), packet(askJob, 0, protocol, 0, 0, 0, 7), packet(askContent, 8))
 	f.Add(append(next, next...), done)
@@ -110,7 +110,7 @@ func FuzzQuestions(f *testing.F) {
 		}
 		for _, s := range all {
 			for _, f := range s.out.Findings {
-				if f.Kind == report.KindSignature {
+				if f.Kind == finding.KindSignature {
 					t.Fatalf("a finding of nothing: %+v", f)
 				}
 			}
@@ -118,7 +118,7 @@ func FuzzQuestions(f *testing.F) {
 			if v.session == s {
 				kept = len(v.content)
 			}
-			if !s.done && s.budget.Load()+int64(kept) != maxContent || len(s.out.Errors) > report.MaxErrors || s.images > maxSeen+windowSize/seenSize {
+			if !s.done && s.budget.Load()+int64(kept) != maxContent || len(s.out.Errors) > finding.MaxErrors || s.images > maxSeen+windowSize/seenSize {
 				t.Fatalf("%d bytes of budget left with %d kept, %d errors", s.budget.Load(), kept, len(s.out.Errors))
 			}
 		}

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/window"
 	"vmav.dev/vmav/internal/sweep"
@@ -171,7 +171,7 @@ func (w *inmate) do(j *job) error {
 	if err := seen.report(ls); err != nil {
 		return fmt.Errorf("report what was looked at: %w", err)
 	}
-	r.Scan.Findings, r.Scan.Errors = []report.Finding{}, []report.ScanError{}
+	r.Scan.Findings, r.Scan.Errors = []finding.Finding{}, []finding.Unread{}
 	text, err := json.Marshal(&r)
 	if err == nil && len(text) > windowSize {
 		err = fmt.Errorf("it has %d bytes, too many", len(text))

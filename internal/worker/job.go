@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 )
@@ -56,7 +56,7 @@ func (s *session) job(ctx context.Context) ([]byte, error) {
 
 // result is what a worker says at the end, beside what it has reported on the way.
 type result struct {
-	Scan report.DomainScan // without findings and errors
+	Scan finding.Scan // without findings and errors
 	// Ended says why the sweep ended early, "" where it did not.
 	Ended string
 }
@@ -74,9 +74,9 @@ const (
 func (f *found) check() error {
 	x := &f.Finding
 	switch x.Kind {
-	case report.KindSignature:
-	case report.KindModified:
-		if s := x.Signature; s != report.ModifiedCode && s != report.ModifiedHeaders && s != report.ModifiedFile {
+	case finding.KindSignature:
+	case finding.KindModified:
+		if s := x.Signature; s != finding.ModifiedCode && s != finding.ModifiedHeaders && s != finding.ModifiedFile {
 			return fmt.Errorf("a modification called %q", clip(s))
 		}
 	default:
@@ -85,7 +85,7 @@ func (f *found) check() error {
 	if len(x.SHA256) != 64 {
 		return fmt.Errorf("a finding with %d digits of SHA-256", len(x.SHA256))
 	}
-	if x.Fidelity.Form != report.FormFile && x.Fidelity.Form != report.FormMemory {
+	if x.Fidelity.Form != finding.FormFile && x.Fidelity.Form != finding.FormMemory {
 		return fmt.Errorf("a finding in the form %q", clip(x.Fidelity.Form))
 	}
 	if k := x.Subject.Kernel; k != (f.Process == nil) || !k && x.Subject.PID != f.Process.PID {
@@ -101,7 +101,7 @@ func (f *found) check() error {
 func (r *result) check() error {
 	d := &r.Scan
 	switch d.Status {
-	case report.StatusScanned, report.StatusIncomplete, report.StatusSkipped, report.StatusFailed:
+	case finding.StatusScanned, finding.StatusIncomplete, finding.StatusSkipped, finding.StatusFailed:
 	default:
 		return fmt.Errorf("the status %q", clip(d.Status))
 	}
@@ -122,12 +122,12 @@ func (r *result) check() error {
 }
 
 // adopt makes d what the worker says it is, as far as that is for the worker to say.
-func (r *result) adopt(d *report.DomainScan) {
+func (r *result) adopt(d *finding.Scan) {
 	s := r.Scan
 	s.Name, s.UUID, s.State, s.Source = d.Name, d.UUID, d.State, d.Source
 	s.Findings, s.Errors, s.Kills, s.Actions = d.Findings, d.Errors, nil, nil
-	if s.Status == report.StatusScanned && len(s.Errors) > 0 {
-		s.Status = report.StatusIncomplete
+	if s.Status == finding.StatusScanned && len(s.Errors) > 0 {
+		s.Status = finding.StatusIncomplete
 	}
 	*d = s
 }

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -53,7 +53,7 @@ func (r *Runner) Keep() *Kept { return &Kept{r: r} }
 // (sweep.Options.Focus) has a worker that is kept; one of everything takes long, and more
 // memory than is to be kept, and has a worker of its own. The target's source is the same
 // in each.
-func (k *Kept) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+func (k *Kept) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
 	if opt.Focus == nil {
 		return k.r.Domain(ctx, t, profiles, engine, memory, opt)
 	}
@@ -61,7 +61,7 @@ func (k *Kept) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Fi
 }
 
 // domain makes one sweep.
-func (k *Kept) domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (report.DomainScan, error) {
+func (k *Kept) domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
 	if opt.Jobs <= 0 {
 		opt.Jobs = 2
 	}
@@ -72,8 +72,8 @@ func (k *Kept) domain(ctx context.Context, t sweep.Target, profiles winstruct.Fi
 		err = s.act(ctx)
 	}
 	sweep.SortFindings(s.out.Findings)
-	if s.out.Status == report.StatusScanned && (len(s.out.Errors) > 0 || err != nil) {
-		s.out.Status = report.StatusIncomplete
+	if s.out.Status == finding.StatusScanned && (len(s.out.Errors) > 0 || err != nil) {
+		s.out.Status = finding.StatusIncomplete
 	}
 	s.out.Timing.Total = time.Since(begin).Seconds()
 	return *s.out, err

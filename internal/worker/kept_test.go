@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -47,7 +47,7 @@ func TestAKeptWorkerDoesJobAfterJob(t *testing.T) {
 	for name, src := range map[string]source.Source{"mapped": src, "asked": asked} {
 		r := new(Runner)
 		k := r.Keep()
-		do := func(opt sweep.Options) report.DomainScan {
+		do := func(opt sweep.Options) finding.Scan {
 			t.Helper()
 			opt.Focus = []sweep.Focused{focus}
 			d, err := k.Domain(context.Background(), sweep.Target{Name: "win", Source: src}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), opt)
@@ -71,7 +71,7 @@ func TestAKeptWorkerDoesJobAfterJob(t *testing.T) {
 					t.Errorf("%s: an image of %+v was seen", name, p)
 				}
 			}})
-			if d.Status != report.StatusScanned || d.Processes != 1 || len(d.Findings) != 1 || d.Findings[0].Subject.Parent == "" || int(seen.Load()) != d.Images {
+			if d.Status != finding.StatusScanned || d.Processes != 1 || len(d.Findings) != 1 || d.Findings[0].Subject.Parent == "" || int(seen.Load()) != d.Images {
 				t.Fatalf("%s, %d: %d images seen, %+v", name, i, seen.Load(), d)
 			}
 			if p := only(); first == nil {
@@ -82,10 +82,10 @@ func TestAKeptWorkerDoesJobAfterJob(t *testing.T) {
 		}
 		var once sync.Once
 		d := do(sweep.Options{Progress: func(sweep.Progress) { once.Do(func() { killChild(t) }) }})
-		if d.Status != report.StatusIncomplete || len(d.Errors) != 1 || d.Reason == "" || !strings.Contains(d.Errors[0].Error, "SIGKILL") {
+		if d.Status != finding.StatusIncomplete || len(d.Errors) != 1 || d.Reason == "" || !strings.Contains(d.Errors[0].Error, "SIGKILL") {
 			t.Errorf("%s: of the killed one: %+v", name, d)
 		}
-		if d := do(sweep.Options{}); d.Status != report.StatusScanned || len(d.Findings) != 1 || only() == first {
+		if d := do(sweep.Options{}); d.Status != finding.StatusScanned || len(d.Findings) != 1 || only() == first {
 			t.Errorf("%s: behind the killed one: %+v", name, d)
 		}
 		k.Close()
@@ -104,7 +104,7 @@ func TestAWorkerIsToldWhereTheKernelIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	opt := sweep.Options{Focus: []sweep.Focused{focusOn(t, src)}}
-	for known, want := range map[bool]string{true: report.StatusScanned, false: report.StatusFailed} {
+	for known, want := range map[bool]string{true: finding.StatusScanned, false: finding.StatusFailed} {
 		if opt.Open = nil; known {
 			opt.Open = func(context.Context) (*introspect.Guest, error) { return g, nil }
 		}
@@ -162,7 +162,7 @@ func TestWorkersThatDieAreStartedMoreSlowly(t *testing.T) {
 // A result is the last thing of a job; a question beside it, and one of no job, is nothing
 // that a worker of ours has.
 func TestAResultIsTheLastOfAJob(t *testing.T) {
-	done, err := json.Marshal(&result{Scan: report.DomainScan{Status: report.StatusScanned}})
+	done, err := json.Marshal(&result{Scan: finding.Scan{Status: finding.StatusScanned}})
 	if err != nil {
 		t.Fatal(err)
 	}

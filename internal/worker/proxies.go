@@ -10,9 +10,9 @@ import (
 	"sync"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -196,7 +196,7 @@ func (e *engine) Result(ctx context.Context, sum [32]byte, do func() (clam.Resul
 // found is a finding as a worker reports it. What is decided, done and seen of it is the
 // broker's to fill in.
 type found struct {
-	Finding  report.Finding
+	Finding  finding.Finding
 	Process  *introspect.Process // nil for the kernel
 	Fidelity *pe.Fidelity        // of the exhibit
 	Scanned  int                 // bytes of the content that the engine saw; the rest is the image as it is mapped
@@ -211,7 +211,7 @@ type reporter struct {
 }
 
 // found reports a finding; it is a sweep's Found.
-func (r *reporter) found(_ context.Context, p *introspect.Process, f report.Finding, x sweep.Exhibit) {
+func (r *reporter) found(_ context.Context, p *introspect.Process, f finding.Finding, x sweep.Exhibit) {
 	if err := r.report(p, f, x); err != nil {
 		r.mu.Lock()
 		if r.err == nil {
@@ -221,7 +221,7 @@ func (r *reporter) found(_ context.Context, p *introspect.Process, f report.Find
 	}
 }
 
-func (r *reporter) report(p *introspect.Process, f report.Finding, x sweep.Exhibit) error {
+func (r *reporter) report(p *introspect.Process, f finding.Finding, x sweep.Exhibit) error {
 	if !r.content {
 		x = sweep.Exhibit{}
 	}
@@ -250,7 +250,7 @@ func (r *reporter) report(p *introspect.Process, f report.Finding, x sweep.Exhib
 }
 
 // problems sends what could not be read, as much at a time as fits.
-func (ls lanes) problems(all []report.ScanError) error {
+func (ls lanes) problems(all []finding.Unread) error {
 	for len(all) > 0 {
 		var text []byte
 		n := len(all)
@@ -264,8 +264,8 @@ func (ls lanes) problems(all []report.ScanError) error {
 			}
 		}
 		if len(text) > windowSize { // one alone: its text is a guest's
-			one := report.ScanError{What: clip(all[0].What), Error: clip(all[0].Error)}
-			all = append([]report.ScanError{one}, all[1:]...)
+			one := finding.Unread{What: clip(all[0].What), Error: clip(all[0].Error)}
+			all = append([]finding.Unread{one}, all[1:]...)
 			continue
 		}
 		if err := ls.ask(askProblems, func(l *lane) int { return copy(l.window, text) }, nil, nil); err != nil {

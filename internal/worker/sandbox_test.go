@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
@@ -84,7 +84,7 @@ func TestPageInIsAllThatAWorkerIsLent(t *testing.T) {
 
 // stranger sweeps a guest with a stranger in the worker's place, and returns what the
 // broker says of it.
-func stranger(t *testing.T, src source.Source, r *Runner, args ...string) (report.DomainScan, string) {
+func stranger(t *testing.T, src source.Source, r *Runner, args ...string) (finding.Scan, string) {
 	t.Helper()
 	r.args = args
 	got, err := r.Domain(context.Background(), sweep.Target{Name: "win", Source: src}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), sweep.Options{})
@@ -95,7 +95,7 @@ func stranger(t *testing.T, src source.Source, r *Runner, args ...string) (repor
 	for _, e := range got.Errors {
 		text += e.What + ": " + e.Error + "\n"
 	}
-	if got.Status != report.StatusFailed && got.Status != report.StatusIncomplete || text == "" {
+	if got.Status != finding.StatusFailed && got.Status != finding.StatusIncomplete || text == "" {
 		t.Errorf("%v: status %s, %q: a scan without its worker is never clean", args, got.Status, text)
 	}
 	return got, text
@@ -105,7 +105,7 @@ func stranger(t *testing.T, src source.Source, r *Runner, args ...string) (repor
 func goesOn(t *testing.T, src source.Source) {
 	t.Helper()
 	got, err := Domain(context.Background(), sweep.Target{Name: "next", Source: src}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), sweep.Options{})
-	if err != nil || got.Status != report.StatusScanned || len(got.Findings) != 1 {
+	if err != nil || got.Status != finding.StatusScanned || len(got.Findings) != 1 {
 		t.Errorf("the next guest: %+v, %v", got, err)
 	}
 }
@@ -171,14 +171,14 @@ func TestAWorkersEndCostsOneScan(t *testing.T) {
 		"leave":     {&Runner{}, "the worker ended without a result"},
 	} {
 		got, text := stranger(t, src, c.runner, name)
-		if !strings.Contains(text, c.want) || got.Status != report.StatusFailed {
+		if !strings.Contains(text, c.want) || got.Status != finding.StatusFailed {
 			t.Errorf("%s: status %s, %q, want %q", name, got.Status, text, c.want)
 		}
 		t.Logf("%s: %s", name, strings.TrimSpace(text))
 	}
 	// What was reported before stays.
 	got, text := stranger(t, src, &Runner{}, "report and panic")
-	if len(got.Findings) != 1 || got.Findings[0].Signature != "Vmav.Test.Malware" || got.Status != report.StatusIncomplete || !strings.Contains(text, "panic: on the way") {
+	if len(got.Findings) != 1 || got.Findings[0].Signature != "Vmav.Test.Malware" || got.Status != finding.StatusIncomplete || !strings.Contains(text, "panic: on the way") {
 		t.Errorf("%+v", got)
 	}
 	goesOn(t, src)
@@ -195,7 +195,7 @@ func TestAWorkerThatIsKilled(t *testing.T) {
 				killChild(t)
 			}
 		}})
-	if err != nil || got.Status != report.StatusIncomplete || len(got.Errors) != 1 || !strings.Contains(got.Errors[0].Error, "SIGKILL") {
+	if err != nil || got.Status != finding.StatusIncomplete || len(got.Errors) != 1 || !strings.Contains(got.Errors[0].Error, "SIGKILL") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	goesOn(t, src)
@@ -241,7 +241,7 @@ func TestTry(t *testing.T) {
 func TestNoSandboxNoScan(t *testing.T) {
 	src, _ := guestOf(t, ntguest.Options{Build: "10.0.19041", Seed: 3})
 	got, _ := (&Runner{User: "root"}).Domain(context.Background(), sweep.Target{Name: "win", Source: src}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), sweep.Options{})
-	if os.Geteuid() == 0 && (got.Status != report.StatusFailed || !strings.Contains(got.Reason, "root's rights")) {
+	if os.Geteuid() == 0 && (got.Status != finding.StatusFailed || !strings.Contains(got.Reason, "root's rights")) {
 		t.Errorf("%+v", got)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"slices"
 
 	"vmav.dev/vmav/internal/clam"
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/sweep"
 )
 
@@ -103,7 +103,7 @@ func (v *served) found(q frame) (frame, error) {
 		exhibit.Memory = data[x.Scanned:]
 	}
 	f.Subject.Domain, f.Domain, f.PID, f.Process = v.target.Name, v.target.Name, f.Subject.PID, f.Subject.Name
-	if f.Kind == report.KindSignature && !v.engineSaid(&f) {
+	if f.Kind == finding.KindSignature && !v.engineSaid(&f) {
 		return frame{}, fmt.Errorf("a finding of %q that the engine has not said", clip(f.Signature))
 	}
 	if !v.admit(&f, q.n) {
@@ -117,7 +117,7 @@ func (v *served) found(q frame) (frame, error) {
 	return frame{}, nil
 }
 
-func (s *session) engineSaid(f *report.Finding) bool {
+func (s *session) engineSaid(f *finding.Finding) bool {
 	sum, err := hex.DecodeString(f.SHA256)
 	if err != nil || len(sum) != 32 {
 		return false
@@ -129,7 +129,7 @@ func (s *session) engineSaid(f *report.Finding) bool {
 
 // admit tells whether there is room for one more finding, of so many bytes. The first
 // for which there is none is an error of the sweep.
-func (s *session) admit(f *report.Finding, size int) bool {
+func (s *session) admit(f *finding.Finding, size int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.reported += size; s.reported <= maxReported && len(s.out.Findings) < maxFindings {
@@ -143,7 +143,7 @@ func (s *session) admit(f *report.Finding, size int) bool {
 }
 
 func (v *served) problems(q frame) (frame, error) {
-	var all []report.ScanError
+	var all []finding.Unread
 	if err := v.decode(q, &all); err != nil {
 		return frame{}, err
 	}
@@ -151,9 +151,9 @@ func (v *served) problems(q frame) (frame, error) {
 	defer v.mu.Unlock()
 	for _, e := range all {
 		if v.reported += len(e.What) + len(e.Error); v.reported > maxReported {
-			e = report.ScanError{What: "errors", Error: "there are more than are kept"}
+			e = finding.Unread{What: "errors", Error: "there are more than are kept"}
 		}
-		if len(v.out.Errors) < report.MaxErrors && !slices.Contains(v.out.Errors[max(0, len(v.out.Errors)-1):], e) {
+		if len(v.out.Errors) < finding.MaxErrors && !slices.Contains(v.out.Errors[max(0, len(v.out.Errors)-1):], e) {
 			v.out.Errors = append(v.out.Errors, e)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/verdict"
@@ -236,9 +236,9 @@ var attempts = []attempt{
 }
 
 // findingOf is a finding of a signature in a content.
-func findingOf(content []byte, signature string) report.Finding {
-	return report.Finding{Kind: report.KindSignature, Image: "it", Signature: signature, SHA256: digest(content),
-		Fidelity: report.Fidelity{Form: report.FormFile, Coverage: 1}, Subject: verdict.Subject{Kernel: true}}
+func findingOf(content []byte, signature string) finding.Finding {
+	return finding.Finding{Kind: finding.KindSignature, Image: "it", Signature: signature, SHA256: digest(content),
+		Fidelity: finding.Fidelity{Form: finding.FormFile, Coverage: 1}, Subject: verdict.Subject{Kernel: true}}
 }
 
 // raw sends bytes as they are, whatever the protocol says.

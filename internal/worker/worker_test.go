@@ -13,9 +13,9 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/image"
 	"vmav.dev/vmav/internal/sweep"
@@ -144,7 +144,7 @@ func TestAWorkerFindsWhatASweepFinds(t *testing.T) {
 		if got.Timing.Total == 0 || last.Done != got.Images || last.Total != got.Images {
 			t.Errorf("%s: timing %+v, progress %+v of %d images", name, got.Timing, last, got.Images)
 		}
-		got.Timing, want.Timing = report.Timing{}, report.Timing{}
+		got.Timing, want.Timing = finding.Timing{}, finding.Timing{}
 		got.Unchanged, want.Unchanged = 0, 0 // two jobs may rebuild the same at once
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got  %+v\nwant %+v", name, got, want)
@@ -159,7 +159,7 @@ func TestAWorkerFindsWhatASweepFinds(t *testing.T) {
 func TestAWorkerReads32BitGuests(t *testing.T) {
 	src, _ := guestOf(t, ntguest.Options{Build: "6.1.7601-x86", Seed: 3})
 	got, err := Domain(context.Background(), sweep.Target{Name: "win", Source: src}, winstruct.BuiltIn(), finder{}, sweep.NewCache(), sweep.Options{})
-	if err != nil || got.Status != report.StatusScanned || got.Profile != report.ProfileInferred || len(got.Findings) != 1 {
+	if err != nil || got.Status != finding.StatusScanned || got.Profile != finding.ProfileInferred || len(got.Findings) != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -189,7 +189,7 @@ func TestTheBrokerDecides(t *testing.T) {
 	target := sweep.Target{Name: "win", Source: src, State: "running"}
 	calls := 0
 	got, err := Domain(context.Background(), target, winstruct.BuiltIn(), finder{}, sweep.NewCache(),
-		sweep.Options{Found: func(_ context.Context, p *introspect.Process, f report.Finding, x sweep.Exhibit) {
+		sweep.Options{Found: func(_ context.Context, p *introspect.Process, f finding.Finding, x sweep.Exhibit) {
 			calls++
 			if p == nil || p.Name != "malware.exe" || p.EPROCESS == 0 || p.Created.IsZero() || !strings.Contains(string(x.Scanned), malware) || len(x.Memory) != int(f.Size) || x.Fidelity == nil || !x.Fidelity.Exact() ||
 				f.Subject.Name != p.Name || f.Subject.Parent == "" || f.Domain != "win" || f.Subject.Domain != "win" {
@@ -245,7 +245,7 @@ func TestAGuestThatGoesAwayIsNeverClean(t *testing.T) {
 		for _, e := range got.Errors {
 			text += e.Error
 		}
-		if got.Status == report.StatusScanned || got.Status == report.StatusSkipped || !strings.Contains(text, source.ErrGone.Error()) {
+		if got.Status == finding.StatusScanned || got.Status == finding.StatusSkipped || !strings.Contains(text, source.ErrGone.Error()) {
 			t.Errorf("gone after %d reads: status %s, reason %q, errors %v", left, got.Status, got.Reason, got.Errors)
 		}
 		if err != nil && !errors.Is(err, source.ErrGone) {
@@ -263,7 +263,7 @@ func (goneEngine) Scan(context.Context, string, []byte) (clam.Result, error) {
 func TestAnEngineThatGoesAwayEndsTheSweep(t *testing.T) {
 	src, _ := guestOf(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
 	got, err := Domain(context.Background(), sweep.Target{Name: "win", Source: src}, winstruct.BuiltIn(), goneEngine{}, sweep.NewCache(), sweep.Options{})
-	if !errors.Is(err, clam.ErrEngineGone) || got.Status != report.StatusIncomplete || len(got.Errors) == 0 {
+	if !errors.Is(err, clam.ErrEngineGone) || got.Status != finding.StatusIncomplete || len(got.Errors) == 0 {
 		t.Errorf("status %s, errors %v, %v", got.Status, got.Errors, err)
 	}
 }
@@ -276,7 +276,7 @@ func TestAnInterruptedSweepStops(t *testing.T) {
 			cancel()
 		}
 	}})
-	if !errors.Is(err, context.Canceled) || got.Status == report.StatusScanned {
+	if !errors.Is(err, context.Canceled) || got.Status == finding.StatusScanned {
 		t.Errorf("status %s, %v", got.Status, err)
 	}
 }

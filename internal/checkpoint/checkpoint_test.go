@@ -1,4 +1,4 @@
-package journal
+package checkpoint
 
 import (
 	"bytes"
@@ -8,17 +8,17 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
 )
 
-func result(uuid string) report.DomainScan {
-	applied, dead, status, exited := report.Milliseconds(1500*time.Microsecond), report.Milliseconds(2*time.Second), report.NTStatus(0xc0000906), time.Unix(5, 0).UTC()
-	return report.DomainScan{Name: "win", UUID: uuid, Status: report.StatusScanned, Processes: 3,
-		Findings: []report.Finding{{Kind: report.KindSignature, PID: 8, Base: 0x7ff000000000, Verdict: verdict.Verdict{Action: verdict.Kill, Reason: "policy"}, Action: verdict.Kill, Outcome: "killed"}},
-		Errors:   []report.ScanError{},
-		Kills: []*report.Kill{{Domain: "win", Outcome: report.OutcomeKilled, Applied: &applied, Dead: &dead, ExitStatus: &status, Exited: &exited,
-			Services: []report.Service{{Calls: []report.Call{{Name: "NtClose", Status: 0xc0000008}}}}}}}
+func result(uuid string) finding.Scan {
+	applied, dead, status, exited := finding.Milliseconds(1500*time.Microsecond), finding.Milliseconds(2*time.Second), finding.NTStatus(0xc0000906), time.Unix(5, 0).UTC()
+	return finding.Scan{Name: "win", UUID: uuid, Status: finding.StatusScanned, Processes: 3,
+		Findings: []finding.Finding{{Kind: finding.KindSignature, PID: 8, Base: 0x7ff000000000, Verdict: verdict.Verdict{Action: verdict.Kill, Reason: "policy"}, Action: verdict.Kill, Outcome: finding.Outcome{Code: "killed"}}},
+		Errors:   []finding.Unread{},
+		Kills: []*finding.Kill{{Domain: "win", Outcome: finding.Outcome{Code: finding.OutcomeKilled}, Applied: &applied, Dead: &dead, ExitStatus: &status, Exited: &exited,
+			Surrogates: []finding.Surrogate{{Calls: []finding.Call{{Name: "NtClose", Status: 0xc0000008}}}}}}}
 }
 
 var (
@@ -26,7 +26,7 @@ var (
 	run = Run{Boot: "b", Engine: "e", Options: "o", Started: now}
 )
 
-func open(t *testing.T, path string, r Run, resume bool) *Journal {
+func open(t *testing.T, path string, r Run, resume bool) *File {
 	t.Helper()
 	j, err := Open(path, r, resume)
 	if err != nil {
@@ -35,14 +35,14 @@ func open(t *testing.T, path string, r Run, resume bool) *Journal {
 	return j
 }
 
-// written is a journal of a run that did three domains, of which one failed.
+// written is a checkpoint of a run that did three domains, of which one failed.
 func written(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "state", "scan.journal")
+	path := filepath.Join(t.TempDir(), "state", "scan.checkpoint")
 	j := open(t, path, run, false)
 	failed := result("c")
-	failed.Status = report.StatusFailed
-	for i, d := range []report.DomainScan{result("a"), result("b"), failed} {
+	failed.Status = finding.StatusFailed
+	for i, d := range []finding.Scan{result("a"), result("b"), failed} {
 		if err := j.Add(Key{d.UUID, i + 1}, d); err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func TestWhatWasDoneIsResumed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err == nil {
-		t.Error("a journal of a run that is complete")
+		t.Error("a checkpoint of a run that is complete")
 	}
 }
 
@@ -109,7 +109,7 @@ func TestWhatIsResumedIsTheSameRun(t *testing.T) {
 	j.Close(false)
 }
 
-// A journal counts up to where a crash has torn it, and goes on from there.
+// A checkpoint counts up to where a crash has torn it, and goes on from there.
 func TestATornJournal(t *testing.T) {
 	whole, err := os.ReadFile(written(t))
 	if err != nil {
@@ -155,7 +155,7 @@ func FuzzJournal(f *testing.F) {
 		}
 		defer j.Close(true)
 		for k, d := range j.done {
-			if k.UUID != d.UUID || d.Status == report.StatusFailed || !d.Resumed {
+			if k.UUID != d.UUID || d.Status == finding.StatusFailed || !d.Resumed {
 				t.Errorf("%+v: %+v", k, d)
 			}
 		}

@@ -1,4 +1,5 @@
-package report
+// Package escape makes text of unknown origin, such as a guest's, safe to print.
+package escape
 
 import (
 	"fmt"
@@ -7,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// Escape makes text of unknown origin safe to print: control characters, escape
+// Text makes text of unknown origin safe to print: control characters, escape
 // sequences, invisible and direction-changing characters and bytes that are no UTF-8
 // are spelled out. Printable text comes back unchanged.
-func Escape(s string) string {
+func Text(s string) string {
 	clean := true
 	for _, r := range s {
 		if r == utf8.RuneError || !printable(r) {

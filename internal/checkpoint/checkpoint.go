@@ -1,10 +1,10 @@
-// Package journal keeps what a scan of all domains has done so far, so that one that was
+// Package checkpoint keeps what a scan of all domains has done so far, so that one that was
 // interrupted, by its deadline, a signal or a crash, can be resumed. It is a file of one JSON
 // object a line: what the run is, then the result of each domain that is done.
 //
 // The file is trusted as far as its directory is. One that is torn by a crash counts up to
 // the tear.
-package journal
+package checkpoint
 
 import (
 	"bufio"
@@ -18,8 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/finding"
 )
 
 // Run is what a run is. Only one that is the same can be resumed.
@@ -33,7 +32,7 @@ type Run struct {
 // MaxAge is how old a run may be to be resumed: what was clean then may not be now.
 const MaxAge = 24 * time.Hour
 
-// Bounds of a journal.
+// Bounds of a checkpoint.
 const (
 	maxDomains = 1 << 16
 	maxLine    = 64 << 20 // bytes of one domain's result
@@ -47,26 +46,26 @@ type Key struct {
 
 type entry struct {
 	Key
-	Result report.DomainScan `json:"result"`
+	Result finding.Scan `json:"result"`
 }
 
-// Journal is the journal of the run of now. It is for one goroutine.
-type Journal struct {
+// File is the checkpoint of the run of now. It is for one goroutine.
+type File struct {
 	file *os.File
-	done map[Key]report.DomainScan
+	done map[Key]finding.Scan
 }
 
-// Open begins the journal of a run at a path. With resume, what a run like it has done is
+// Open begins the checkpoint of a run at a path. With resume, what a run like it has done is
 // taken over; else it is forgotten.
-func Open(path string, run Run, resume bool) (*Journal, error) {
-	j := &Journal{done: make(map[Key]report.DomainScan)}
+func Open(path string, run Run, resume bool) (*File, error) {
+	j := &File{done: make(map[Key]finding.Scan)}
 	flags := os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("journal of the scan: %w", err)
+		return nil, fmt.Errorf("checkpoint of the sweep: %w", err)
 	}
 	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("journal of the scan: %w", err)
+		return nil, fmt.Errorf("checkpoint of the sweep: %w", err)
 	}
 	j.file = f
 	end := int64(0)
@@ -84,13 +83,13 @@ func Open(path string, run Run, resume bool) (*Journal, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("journal of the scan: %w", err)
+		return nil, fmt.Errorf("checkpoint of the sweep: %w", err)
 	}
 	return j, nil
 }
 
 // read takes over what is there and returns where that ends.
-func (j *Journal) read(run Run) (end int64, err error) {
+func (j *File) read(run Run) (end int64, err error) {
 	in := bufio.NewReaderSize(j.file, 1<<20)
 	next := func() ([]byte, error) {
 		var line []byte
@@ -136,7 +135,7 @@ func decode(line []byte) (entry, error) {
 		return entry{}, err
 	}
 	switch e.Result.Status {
-	case report.StatusScanned, report.StatusIncomplete, report.StatusSkipped:
+	case finding.StatusScanned, finding.StatusIncomplete, finding.StatusSkipped:
 	default:
 		return entry{}, fmt.Errorf("a domain that is %q is not done", e.Result.Status)
 	}
@@ -147,20 +146,20 @@ func decode(line []byte) (entry, error) {
 }
 
 // Find is the result of a domain that the interrupted run had done.
-func (j *Journal) Find(k Key) (report.DomainScan, bool) {
+func (j *File) Find(k Key) (finding.Scan, bool) {
 	d, ok := j.done[k]
 	return d, ok
 }
 
 // Add notes a domain's result, unless it is none: what failed is tried again.
-func (j *Journal) Add(k Key, d report.DomainScan) error {
-	if d.Status == report.StatusFailed || k.UUID == "" {
+func (j *File) Add(k Key, d finding.Scan) error {
+	if d.Status == finding.StatusFailed || k.UUID == "" {
 		return nil
 	}
 	return j.write(entry{k, d})
 }
 
-func (j *Journal) write(v any) error {
+func (j *File) write(v any) error {
 	text, err := json.Marshal(v)
 	if err == nil {
 		_, err = j.file.Write(append(text, '\n'))
@@ -169,14 +168,14 @@ func (j *Journal) write(v any) error {
 		err = j.file.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("journal of the scan: %w", err)
+		return fmt.Errorf("checkpoint of the sweep: %w", err)
 	}
 	return nil
 }
 
-// Close ends the journal. complete says that the run has done all: there is nothing to
+// Close ends the checkpoint. complete says that the run has done all: there is nothing to
 // resume then.
-func (j *Journal) Close(complete bool) error {
+func (j *File) Close(complete bool) error {
 	var err error
 	if complete {
 		err = os.Remove(j.file.Name())

@@ -1,0 +1,75 @@
+package finding
+
+import (
+	"time"
+
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// Ways to end a process.
+const (
+	MethodDirect    = "direct"    // a thread of its own was redirected
+	MethodSurrogate = "surrogate" // a thread of a service made the calls
+)
+
+// Process names a process of the guest that something was done to, as it was then. Its
+// texts are the guest's.
+type Process struct {
+	PID      uint64    `json:"pid"`
+	Name     string    `json:"name"`
+	Path     string    `json:"path"`
+	EPROCESS Address   `json:"eprocess"`
+	DTB      Address   `json:"dtb"`
+	Created  time.Time `json:"created"`
+}
+
+// Call is one system call that a surrogate made.
+type Call struct {
+	Name   string   `json:"name"`
+	Status NTStatus `json:"status"`
+}
+
+// Surrogate is what was done with a service of the guest that ended the target in our
+// stead.
+type Surrogate struct {
+	Process
+	Thread  uint64 `json:"thread"` // id, as its TEB says
+	Calls   []Call `json:"calls"`
+	Error   string `json:"error,omitempty"`
+	Context string `json:"context"` // "equal": the thread has all that it had; else what is known
+}
+
+// Kill is the audit record of one kill. It holds all that was done to the guest. Its
+// Reason is empty where the Code is OutcomeKilled.
+type Kill struct {
+	Domain string  `json:"domain"`
+	Target Process `json:"target"`
+	Outcome
+	DryRun     bool        `json:"dry_run,omitempty"`
+	Method     string      `json:"method,omitempty"` // MethodDirect or MethodSurrogate
+	Surrogates []Surrogate `json:"surrogates,omitempty"`
+	Plan       []string    `json:"plan,omitempty"` // of a dry run, and what speaks against a way
+	Requested  time.Time   `json:"requested"`
+	// Times since the request.
+	Applied *Milliseconds `json:"applied_ms,omitempty"` // a thread was redirected, or NtTerminateProcess returned to the surrogate
+	Dead    *Milliseconds `json:"dead_ms,omitempty"`    // its end was seen in the guest's memory
+	// As the guest has them, once it has ended.
+	ExitStatus *NTStatus  `json:"exit_status,omitempty"`
+	Exited     *time.Time `json:"exited,omitempty"`
+}
+
+// Ended tells whether the guest itself says that the process has ended.
+func (k *Kill) Ended() bool { return k.Code == OutcomeKilled || k.Code == OutcomeExited }
+
+// Act is the audit record of something that was done to a guest and is no kill: a
+// process was held, or the domain suspended. Its Reason is empty where the Code is
+// OutcomeHeld or OutcomeSuspended.
+type Act struct {
+	Domain string         `json:"domain"`
+	Action verdict.Action `json:"action"`           // verdict.Hold or verdict.Suspend
+	Target *Process       `json:"target,omitempty"` // of a hold
+	Outcome
+	DryRun    bool          `json:"dry_run,omitempty"`
+	Requested time.Time     `json:"requested"`
+	Applied   *Milliseconds `json:"applied_ms,omitempty"` // since the request
+}

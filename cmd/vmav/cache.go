@@ -4,7 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/cache"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/scan"
 )
 
 func cacheFlag() cli.Flag {
@@ -14,9 +14,9 @@ func cacheFlag() cli.Flag {
 // openCache opens what earlier scans have remembered. Without it a scan takes longer, and
 // no more: the user is told, unless told is that the state directory is of no use. The
 // caller calls done when all is scanned.
-func (e *env) openCache(c *cli.Context, told bool) (memory *sweep.Cache, done func(), err error) {
+func (e *env) openCache(c *cli.Context, told bool) (memory *scan.Cache, done func(), err error) {
 	if c.Bool("no-cache") {
-		return sweep.NewCache(), func() {}, nil
+		return scan.NewCache(), func() {}, nil
 	}
 	s, err := e.settings(c)
 	if err != nil {
@@ -33,12 +33,12 @@ func (e *env) openCache(c *cli.Context, told bool) (memory *sweep.Cache, done fu
 	}
 	if err != nil {
 		if told {
-			return sweep.NewCache(), func() {}, nil
+			return scan.NewCache(), func() {}, nil
 		}
 		e.warn("what earlier scans have seen is not known, and all is scanned: %v", err)
-		return sweep.NewCache(), func() {}, nil
+		return scan.NewCache(), func() {}, nil
 	}
-	return sweep.NewLastingCache(db, program), func() {
+	return scan.NewLastingCache(db, program), func() {
 		if err := db.Close(); err != nil {
 			e.warn("%v", err)
 		}

@@ -17,7 +17,7 @@ import (
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/scan"
 )
 
 func dumpCommand(e *env) *cli.Command {
@@ -51,7 +51,7 @@ func runDump(c *cli.Context, e *env) error {
 	if c.Bool("all") && c.String("module") != "" {
 		return errors.New("--all and --module exclude each other")
 	}
-	pageIn, pageInOptions, err := parsePageIn(c)
+	pageIn, err := parsePageIn(c)
 	if err != nil {
 		return err
 	}
@@ -71,13 +71,13 @@ func runDump(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	mappings, err := sweep.Survey(c.Context, g, procs)
+	mappings, err := scan.Survey(c.Context, g, procs)
 	if err != nil {
 		return err
 	}
-	d := dumper{env: e, target: t.describe(), domain: t.domain.Name, process: p, raw: c.Bool("raw"), copier: sweep.NewCopier(g, mappings, sweep.NewFiles())}
-	if pageIn {
-		pager, err := sweep.OpenPager(g, t.source, pageInOptions)
+	d := dumper{env: e, target: t.describe(), domain: t.domain.Name, process: p, raw: c.Bool("raw"), copier: scan.NewCopier(g, mappings, scan.NewFiles())}
+	if pageIn != nil {
+		pager, err := scan.OpenPager(g, t.source, *pageIn)
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.describe(), err)
 		}
@@ -105,7 +105,7 @@ type dumper struct {
 	target, domain string
 	process        *introspect.Process
 	raw            bool
-	copier         *sweep.Copier
+	copier         *scan.Copier
 	rebuilder      pe.Rebuilder
 }
 
@@ -157,7 +157,7 @@ func (d *dumper) module(ctx context.Context, m *introspect.Module, out string) (
 	entry.SHA256 = fmt.Sprintf("%x", sha256.Sum256(file.Data))
 	entry.Coverage, entry.Exact = file.Fidelity.Coverage(), file.Fidelity.Exact()
 	return entry, d.writeRebuilt(out, file, origin{Domain: d.domain, PID: d.process.PID, Process: d.process.Name, Path: m.Path,
-		Base: finding.Address(m.Base), Cached: sweep.CachedHash(opt)})
+		Base: finding.Address(m.Base), Cached: scan.CachedHash(opt)})
 }
 
 // all writes every module to the directory dir and a manifest of them.

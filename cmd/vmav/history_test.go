@@ -7,9 +7,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,12 +17,7 @@ import (
 	_ "github.com/mattn/go-sqlite3" // changes a history behind its back
 
 	"vmav.dev/vmav/internal/clam"
-	"vmav.dev/vmav/internal/evidence"
-	"vmav.dev/vmav/internal/finding"
-	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/sweep"
-	"vmav.dev/vmav/internal/verdict"
 )
 
 // marker is in the code of the guest's malware.exe (testdata/ntguest/user/malware.c).
@@ -269,33 +262,5 @@ func TestWhereNothingCanBeRecorded(t *testing.T) {
 		if s := vmavSays(append(args, "--state-directory", t.TempDir())...); s.status != 0 || !strings.Contains(s.err, "no ") {
 			t.Errorf("%v of nothing: %+v", args, s)
 		}
-	}
-}
-
-// What there is no room for is said in the record of the finding, which is kept.
-func TestAFullStoreOfEvidence(t *testing.T) {
-	dir := t.TempDir()
-	db, err := history.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	r := &recording{db: db, always: true, origin: history.Self(history.TriggerCLI, nil)}
-	r.once.Do(func() { r.store, r.err = evidence.Open(evidenceDirectory(dir), evidence.Limits{Size: 1000}) })
-	ctx := context.Background()
-	n := r.begin(ctx, history.OperationScan, "win10", "", nil)
-	f := finding.Finding{Signature: "A", Verdict: verdict.Verdict{Action: verdict.Report}}
-	noise := make([]byte, 5000)
-	for i := range noise {
-		noise[i] = byte(i * i >> 3)
-	}
-	rand.New(rand.NewPCG(1, 2)).Shuffle(len(noise), func(i, j int) { noise[i], noise[j] = noise[j], noise[i] })
-	err = n.Found(ctx, &f, sweep.Exhibit{Scanned: noise, Memory: []byte("small")})
-	if !errors.Is(err, evidence.ErrFull) || f.ID == 0 {
-		t.Errorf("finding %d, %v", f.ID, err)
-	}
-	d, err := db.Show(ctx, f.ID)
-	if err != nil || len(d.Evidence) != 2 || !strings.Contains(d.Evidence[0].Error, "full") || d.Evidence[1].SHA256 == "" {
-		t.Errorf("%+v, %v", d.Evidence, err)
 	}
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/finding"
-	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/policy"
 	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/respond"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -87,29 +87,17 @@ func runKill(c *cli.Context, e *env, v *view) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.describe(), err)
 	}
-	opt.Paused = v.paused
-	rec, err := openRecording(c, e, false)
+	settings, err := e.settings(c)
 	if err != nil {
 		return err
 	}
-	defer rec.close()
-	run := rec.begin(c.Context, history.OperationKill, v.domain.Name, v.domain.UUID, nil)
-	record := run.kill(c.Context, p, opt.DryRun)
-	var k *finding.Kill
-	if engine, err := kill.New(v.domain.Name, v.guest, v.source); err != nil {
-		k = kill.Refuse(v.domain.Name, p, err)
-	} else {
-		settings, err := e.settings(c)
-		if err != nil {
-			return err
-		}
-		if l := (allOptions{runtime: settings.RuntimeDirectory}).killLock(c.Context, v.domain); l != nil {
-			l.Lock()
-			defer l.Unlock()
-		}
-		k = engine.Kill(c.Context, p, opt)
+	rec, err := openRecords(c, e, recordWish{})
+	if err != nil {
+		return err
 	}
-	record(k)
+	defer rec.Close()
+	k := rec.Kill(c.Context, v.scanned(), v.guest, p, respond.Options{Kill: opt,
+		Kills: respond.KillLock(c.Context, settings.RuntimeDirectory, v.domain.UUID)})
 	switch v.format {
 	case report.JSON:
 		err = report.Document(e.stdout, k)

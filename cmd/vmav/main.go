@@ -11,14 +11,14 @@ import (
 	"os/signal"
 	"syscall"
 
-	"vmav.dev/vmav/internal/worker"
+	"vmav.dev/vmav/internal/worker/inside"
 )
 
 // version is set by the linker.
 var version = "unknown"
 
 func main() {
-	if worker.Inside(os.Args) { // before anything else is
+	if inside.IsWorker(os.Args) { // before anything else is
 		os.Exit(workerMain())
 	}
 	if len(os.Args) > 2 && os.Args[1] == "hook" && os.Args[2] == "run" {

@@ -5,13 +5,13 @@ import (
 	"os"
 	"testing"
 
-	"vmav.dev/vmav/internal/worker"
+	"vmav.dev/vmav/internal/worker/inside"
 )
 
 // TestMain is a worker where it is started as one: commands under test start their own
 // program.
 func TestMain(m *testing.M) {
-	if worker.Inside(os.Args) {
+	if inside.IsWorker(os.Args) {
 		os.Exit(workerMain())
 	}
 	// The host's history is not the tests'.

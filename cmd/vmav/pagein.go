@@ -9,6 +9,7 @@ import (
 
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/pagein"
+	"vmav.dev/vmav/internal/scan"
 )
 
 // pageInFlags say whether and how a guest is asked to read pages in.
@@ -21,23 +22,26 @@ func pageInFlags() []cli.Flag {
 	}
 }
 
-// parsePageIn reads pageInFlags.
-func parsePageIn(c *cli.Context) (on bool, o pagein.Options, err error) {
-	on = c.Bool("page-in")
-	o = pagein.Options{Pages: c.Int("page-in-pages"), Wait: c.Duration("page-in-wait"), Time: c.Duration("page-in-time")}
+// parsePageIn reads pageInFlags; nil where no guest is asked.
+func parsePageIn(c *cli.Context) (*scan.PageIn, error) {
+	on := c.Bool("page-in")
+	o := scan.PageIn{Pages: c.Int("page-in-pages"), Wait: c.Duration("page-in-wait"), Time: c.Duration("page-in-time")}
 	switch {
 	case !on && (c.IsSet("page-in-pages") || c.IsSet("page-in-wait") || c.IsSet("page-in-time")):
-		return on, o, errors.New("--page-in-pages, --page-in-wait and --page-in-time are for --page-in")
+		return nil, errors.New("--page-in-pages, --page-in-wait and --page-in-time are for --page-in")
 	case on && c.Path("image") != "":
-		return on, o, errors.New("--page-in: nothing runs in a memory image")
+		return nil, errors.New("--page-in: nothing runs in a memory image")
 	case on && text(c, "source") == string(domain.QEMU):
-		return on, o, errors.New("--page-in needs the kvm-memhook module: it does not go with --source qemu")
+		return nil, errors.New("--page-in needs the kvm-memhook module: it does not go with --source qemu")
 	case o.Pages < 1 || o.Pages > 1<<20:
-		return on, o, fmt.Errorf("--page-in-pages %d: 1 to %d are possible", o.Pages, 1<<20)
+		return nil, fmt.Errorf("--page-in-pages %d: 1 to %d are possible", o.Pages, 1<<20)
 	case o.Wait < time.Millisecond || o.Wait > 10*time.Minute:
-		return on, o, fmt.Errorf("--page-in-wait %v: 1ms to 10m are possible", o.Wait)
+		return nil, fmt.Errorf("--page-in-wait %v: 1ms to 10m are possible", o.Wait)
 	case o.Time < o.Wait || o.Time > time.Hour:
-		return on, o, fmt.Errorf("--page-in-time %v: --page-in-wait to 1h are possible", o.Time)
+		return nil, fmt.Errorf("--page-in-time %v: --page-in-wait to 1h are possible", o.Time)
 	}
-	return on, o, nil
+	if !on {
+		return nil, nil
+	}
+	return &o, nil
 }

@@ -7,7 +7,8 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/escape"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/scan"
 )
 
 // progress is a line on the terminal that is written over and over. Where stderr is
@@ -40,8 +41,11 @@ func (p *progress) line(force bool, format string, args ...any) {
 	fmt.Fprintf(p.w, "\r\x1b[K"+format, args...)
 }
 
-// show tells how far a sweep is.
-func (p *progress) show(s sweep.Progress) {
+// Looked implements respond.Observer.
+func (p *progress) Looked(introspect.Identity, scan.ImageKey, bool) {}
+
+// Progress implements respond.Observer.
+func (p *progress) Progress(s scan.Progress) {
 	p.line(s.Done == s.Total, "%s: %d of %d images, %d findings", escape.Text(s.Domain), s.Done, s.Total, s.Findings)
 }
 

@@ -7,39 +7,28 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ready"
-	"vmav.dev/vmav/internal/sweep"
-	"vmav.dev/vmav/internal/watch"
-	"vmav.dev/vmav/internal/winstruct"
-	"vmav.dev/vmav/internal/worker"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/worker/broker"
+	"vmav.dev/vmav/internal/worker/inside"
 )
-
-// sweepFunc sweeps one guest: sweep.Domain, or worker.Domain.
-type sweepFunc func(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (finding.Scan, error)
 
 func noSandboxFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-sandbox", Usage: "parse what guests wrote in this process, with all its rights; for debugging"}
 }
 
-// sweeper is how a command sweeps guests: each in a sandboxed worker, unless its flag
+// newScanner is how a command scans guests: each in a sandboxed worker, unless its flag
 // says otherwise.
-func sweeper(c *cli.Context, e *env) sweepFunc {
+func newScanner(c *cli.Context, e *env, m scan.Means) scan.Scanner {
 	if c.Bool("no-sandbox") {
-		return sweep.Domain
+		return scan.InProcess{Means: m}
 	}
-	r := &worker.Runner{Note: func(text string) { e.warn("%s", text) }}
-	return r.Domain
+	return (&broker.Runner{Notes: e}).Scanner(m)
 }
-
-// workers is a service's sweeper: each sweep in a sandboxed worker.
-type workers struct{ *worker.Runner }
-
-func (w workers) Keep() watch.GuestSweeper { return w.Runner.Keep() }
 
 // workerMain is this program as a worker.
 func workerMain() int {
-	status, err := worker.Main(os.Args)
+	status, err := inside.Main(os.Args)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
@@ -49,7 +38,7 @@ func workerMain() int {
 // checkWorker starts a worker and says what keeps it in.
 func checkWorker(ctx context.Context) ready.Answer {
 	r := ready.Answer{What: "worker"}
-	s, err := new(worker.Runner).Try(ctx)
+	s, err := new(broker.Runner).Try(ctx)
 	if err != nil {
 		r.Detail, r.Fix = err.Error(), "vmav scan --all --no-sandbox # does without"
 		return r

@@ -13,11 +13,10 @@ import (
 	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/finding"
-	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/respond"
+	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/verdict"
-	"vmav.dev/vmav/internal/winstruct"
 )
 
 func scanCommand(e *env) *cli.Command {
@@ -45,7 +44,7 @@ func scanCommand(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
 			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
 			&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images in work at once: `N`"},
-			&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
+			&cli.Float64Flag{Name: "min-coverage", Value: scan.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 			noSandboxFlag(),
 			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
@@ -67,9 +66,10 @@ type scanOptions struct {
 	format  report.Format
 	compact bool
 	all     allOptions
-	holds   *holds // nil where nothing may be held
+	holds   *respond.Holds // nil where nothing may be held
 	engine  clam.Options
-	sweep   sweep.Options
+	request scan.Request
+	respond respond.Options
 }
 
 func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error) {
@@ -88,7 +88,7 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	case c.IsSet("action") && policy.Acts(verdict.Kill, verdict.Hold) && text(c, "source") == string(domain.QEMU):
 		return o, fmt.Errorf("action %s needs the kvm-memhook module: it does not go with --source qemu", action)
 	}
-	pageIn, pageInOptions, err := parsePageIn(c)
+	pageIn, err := parsePageIn(c)
 	if err != nil {
 		return o, err
 	}
@@ -122,10 +122,10 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if o.all.identity, err = identity(c, policy); err != nil {
 		return o, err
 	}
-	o.sweep = sweep.Options{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"),
-		Policy: policy.Policy, Kill: how, Progress: bar.show, PageIn: pageIn, PageInOptions: pageInOptions}
+	o.request = scan.Request{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"), PageIn: pageIn}
+	o.respond = respond.Options{Policy: policy.Policy, Kill: how, Observer: bar}
 	if o.holds != nil {
-		o.sweep.Keep = o.holds.keep
+		o.respond.Holder = o.holds
 	}
 	return o, nil
 }
@@ -152,6 +152,7 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 	if err != nil {
 		return err
 	}
+	o.respond.Profiles = profiles
 	targets, done, err := scanTargets(c, e)
 	if err != nil {
 		return err
@@ -162,37 +163,40 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 		return err
 	}
 	defer e.told(c.Context, tell)
-	rec, err := openRecording(c, e, asksForEvidence(o.sweep.Policy))
+	keeps := respond.KeepsEvidence(o.respond.Policy)
+	rec, err := openRecords(c, e, recordWish{evidence: keeps, tell: tell, dryRun: o.respond.Policy.DryRun})
 	if err != nil {
 		return err
 	}
-	defer rec.close()
+	defer rec.Close()
+	o.request.Content = keeps || c.Bool("evidence")
 	engine, err := clam.Open(ctx, o.engine)
 	if err != nil {
 		return err
 	}
 	defer engine.Close()
 	out := &finding.Sweep{Engine: engineOf(engine.Info()), Domains: []finding.Scan{}}
-	cache, kept, err := e.openCache(c, rec == nil && !c.Bool("no-history"))
+	rec.ScannedBy(out.Engine)
+	cache, kept, err := e.openCache(c, !rec.Kept() && !c.Bool("no-history"))
 	if err != nil {
 		return err
 	}
 	defer kept()
-	progress, err := o.begin(c, e, out.Engine, begin)
+	point, err := o.checkpoint(c, e, out.Engine, begin)
 	if err != nil {
 		return err
 	}
-	sweepDomain := sweeper(c, e)
+	scanner := newScanner(c, e, scan.Means{Profiles: profiles, Engine: engine, Memory: cache})
 	var ended error
 	for i, t := range targets {
-		d, known := progress.find(t.domain)
-		if !known {
-			o.sweep.Kills = o.all.killLock(ctx, t.domain)
-			d, err = scanOne(ctx, t, sweepDomain, profiles, engine, cache, o, rec)
-			tell.Domain(&d, o.sweep.Policy.DryRun)
+		d, known := point.Find(keyOf(t.domain))
+		if known {
+			out.Domains = append(out.Domains, d)
+			continue
 		}
+		d, err = scanOne(ctx, t, scanner, o, rec)
 		out.Domains = append(out.Domains, d)
-		if !known && err != nil && (ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone)) {
+		if err != nil && (ctx.Err() != nil || errors.Is(err, clam.ErrEngineGone)) {
 			if ended = err; errors.Is(err, context.DeadlineExceeded) {
 				ended = context.Cause(ctx)
 			}
@@ -200,15 +204,15 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 			out.Domains = append(out.Domains, notReached(targets[i+1:], ended)...)
 			break
 		}
-		if !known {
-			progress.add(t.domain, d)
+		if err := point.Add(keyOf(t.domain), d); err != nil {
+			e.warn("%v", err)
 		}
 	}
 	bar.clear()
-	progress.close(ended == nil && out.Complete())
+	_ = point.Close(ended == nil && out.Complete()) // the next sweep does without
 	out.Summarise(time.Since(begin))
 	err = writeScan(e, o, out)
-	o.holds.wait(ctx, e)
+	o.holds.Wait(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -270,20 +274,20 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	return out, func() { h.Close() }, nil
 }
 
-func scanOne(ctx context.Context, st scanTarget, sweepDomain sweepFunc, profiles winstruct.Finder, engine *clam.Engine, cache *sweep.Cache, o scanOptions, rec *recording) (d finding.Scan, err error) {
-	on := engineOf(engine.Info())
-	run := rec.begin(ctx, history.OperationScan, st.domain.Name, st.domain.UUID, &on)
-	defer func() { run.end(ctx, &d) }()
+// scanOne scans a target and responds to what is found in it.
+func scanOne(ctx context.Context, st scanTarget, scanner scan.Scanner, o scanOptions, rec *respond.Records) (d finding.Scan, err error) {
+	account := rec.Begin(ctx, st.domain.Name, st.domain.UUID)
+	defer func() { account.End(ctx, &d, d.Findings) }()
 	t, err := st.open(ctx)
 	if err != nil {
-		d = sweep.Empty(sweep.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})
+		d = scan.Empty(scan.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})
 		d.Reason = err.Error()
 		return d, err
 	}
-	defer o.holds.done(t.source)
-	opt := o.sweep
-	opt.Sink, opt.Exhibits = run.sink(), rec != nil && rec.always
-	return sweepDomain(ctx, t.sweep(), profiles, engine, cache, opt)
+	defer o.holds.Done(t.source)
+	how := o.respond
+	how.Recorder, how.Kills = account, respond.KillLock(ctx, o.all.runtime, st.domain.UUID)
+	return respond.Scan(ctx, scanner, t.scanned(), o.request, how)
 }
 
 func engineOf(i clam.Info) finding.Engine {

@@ -3,25 +3,20 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
-	"vmav.dev/vmav/internal/checkpoint"
 	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/finding"
-	"vmav.dev/vmav/internal/lock"
 	"vmav.dev/vmav/internal/policy"
+	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/sweep"
-	"vmav.dev/vmav/internal/watch"
 )
 
 // allOptions are the options of a scan of all domains that make it one of many: from cron,
@@ -62,45 +57,35 @@ func (o allOptions) bound(ctx context.Context) (context.Context, context.CancelF
 	return context.WithTimeoutCause(ctx, o.deadline, errDeadline)
 }
 
-// lastRun is what the lock's file says of the scan of all domains that had it last.
-type lastRun struct {
-	Started  time.Time `json:"started"`
-	Finished time.Time `json:"finished"`
-	Status   int       `json:"status"`
-	Options  string    `json:"options"`
-}
-
 // runAlone runs a scan of all domains, unless another one makes it unnecessary.
 func runAlone(ctx context.Context, e *env, o scanOptions, scan func() error) error {
-	asked := time.Now()
 	path := filepath.Join(o.all.runtime, "sweep.lock")
-	l, err := lock.Try(path)
-	if errors.Is(err, lock.ErrHeld) && !o.all.wait {
+	var turn *sweep.Turn
+	var last *sweep.Last
+	var err error
+	if o.all.wait {
+		turn, last, err = sweep.Wait(ctx, path, o.all.identity)
+	} else {
+		turn, err = sweep.Try(path)
+	}
+	switch {
+	case errors.Is(err, sweep.ErrUnderWay):
 		if !o.compact {
-			e.warn("another scan of all domains is under way: nothing is done")
+			e.warn("%v: nothing is done", err)
 		}
 		return nil
-	}
-	if errors.Is(err, lock.ErrHeld) {
-		l, err = lock.Wait(ctx, path)
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: runtime_directory of the settings says where locks are", err)
-	}
-	defer l.Release()
-	if last, ok := readLast(l.File()); ok && o.all.wait && last.Started.After(asked) && last.Options == o.all.identity {
+	case err != nil:
+		return err
+	case last != nil:
 		if !o.compact {
 			e.warn("a scan of all domains that began at %s took this one's place", clock(&last.Started))
 		}
 		return statusError(last.Status)
 	}
-	started := time.Now().UTC()
+	defer turn.Release()
 	err = scan()
 	if ctx.Err() == nil {
-		writeLast(l.File(), lastRun{started, time.Now().UTC(), exitStatus(ctx, err), o.all.identity})
+		turn.Finished(exitStatus(ctx, err), o.all.identity)
 	}
 	return err
 }
@@ -114,18 +99,6 @@ func statusError(status int) error {
 		return errFound
 	}
 	return errIncomplete
-}
-
-func readLast(f *os.File) (last lastRun, ok bool) {
-	text, err := io.ReadAll(io.NewSectionReader(f, 0, 4096))
-	return last, err == nil && json.Unmarshal(text, &last) == nil
-}
-
-// writeLast notes the run for those who wait. What it cannot note, they do again.
-func writeLast(f *os.File, last lastRun) {
-	if text, err := json.Marshal(last); err == nil && f.Truncate(0) == nil {
-		_, _ = f.WriteAt(text, 0)
-	}
 }
 
 // identity names what the result of a scan depends on beside the guests and the engine: its
@@ -144,68 +117,29 @@ func identity(c *cli.Context, p policy.Policy) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
 }
 
-// scanProgress is the checkpoint of a sweep; the zero one keeps none.
-type scanProgress struct {
-	checkpoint *checkpoint.File
-	e          *env
-}
-
-// begin opens the checkpoint of a sweep.
-func (o scanOptions) begin(c *cli.Context, e *env, engine finding.Engine, started time.Time) (scanProgress, error) {
-	if !c.Bool("all") || len(o.sweep.PIDs) > 0 {
-		return scanProgress{}, nil
+// checkpoint opens the checkpoint of a sweep; nil where there is none to keep.
+func (o scanOptions) checkpoint(c *cli.Context, e *env, engine finding.Engine, started time.Time) (*sweep.Checkpoint, error) {
+	if !c.Bool("all") || len(o.request.PIDs) > 0 {
+		return nil, nil
 	}
-	j, err := checkpoint.Open(filepath.Join(o.all.state, "sweep.checkpoint"), checkpoint.Run{Boot: checkpoint.Boot(),
+	p, err := sweep.OpenCheckpoint(filepath.Join(o.all.state, "sweep.checkpoint"), sweep.Run{Boot: sweep.Boot(),
 		Engine: engine.Version + "/" + engine.Database, Options: o.all.identity, Started: started.UTC()}, o.all.resume)
-	if err != nil && o.all.resume {
-		return scanProgress{}, err
-	}
-	if err != nil {
+	if err != nil && !o.all.resume {
 		e.warn("%v: an interruption cannot be resumed", err)
-		return scanProgress{}, nil
+		return nil, nil
 	}
-	return scanProgress{j, e}, nil
+	return p, err
 }
 
-func keyOf(d domain.Domain) checkpoint.Key { return checkpoint.Key{UUID: d.UUID, ID: d.ID} }
-
-func (p scanProgress) find(d domain.Domain) (finding.Scan, bool) {
-	if p.checkpoint == nil {
-		return finding.Scan{}, false
-	}
-	return p.checkpoint.Find(keyOf(d))
-}
-
-func (p scanProgress) add(d domain.Domain, s finding.Scan) {
-	if p.checkpoint == nil {
-		return
-	}
-	if err := p.checkpoint.Add(keyOf(d), s); err != nil {
-		p.e.warn("%v", err)
-	}
-}
-
-func (p scanProgress) close(complete bool) {
-	if p.checkpoint != nil {
-		_ = p.checkpoint.Close(complete)
-	}
-}
+func keyOf(d domain.Domain) sweep.Key { return sweep.Key{UUID: d.UUID, ID: d.ID} }
 
 // notReached are the results of domains whose turn did not come.
 func notReached(targets []scanTarget, why error) []finding.Scan {
 	var out []finding.Scan
 	for _, t := range targets {
-		d := sweep.Empty(sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State})
+		d := scan.Empty(scan.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State})
 		d.Reason = fmt.Sprintf("not reached: %v", why)
 		out = append(out, d)
 	}
 	return out
-}
-
-// killLock is the lock that all take who kill in a domain; none for an image.
-func (o allOptions) killLock(ctx context.Context, d domain.Domain) sync.Locker {
-	if d.UUID == "" {
-		return nil
-	}
-	return lock.NewLocker(ctx, watch.KillLock(o.runtime, d.UUID))
 }

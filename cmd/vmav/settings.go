@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/kill"
 	"vmav.dev/vmav/internal/policy"
+	"vmav.dev/vmav/internal/respond"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -87,68 +86,16 @@ func (e *env) verdicts(c *cli.Context) (policy.Policy, kill.Options, error) {
 // maxHold bounds --hold-for.
 const maxHold = 24 * time.Hour
 
-// holds are the processes that a command holds.
-type holds struct {
-	time    time.Duration
-	all     []*kill.Held
-	sources []io.Closer // of the domains whose processes are in all
-	swept   int         // how many of all there were when the last sweep ended
-}
-
 // parseHolds reads --hold-for; nil where there is none.
-func parseHolds(c *cli.Context) (*holds, error) {
+func parseHolds(c *cli.Context) (*respond.Holds, error) {
 	if !c.IsSet("hold-for") {
 		return nil, nil
 	}
-	h := &holds{time: c.Duration("hold-for")}
-	if h.time < time.Second || h.time > maxHold {
-		return nil, fmt.Errorf("hold for %v: 1s to %v are possible", h.time, maxHold)
+	d := c.Duration("hold-for")
+	if d < time.Second || d > maxHold {
+		return nil, fmt.Errorf("hold for %v: 1s to %v are possible", d, maxHold)
 	}
-	return h, nil
-}
-
-func (h *holds) keep(p *kill.Held) { h.all = append(h.all, p) }
-
-// done closes a domain's source when its sweep is over: now, or after the holds that the
-// sweep took, which look after their processes through it.
-func (h *holds) done(src io.Closer) {
-	if h == nil || len(h.all) == h.swept {
-		src.Close()
-		return
-	}
-	h.swept = len(h.all)
-	h.sources = append(h.sources, src)
-}
-
-// wait keeps the holds for their time or until ctx ends, and lets go of all.
-func (h *holds) wait(ctx context.Context, e *env) {
-	if h == nil || len(h.all) == 0 {
-		return
-	}
-	e.warn("%d processes are held for %v, or until vmav is interrupted", len(h.all), h.time)
-	limit := time.NewTimer(h.time)
-	defer limit.Stop()
-	over := false
-	for _, p := range h.all {
-		if over {
-			break
-		}
-		select { // each until it ends by itself
-		case <-p.Done():
-		case <-limit.C:
-			over = true
-		case <-ctx.Done():
-			over = true
-		}
-	}
-	for _, p := range h.all {
-		if err := p.Release(); err != nil {
-			e.warn("held no more: %v", err)
-		}
-	}
-	for _, src := range h.sources {
-		src.Close()
-	}
+	return respond.NewHolds(d), nil
 }
 
 // policy is the policy of a command with policyFlags: of --action, of --policy, or of

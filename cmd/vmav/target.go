@@ -10,9 +10,9 @@ import (
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/report"
+	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/image"
-	"vmav.dev/vmav/internal/sweep"
 )
 
 // cachePages bounds the page cache of single reads: 16 MiB.
@@ -22,9 +22,7 @@ const cachePages = 4096
 type target struct {
 	domain domain.Domain
 	source *source.Cache
-	paused func() bool // nil for an image
-	// suspend pauses the domain; nil for an image.
-	suspend func(context.Context) error
+	host   *domain.Host // nil for an image
 }
 
 // openTarget opens the domain that the first operand names, or the image of -a. Its
@@ -36,7 +34,7 @@ func openTarget(c *cli.Context, e *env) (t *target, rest []string, closeAll func
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		t = &target{domain: domain.Domain{ID: -1, Name: im.Info().Name, State: sweep.StateImage}, source: source.NewCache(im, cachePages)}
+		t = &target{domain: domain.Domain{ID: -1, Name: im.Info().Name, State: scan.StateImage}, source: source.NewCache(im, cachePages)}
 		return t, args, func() { t.source.Close() }, nil
 	}
 	if len(args) == 0 {
@@ -64,12 +62,7 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 	if err != nil {
 		return nil, err
 	}
-	paused := func() bool {
-		now, err := h.Find(d.UUID)
-		return err == nil && now.Paused
-	}
-	suspend := func(ctx context.Context) error { return h.Suspend(ctx, d) }
-	return &target{domain: d, source: source.NewCache(src, cachePages), paused: paused, suspend: suspend}, nil
+	return &target{domain: d, source: source.NewCache(src, cachePages), host: h}, nil
 }
 
 // guest finds the Windows in the target, with the profiles that the command's flags say.
@@ -88,7 +81,7 @@ func (t *target) guest(c *cli.Context, e *env) (*introspect.Guest, error) {
 
 // describe names the target with its state, where that explains what is seen.
 func (t *target) describe() string {
-	if t.domain.State == sweep.StateImage {
+	if t.domain.State == scan.StateImage {
 		return "memory image " + t.domain.Name
 	}
 	if t.domain.Paused {
@@ -97,10 +90,23 @@ func (t *target) describe() string {
 	return "domain " + t.domain.Name
 }
 
-// sweep is the target as a sweep takes it.
-func (t *target) sweep() sweep.Target {
-	return sweep.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source, Paused: t.paused, Suspend: t.suspend}
+// scanned is the target as a scan takes it.
+func (t *target) scanned() scan.Target {
+	out := scan.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source}
+	if t.host != nil {
+		out.Domain = t
+	}
+	return out
 }
+
+// Paused implements scan.Domain.
+func (t *target) Paused() bool {
+	now, err := t.host.Find(t.domain.UUID)
+	return err == nil && now.Paused
+}
+
+// Suspend implements respond.Suspender.
+func (t *target) Suspend(ctx context.Context) error { return t.host.Suspend(ctx, t.domain) }
 
 // warnings writes what could not be read and returns errIncomplete if there was
 // anything.

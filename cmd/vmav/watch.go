@@ -14,9 +14,10 @@ import (
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/respond"
+	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/watch"
-	"vmav.dev/vmav/internal/worker"
+	"vmav.dev/vmav/internal/worker/broker"
 )
 
 func watchCommand(e *env) *cli.Command {
@@ -46,7 +47,7 @@ func watchFlags() []cli.Flag {
 	return slices.Concat([]cli.Flag{connectFlag(), sourceFlag(),
 		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
 		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images of one domain in work at once: `N`"},
-		&cli.Float64Flag{Name: "min-coverage", Value: sweep.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
+		&cli.Float64Flag{Name: "min-coverage", Value: scan.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
 		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 		noSandboxFlag(), cacheFlag(),
 		&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
@@ -104,17 +105,13 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	if err != nil {
 		return o, nil, err
 	}
-	rec, err := openRecording(c, e, asksForEvidence(policy.Policy))
+	keeps := respond.KeepsEvidence(policy.Policy)
+	rec, err := openRecords(c, e, recordWish{evidence: keeps, trigger: trigger, tell: tell, dryRun: policy.DryRun})
 	if err != nil {
 		return o, nil, err
 	}
-	if rec != nil {
-		rec.origin.Trigger = trigger
-	}
-	o.Record = func(domain, uuid string, everything bool) watch.Record {
-		return &watchRecord{rec: rec, tell: tell, dryRun: policy.DryRun, domain: domain, uuid: uuid, everything: everything}
-	}
-	memory, kept, err := e.openCache(c, rec == nil && !c.Bool("no-history"))
+	o.Accounts, o.Content = rec, keeps || c.Bool("evidence")
+	memory, kept, err := e.openCache(c, !rec.Kept() && !c.Bool("no-history"))
 	if err != nil {
 		return o, nil, err
 	}
@@ -124,13 +121,20 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	o.Poll, o.Interval, o.Jitter = w.Poll, w.Interval, w.Jitter
 	o.CPU, o.Memory, o.Slots = float64(w.CPUPercent), w.Memory, settings.Clamd.Slots
 	o.Engine = engineOptions(c, settings)
-	o.Sweep = sweep.Options{Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"), Policy: policy.Policy, Kill: how}
+	o.Policy, o.Kill = policy.Policy, how
+	o.Jobs, o.MinCoverage = c.Int("parallel"), c.Float64("min-coverage")
 	if !c.Bool("no-sandbox") {
-		o.Sweeper = workers{&worker.Runner{Note: func(text string) { o.Log.Warn(text) }}}
+		o.Scanners = &broker.Runner{Notes: logged{o.Log}}
 	}
 	o.Runtime = settings.RuntimeDirectory
-	return o, func() { e.told(c.Context, tell); rec.close(); kept() }, nil
+	return o, func() { e.told(c.Context, tell); rec.Close(); kept() }, nil
 }
+
+// logged writes what is to be known of workers into the log.
+type logged struct{ log *slog.Logger }
+
+// Note implements broker.Notes.
+func (l logged) Note(text string) { l.log.Warn(text) }
 
 func runWatch(c *cli.Context, e *env) error {
 	opt, done, err := watchOptions(c, e, history.TriggerWatch)

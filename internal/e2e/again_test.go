@@ -18,8 +18,9 @@ import (
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/finding"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/scan/scantest"
 	"vmav.dev/vmav/internal/source"
-	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -139,12 +140,12 @@ func BenchmarkAgain(b *testing.B) {
 			}
 			defer e.Close()
 			clamd := daemonOf(b, e)
-			cache, profiles := sweep.NewCache(), winstruct.BuiltIn()
+			scanner := scan.InProcess{Means: scan.Means{Profiles: winstruct.BuiltIn(), Engine: e, Memory: scan.NewCache()}}
 			run := func(s *source.Cache) (finding.Scan, time.Duration) {
 				before := cpu(b, clamd)
 				s.Invalidate()
-				d, err := sweep.Domain(context.Background(), sweep.Target{Name: "bench", Source: s}, profiles, e, cache,
-					sweep.Options{MinCoverage: sweep.DefaultMinCoverage})
+				d, err := scantest.Scan(context.Background(), scanner, scan.Target{Name: "bench", Source: s},
+					scan.Request{MinCoverage: scan.DefaultMinCoverage})
 				if err != nil || len(d.Findings) == 0 {
 					b.Fatalf("%+v, %v", d, err)
 				}

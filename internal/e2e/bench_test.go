@@ -10,9 +10,10 @@ import (
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/scan/scantest"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/image"
-	"vmav.dev/vmav/internal/sweep"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -155,8 +156,8 @@ func BenchmarkScan(b *testing.B) {
 	b.ResetTimer()
 	stages := make(map[string]float64)
 	for range b.N {
-		d, err := sweep.Domain(context.Background(), sweep.Target{Name: "bench", Source: source.NewCache(live, 4096)}, winstruct.BuiltIn(), e, sweep.NewCache(),
-			sweep.Options{MinCoverage: sweep.DefaultMinCoverage})
+		d, err := scantest.Scan(context.Background(), scan.InProcess{Means: scantest.Means(e)}, scan.Target{Name: "bench", Source: source.NewCache(live, 4096)},
+			scan.Request{MinCoverage: scan.DefaultMinCoverage})
 		if err != nil || len(d.Findings) == 0 {
 			b.Fatalf("%+v, %v", d, err)
 		}

@@ -47,10 +47,15 @@ func newKiller(t testing.TB, g *guest) *killer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	paused := func() bool { d, err := h.Find(d.UUID); return err == nil && d.Paused }
+	paused := asked(func() bool { d, err := h.Find(d.UUID); return err == nil && d.Paused })
 	return &killer{guest: g, src: src, in: in, engine: engine,
-		opt: kill.Options{Timeout: labTimeout, Paused: paused, Policy: verdict.Policy{Surrogates: verdict.DefaultSurrogates()}}}
+		opt: kill.Options{Timeout: labTimeout, Domain: paused, Policy: verdict.Policy{Surrogates: verdict.DefaultSurrogates()}}}
 }
+
+// asked is a domain that says by a call whether it is paused.
+type asked func() bool
+
+func (a asked) Paused() bool { return a() }
 
 // find is the process of a pid, as it is now.
 func (k *killer) find(pid uint64) *introspect.Process {

@@ -121,9 +121,9 @@ func TestLabKillGuards(t *testing.T) {
 		virsh(t, "suspend", k.name)
 		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeRefused, "paused")
 		opt := k.opt
-		asked := 0
+		n := 0
 		opt.Timeout = 3 * time.Second
-		opt.Paused = func() bool { asked++; return asked > 1 } // it was running a moment ago
+		opt.Domain = asked(func() bool { n++; return n > 1 }) // it was running a moment ago
 		want(t, k.engine.Kill(ctx, p, opt), finding.OutcomePending, "paused")
 		virsh(t, "resume", k.name)
 		k.dead(k.engine.Kill(ctx, p, k.opt))

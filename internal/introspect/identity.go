@@ -66,49 +66,62 @@ func (g *Guest) Ended(id Identity) bool {
 	return errors.Is(err, ErrOtherProcess) || err == nil && st.Exiting
 }
 
-// Guards are conditions that hold while id is a living process that is not critical:
-// the same id and creation time at the same place, the same DTB, its end not begun.
-// They are for the moment of an action, when nothing that was read before counts.
-func (g *Guest) Guards(id Identity) ([]source.Guard, error) {
+// Guards are conditions that hold while a process lives, is not critical and is the one
+// that was meant. They are for the moment of an action, when nothing that was read before
+// counts.
+type Guards struct {
+	Created source.Guard // its creation time is the same
+	PID     source.Guard // its id is the same
+	DTB     source.Guard // its directory table base is the same
+	Alive   source.Guard // its end has not begun, and it is not critical
+}
+
+// Identity are the guards that the process is the one that was meant, whether it lives or
+// not.
+func (g *Guards) Identity() []source.Guard { return []source.Guard{g.Created, g.PID, g.DTB} }
+
+// All are all of the guards.
+func (g *Guards) All() []source.Guard { return append(g.Identity(), g.Alive) }
+
+// Guards are the guards of a process. It fails with ErrActions32 for a 32-bit guest.
+func (g *Guest) Guards(id Identity) (*Guards, error) {
 	if !g.as.f.wide() {
 		return nil, fmt.Errorf("guard pid %d: %w", id.PID, ErrActions32)
 	}
 	o := &g.off.Process
-	var out []source.Guard
-	add := func(off uint32, mask, value uint64) error {
+	guard := func(off uint32, mask, value uint64) (source.Guard, error) {
 		gpa, err := g.physical(id.EPROCESS + uint64(off))
 		if err != nil {
-			return fmt.Errorf("guard pid %d: %w", id.PID, err)
+			return source.Guard{}, fmt.Errorf("guard pid %d: %w", id.PID, err)
 		}
-		out = append(out, source.Guard{GPA: gpa, Mask: mask, Value: value & mask})
-		return nil
+		if gpa%8 != 0 {
+			return source.Guard{}, fmt.Errorf("guard pid %d: a field of its EPROCESS at %#x is not aligned", id.PID, id.EPROCESS)
+		}
+		return source.Guard{GPA: gpa, Mask: mask, Value: value & mask}, nil
 	}
 	// BreakOnTermination, ProcessExiting and ProcessDelete are bits of one word.
-	var off uint32
-	var mask uint64
+	alive, mask := o.ExitTime, uint64(0)
 	for _, f := range []winstruct.Field{o.Critical, o.Exiting, o.Delete} {
 		at := (f.Offset + uint32(f.BitOffset/8)) &^ 7
-		if f.BitCount != 1 || f.Name == "" || mask != 0 && at != off {
+		if f.BitCount != 1 || f.Name == "" || mask != 0 && at != alive {
 			continue
 		}
-		off = at
+		alive = at
 		mask |= 1 << (8*(f.Offset-at) + uint32(f.BitOffset))
 	}
-	err := errors.Join(add(o.CreateTime, ^uint64(0), id.CreateTime), add(o.PID, ^uint64(0), id.PID), add(o.DTB, pfnMask, id.DTB))
-	if mask != 0 {
-		err = errors.Join(err, add(off, mask, 0))
-	} else {
-		err = errors.Join(err, add(o.ExitTime, ^uint64(0), 0))
+	if mask == 0 {
+		mask = ^uint64(0)
 	}
-	if err != nil {
+	var out Guards
+	var errs [4]error
+	out.Created, errs[0] = guard(o.CreateTime, ^uint64(0), id.CreateTime)
+	out.PID, errs[1] = guard(o.PID, ^uint64(0), id.PID)
+	out.DTB, errs[2] = guard(o.DTB, pfnMask, id.DTB)
+	out.Alive, errs[3] = guard(alive, mask, 0)
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	for _, gd := range out {
-		if gd.GPA%8 != 0 {
-			return nil, fmt.Errorf("guard pid %d: a field of its EPROCESS at %#x is not aligned", id.PID, id.EPROCESS)
-		}
-	}
-	return out, nil
+	return &out, nil
 }
 
 // physical is where a kernel address lies in guest-physical memory now. Only a valid

@@ -39,10 +39,11 @@ func TestGuardsHoldForTheirProcessOnly(t *testing.T) {
 			if id.PID != w.PID || id.DTB != w.DTB || st.Critical != w.Critical || (st.ExitTime != 0) != (w.Exited != nil) {
 				t.Errorf("pid %d: %+v %+v", w.PID, id, st)
 			}
-			guards, err := g.Guards(id)
+			of, err := g.Guards(id)
 			if err != nil {
 				t.Fatal(err)
 			}
+			guards := of.All()
 			if len(guards) == 0 || len(guards) > source.MaxGuards {
 				t.Fatalf("pid %d: %d guards", w.PID, len(guards))
 			}

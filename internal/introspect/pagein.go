@@ -2,7 +2,6 @@ package introspect
 
 import (
 	"errors"
-	"slices"
 
 	"vmav.dev/vmav/internal/source"
 )
@@ -21,17 +20,12 @@ func (g *Guest) PageInGuards(id Identity, va uint64) (guards []source.Guard, in 
 	if !errors.Is(err, ErrNotPresent) || m.Entry == 0 || !sectionAlone(m.PTE) {
 		return nil, false, err
 	}
-	guards, err = g.Guards(id)
+	of, err := g.Guards(id)
 	if err != nil {
 		return nil, false, err
 	}
 	// That its DTB is loaded is a condition of every action; the page has its place.
-	dtb, err := g.physical(id.EPROCESS + uint64(g.off.Process.DTB))
-	if err != nil {
-		return nil, false, err
-	}
-	guards = slices.DeleteFunc(guards, func(gd source.Guard) bool { return gd.GPA == dtb })
-	return append(guards, source.Guard{GPA: m.Entry, Mask: ^uint64(0), Value: m.PTE}), false, nil
+	return []source.Guard{of.Created, of.PID, of.Alive, {GPA: m.Entry, Mask: ^uint64(0), Value: m.PTE}}, false, nil
 }
 
 // sectionAlone tells whether an entry that is not valid leaves all to the section: zero

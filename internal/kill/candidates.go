@@ -7,6 +7,7 @@ import (
 
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/subject"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -24,8 +25,8 @@ type candidate struct {
 }
 
 // Verdicts see a process as a candidate.
-func (j *job) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
-	c := verdict.Candidate{Subject: Subject(p), Wow64: p.Wow64, HasUserMode: p.PEB != 0,
+func (j *attempt) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
+	c := verdict.Candidate{Subject: subject.Of(p), Wow64: p.Wow64, HasUserMode: p.PEB != 0,
 		Protected: slices.Contains(p.Flags, introspect.FlagProtected)}
 	var err error
 	if c.Account, err = j.guest.UserSID(p); err != nil {
@@ -36,7 +37,7 @@ func (j *job) candidateSubject(p *introspect.Process) (verdict.Candidate, error)
 
 // candidates are the processes that may serve, those with the most threads first. Why
 // a process whose program the policy names may not is told to why.
-func (j *job) candidates(ctx context.Context, s *session, lib *library, why func(string)) ([]*candidate, error) {
+func (j *attempt) candidates(ctx context.Context, s *control, lib *library, why func(string)) ([]*candidate, error) {
 	if err := j.shadowStacks(ctx); err != nil {
 		return nil, err
 	}
@@ -48,7 +49,7 @@ func (j *job) candidates(ctx context.Context, s *session, lib *library, why func
 		if p.EPROCESS == j.target.EPROCESS || len(out) == maxArmed {
 			continue
 		}
-		subject := Subject(p)
+		subject := subject.Of(p)
 		if j.opt.Policy.Names(subject) {
 			c, err := j.candidate(ctx, s, lib, p)
 			if ctx.Err() != nil {
@@ -65,7 +66,7 @@ func (j *job) candidates(ctx context.Context, s *session, lib *library, why func
 }
 
 // candidate verifies that a process may serve and can.
-func (j *job) candidate(ctx context.Context, s *session, lib *library, p *introspect.Process) (*candidate, error) {
+func (j *attempt) candidate(ctx context.Context, s *control, lib *library, p *introspect.Process) (*candidate, error) {
 	subject, err := j.candidateSubject(p)
 	if no := j.opt.Policy.Surrogate(subject); no != "" {
 		if err != nil {
@@ -88,7 +89,7 @@ func (j *job) candidate(ctx context.Context, s *session, lib *library, p *intros
 	if err != nil {
 		return nil, err
 	}
-	c := &candidate{action: action{job: j, s: s, p: p, guards: guards}, id: id, calls: make(map[string]entry)}
+	c := &candidate{action: action{attempt: j, s: s, p: p, guards: guards.All()}, id: id, calls: make(map[string]entry)}
 	as := j.guest.UserSpace(p)
 	for _, name := range []string{ntOpenProcess, ntTerminateProcess, ntClose} {
 		e, err := lib.entryOf(j.guest, p, v, name)
@@ -115,7 +116,7 @@ const maxMappings = 4096
 
 // mapping is where a process maps the library. It is looked up once for each process:
 // ntdll is never unmapped.
-func (j *job) mapping(ctx context.Context, lib *library, p *introspect.Process, id introspect.Identity) (*introspect.VAD, error) {
+func (j *attempt) mapping(ctx context.Context, lib *library, p *introspect.Process, id introspect.Identity) (*introspect.VAD, error) {
 	j.mu.Lock()
 	v := j.mappings[id]
 	j.mu.Unlock()
@@ -137,7 +138,7 @@ func (j *job) mapping(ctx context.Context, lib *library, p *introspect.Process, 
 
 // shadowStacks refuses guests that keep shadow stacks (CR4.CET): a call made up by
 // us has no return address on them.
-func (j *job) shadowStacks(ctx context.Context) error {
+func (j *attempt) shadowStacks(ctx context.Context) error {
 	const cet = 1 << 23
 	regs, err := j.host.Registers(ctx)
 	if err != nil {

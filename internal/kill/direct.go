@@ -24,7 +24,7 @@ const (
 
 // direct redirects a thread of the target to NtTerminateProcess. Where that could not
 // be done, why says so and the outcome is not set.
-func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) {
+func (j *attempt) direct(ctx context.Context, s *control, lib *library) (why error) {
 	e, v, err := j.targetEntry(ctx, lib)
 	if err != nil {
 		if errors.Is(err, source.ErrGone) {
@@ -38,7 +38,7 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 	}
 	dctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	act := action{job: j, s: s, p: &j.target, guards: j.guards}
+	act := action{attempt: j, s: s, p: &j.target, guards: j.guards.All()}
 	if err = act.ensure(dctx, v, e.va, e.length, source.FaultUser|source.FaultFetch); err == nil {
 		a := act.on(source.ActionRedirect, dctx)
 		a.Set = source.SetRIP | source.SetCode64 | source.SetRFLAGS | 1<<source.RCX | 1<<source.R10 | 1<<source.RDX
@@ -75,7 +75,7 @@ func (j *job) direct(ctx context.Context, s *session, lib *library) (why error) 
 }
 
 // targetEntry is NtTerminateProcess in the target.
-func (j *job) targetEntry(ctx context.Context, lib *library) (entry, *introspect.VAD, error) {
+func (j *attempt) targetEntry(ctx context.Context, lib *library) (entry, *introspect.VAD, error) {
 	v, err := findMapping(ctx, j.guest, &j.target, lib.control)
 	if err != nil {
 		return entry{}, nil, err
@@ -86,7 +86,7 @@ func (j *job) targetEntry(ctx context.Context, lib *library) (entry, *introspect
 
 // guarded sets the outcome after a guard forbade an action, if the target is why: it has
 // ended, is another process, or is critical now. False means that it is not.
-func (j *job) guarded() bool {
+func (j *attempt) guarded() bool {
 	st, err := j.guest.Recheck(j.id)
 	switch {
 	case errors.Is(err, introspect.ErrOtherProcess):
@@ -106,7 +106,7 @@ func (j *job) guarded() bool {
 }
 
 // gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
-func (j *job) gaveUp(ctx context.Context, why error) {
+func (j *attempt) gaveUp(ctx context.Context, why error) {
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		j.end(finding.OutcomePending, "interrupted")
 		return
@@ -116,8 +116,8 @@ func (j *job) gaveUp(ctx context.Context, why error) {
 
 // action makes and runs actions on one process.
 type action struct {
-	*job
-	s      *session
+	*attempt
+	s      *control
 	p      *introspect.Process
 	guards []source.Guard
 	teb    uint64 // of the one thread that page faults are for, 0 for any

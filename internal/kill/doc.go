@@ -13,6 +13,6 @@
 // afterwards. Every path that parked a thread gives it back, also where the caller
 // gave up.
 //
-// The package owns the sessions that it opens on its Host and the contexts saved in
+// The package owns the controls that it opens on its Host and the contexts saved in
 // them. It prints nothing and decides nothing: what may be killed is verdict's.
 package kill

@@ -32,7 +32,7 @@ type fakeHost struct {
 	cr4    uint64
 	fail   func(step string, a *source.Action) (*source.Event, error) // nil, nil: go on
 	log    []string                                                   // steps carried out
-	holds  []*fakeControl                                             // sessions that hold a process, or did
+	holds  []*fakeControl                                             // controls that hold a process, or did
 	saved  map[uint64]*fakeThread
 	opened map[uint64]uint64 // open handles of services: EPROCESS behind them
 	words  map[uint64]uint64 // raw handle table entries that refer to a process
@@ -225,7 +225,7 @@ func (h *fakeHost) teb(p *introspect.Process) uint64 {
 	return read(thread + uint64(h.off.Teb))
 }
 
-// fakeControl is one session.
+// fakeControl is one control.
 type fakeControl struct {
 	h       *fakeHost
 	events  chan source.Event
@@ -427,3 +427,8 @@ func (h *fakeHost) call(step string, th *fakeThread, a *source.Action) {
 	}
 	th.gpr[source.RAX] = status
 }
+
+// paused is a domain that stands still.
+type paused struct{}
+
+func (paused) Paused() bool { return true }

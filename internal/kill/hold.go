@@ -22,17 +22,17 @@ const (
 var holdRenew = holdSpan - time.Minute
 
 // Held is a process that is held: no thread of it runs in user mode. It lasts until
-// Release, and no longer than this program: the module lets go when the session of a
+// Release, and no longer than this program: the module lets go when the control of a
 // client that has died is closed. While there is one, the guest's vCPUs are interrupted
 // about once a millisecond. Its methods are safe for concurrent use.
 //
 // The module holds for ten minutes at most; a hold is renewed before, and between the
 // old and the new one the process can run for some milliseconds.
 type Held struct {
-	job  *job
-	s    *session
-	stop context.CancelFunc
-	done chan struct{}
+	attempt *attempt
+	s       *control
+	stop    context.CancelFunc
+	done    chan struct{}
 
 	mu  sync.Mutex
 	err error
@@ -50,7 +50,7 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
-	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
+	j := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
 		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
 	act := func() *finding.Act {
 		return &finding.Act{Domain: e.domain, Action: verdict.Hold, Target: &j.rec.Target, Outcome: j.rec.Outcome,
@@ -63,9 +63,9 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 		j.rec.Code = finding.OutcomePlanned
 		return act(), nil
 	}
-	s, err := openSession(e.host)
+	s, err := openControl(e.host)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "open a session of actions", err)
+		j.fail(finding.OutcomeFailed, "open control of the guest", err)
 		return act(), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
@@ -78,16 +78,16 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	}
 	j.rec.Code, j.rec.Applied = finding.OutcomeHeld, j.since()
 	own, stop := context.WithCancel(context.Background())
-	h := &Held{job: j, s: s, stop: stop, done: make(chan struct{})}
+	h := &Held{attempt: j, s: s, stop: stop, done: make(chan struct{})}
 	go h.keep(own, events)
 	return act(), h
 }
 
 // hold has the module hold the target, and waits until it does. What comes of the hold
 // afterwards is in the channel.
-func (j *job) hold(ctx context.Context, s *session) (<-chan source.Event, error) {
+func (j *attempt) hold(ctx context.Context, s *control) (<-chan source.Event, error) {
 	events := make(chan source.Event, 2) // that it is applied, and that it has ended
-	a := source.Action{Kind: source.ActionHold, DTB: j.target.DTB, UserDTB: j.target.UserDTB, Timeout: holdSpan, Guards: j.guards}
+	a := source.Action{Kind: source.ActionHold, DTB: j.target.DTB, UserDTB: j.target.UserDTB, Timeout: holdSpan, Guards: j.guards.All()}
 	if _, err := s.start(a, events); err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (j *job) hold(ctx context.Context, s *session) (<-chan source.Event, error)
 // keep looks after a hold until it ends.
 func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
 	defer close(h.done)
-	defer func() { h.s.close() }() // lets go; the session is another after renew
+	defer func() { h.s.close() }() // lets go; the control is another after renew
 	look := time.NewTicker(holdLook)
 	defer look.Stop()
 	renew := time.NewTimer(holdRenew)
@@ -140,22 +140,22 @@ func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
 }
 
 func (h *Held) lives() error {
-	st, err := h.job.guest.Recheck(h.job.id)
+	st, err := h.attempt.guest.Recheck(h.attempt.id)
 	if err == nil && st.Exiting {
 		err = errors.New("it has ended")
 	}
 	return err
 }
 
-// renew takes a second hold, in a session of its own, and gives the first up.
+// renew takes a second hold, by a control of its own, and gives the first up.
 func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
-	s, err := openSession(h.job.host)
+	s, err := openControl(h.attempt.host)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.job.opt.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, h.attempt.opt.Timeout)
 	defer cancel()
-	events, err := h.job.hold(ctx, s)
+	events, err := h.attempt.hold(ctx, s)
 	if err != nil {
 		s.close()
 		return nil, err
@@ -166,7 +166,7 @@ func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
 }
 
 // Target is the process that is held, as it was when that began.
-func (h *Held) Target() finding.Process { return ProcessOf(&h.job.target) }
+func (h *Held) Target() finding.Process { return ProcessOf(&h.attempt.target) }
 
 // Done is closed once the process is held no more.
 func (h *Held) Done() <-chan struct{} { return h.done }
@@ -180,5 +180,5 @@ func (h *Held) Release() error {
 	if errors.Is(h.err, errReleased) {
 		return nil
 	}
-	return fmt.Errorf("process %d (%s): %w", h.job.target.PID, h.job.target.Name, h.err)
+	return fmt.Errorf("process %d (%s): %w", h.attempt.target.PID, h.attempt.target.Name, h.err)
 }

@@ -12,7 +12,7 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// released tells whether a session that holds has been closed.
+// released tells whether a control that holds has been closed.
 func released(c *fakeControl) bool {
 	select {
 	case <-c.closed:
@@ -77,7 +77,7 @@ func TestHoldIsGuarded(t *testing.T) {
 		t.Errorf("%d holds", len(h.holds))
 	}
 	opt := options()
-	opt.Paused = func() bool { return true }
+	opt.Domain = paused{}
 	if rec, _ := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomeRefused || !strings.Contains(rec.Reason, "paused") {
 		t.Errorf("%+v", rec)
 	}

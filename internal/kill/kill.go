@@ -11,6 +11,7 @@ import (
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/subject"
 	"vmav.dev/vmav/internal/verdict"
 )
 
@@ -69,29 +70,26 @@ type Options struct {
 	Timeout time.Duration  // 0 for DefaultTimeout; at most MaxTimeout
 	Policy  verdict.Policy // which surrogates may serve; none where it names none
 	DryRun  bool           // verify all that can be, and touch nothing
-	// Paused, unless nil, tells whether the domain is paused: nothing runs there.
-	Paused func() bool
+	Domain  Domain         // that the process runs in; nil where nobody knows it
+}
+
+// Domain is what a kill asks of the domain that its guest runs in.
+type Domain interface {
+	Paused() bool // now: nothing runs there
 }
 
 // MaxTimeout bounds Options.Timeout: actions live ten minutes at most.
 const MaxTimeout = 10 * time.Minute
 
-// Subject is a process as verdicts see it.
-func Subject(p *introspect.Process) verdict.Subject {
-	has := func(flag string) bool { return slices.Contains(p.Flags, flag) }
-	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Session: p.Session, Critical: has(introspect.FlagCritical),
-		Exited: has(introspect.FlagExited), Hidden: has(introspect.FlagHidden), Inferred: has(introspect.FlagInferred)}
-}
-
-// job is one kill under way.
-type job struct {
+// attempt is one kill, or one hold, under way.
+type attempt struct {
 	*Engine
 	opt    Options
 	rec    *finding.Kill
 	begin  time.Time
 	target introspect.Process
 	id     introspect.Identity
-	guards []source.Guard
+	guards *introspect.Guards
 	procs  []introspect.Process
 }
 
@@ -105,7 +103,7 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
-	j := &job{Engine: e, opt: opt, begin: begin, target: *p,
+	j := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
 		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
 	if !j.check(ctx, p) {
 		return j.rec
@@ -116,9 +114,9 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 		j.plan(ctx)
 		return j.rec
 	}
-	s, err := openSession(e.host)
+	s, err := openControl(e.host)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "open a session of actions", err)
+		j.fail(finding.OutcomeFailed, "open control of the guest", err)
 		return j.rec
 	}
 	defer s.close()
@@ -133,15 +131,15 @@ func ProcessOf(p *introspect.Process) finding.Process {
 
 // end sets the outcome. What a pending kill waits for does not come where the domain is
 // paused, whatever else may be said of it.
-func (j *job) end(o finding.Code, format string, args ...any) {
-	if o == finding.OutcomePending && j.opt.Paused != nil && j.opt.Paused() {
+func (j *attempt) end(o finding.Code, format string, args ...any) {
+	if o == finding.OutcomePending && j.opt.Domain != nil && j.opt.Domain.Paused() {
 		format, args = "the domain is paused", nil
 	}
 	j.rec.Code, j.rec.Reason = o, fmt.Sprintf(format, args...)
 }
 
 // fail is end with an error as its reason; a guest that has gone is an outcome of its own.
-func (j *job) fail(o finding.Code, doing string, err error) {
+func (j *attempt) fail(o finding.Code, doing string, err error) {
 	switch {
 	case errors.Is(err, source.ErrGone):
 		j.end(finding.OutcomeGone, "the guest went away: %s", doing)
@@ -156,7 +154,7 @@ func (j *job) fail(o finding.Code, doing string, err error) {
 
 // check holds the process against what was meant and every guard of a verdict. It
 // enumerates the guest's processes anew. False means that the outcome is set.
-func (j *job) check(ctx context.Context, p *introspect.Process) bool {
+func (j *attempt) check(ctx context.Context, p *introspect.Process) bool {
 	j.guest.Refresh()
 	procs, _, err := j.guest.Processes(ctx)
 	if err != nil {
@@ -190,7 +188,7 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 		j.ended(st)
 		return false
 	}
-	subject := Subject(&j.target)
+	subject := subject.Of(&j.target)
 	subject.Critical = subject.Critical || st.Critical
 	if why := verdict.Guard(subject); why != "" {
 		j.end(finding.OutcomeRefused, "%s", why)
@@ -200,7 +198,7 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 		j.end(finding.OutcomeRefused, "it has no user mode")
 		return false
 	}
-	if j.opt.Paused != nil && j.opt.Paused() {
+	if j.opt.Domain != nil && j.opt.Domain.Paused() {
 		j.end(finding.OutcomeRefused, "the domain is paused: nothing runs in it")
 		return false
 	}
@@ -212,7 +210,7 @@ func (j *job) check(ctx context.Context, p *introspect.Process) bool {
 }
 
 // ended sets the outcome of a process that has: by us, if its status says so.
-func (j *job) ended(st introspect.State) {
+func (j *attempt) ended(st introspect.State) {
 	status := finding.NTStatus(st.ExitStatus)
 	j.rec.ExitStatus = &status
 	if p, _ := j.guest.ProcessAt(j.id.EPROCESS); !p.Exited.IsZero() {
@@ -226,13 +224,13 @@ func (j *job) ended(st introspect.State) {
 }
 
 // since is the time since the request.
-func (j *job) since() *finding.Milliseconds {
+func (j *attempt) since() *finding.Milliseconds {
 	m := finding.Milliseconds(time.Since(j.begin))
 	return &m
 }
 
 // library is the guest's ntdll, found once.
-func (j *job) library(ctx context.Context) (*library, error) {
+func (j *attempt) library(ctx context.Context) (*library, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.lib == nil {
@@ -249,7 +247,7 @@ func (j *job) library(ctx context.Context) (*library, error) {
 }
 
 // run tries one way after the other.
-func (j *job) run(ctx context.Context, s *session) {
+func (j *attempt) run(ctx context.Context, s *control) {
 	lib, err := j.library(ctx)
 	if err != nil {
 		j.fail(finding.OutcomeFailed, "", err)
@@ -266,7 +264,7 @@ func (j *job) run(ctx context.Context, s *session) {
 
 // awaitEnd reads the process until it has ended or ctx has. An error is set as the
 // outcome. True means that the outcome is set.
-func (j *job) awaitEnd(ctx context.Context) bool {
+func (j *attempt) awaitEnd(ctx context.Context) bool {
 	for wait := time.Millisecond; ; wait = min(wait*5/4, 20*time.Millisecond) {
 		st, err := j.guest.Recheck(j.id)
 		switch {

@@ -14,6 +14,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/subject"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
@@ -159,7 +160,7 @@ func TestEveryStepMayFail(t *testing.T) {
 					if len(rec.Surrogates) == 0 || rec.Surrogates[0].Error == "" {
 						t.Errorf("the record does not say that the handle is open: %+v", rec)
 					}
-				case "restore": // the module gives it back when the session ends
+				case "restore": // the module gives it back when the control ends
 					clear(h.saved)
 					for _, s := range rec.Surrogates {
 						if s.Context == "equal" {
@@ -230,10 +231,10 @@ func TestGuardsOfKills(t *testing.T) {
 	want("another one", kill(&other, nil), finding.OutcomeRefused, "reused")
 	inferred := *notepad
 	inferred.Flags = append(slices.Clone(notepad.Flags), introspect.FlagInferred)
-	if why := verdict.Guard(Subject(&inferred)); !strings.Contains(why, "inferred") {
+	if why := verdict.Guard(subject.Of(&inferred)); !strings.Contains(why, "inferred") {
 		t.Errorf("a process read with an inferred profile: the guard says %q", why)
 	}
-	want("paused", kill(notepad, func(o *Options) { o.Paused = func() bool { return true } }), finding.OutcomeRefused, "paused")
+	want("paused", kill(notepad, func(o *Options) { o.Domain = paused{} }), finding.OutcomeRefused, "paused")
 	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), finding.OutcomePending, "not allowed")
 	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending, "no process may serve")
 	h.cr4 = 1 << 23

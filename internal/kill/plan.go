@@ -9,7 +9,7 @@ import (
 
 // plan verifies all that a kill would rely on and says what it would do. It touches
 // nothing.
-func (j *job) plan(ctx context.Context) {
+func (j *attempt) plan(ctx context.Context) {
 	say := func(format string, args ...any) { j.rec.Plan = append(j.rec.Plan, fmt.Sprintf(format, args...)) }
 	lib, err := j.library(ctx)
 	if err != nil {

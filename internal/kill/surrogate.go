@@ -24,7 +24,7 @@ const maxTries = 3
 
 // surrogate has a service end the target. direct is why a thread of the target could
 // not. False means that no service could be used, with the outcome unset or set.
-func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct error) bool {
+func (j *attempt) surrogate(ctx context.Context, s *control, lib *library, direct error) bool {
 	if len(j.opt.Policy.Surrogates) == 0 {
 		j.end(finding.OutcomePending, "%v; surrogates are not allowed", direct)
 		return false
@@ -74,7 +74,7 @@ func (j *job) surrogate(ctx context.Context, s *session, lib *library, direct er
 
 // park asks all candidates and returns the first whose thread comes; the others are let
 // go again at once.
-func (j *job) park(ctx context.Context, s *session, cands []*candidate, excuses *[]string) (*candidate, source.Event, error) {
+func (j *attempt) park(ctx context.Context, s *control, cands []*candidate, excuses *[]string) (*candidate, source.Event, error) {
 	pool, err := arm(ctx, s, cands)
 	if err != nil {
 		return nil, source.Event{}, err
@@ -96,7 +96,7 @@ func reasons(all []string) string {
 
 // pool is services that were asked to come.
 type pool struct {
-	s       *session
+	s       *control
 	events  chan source.Event
 	armed   map[uint64]*candidate // by cookie of the save
 	excuses []string
@@ -104,7 +104,7 @@ type pool struct {
 
 // arm asks every candidate. One that cannot be asked is an excuse; only a guest that has
 // gone is an error.
-func arm(ctx context.Context, s *session, cands []*candidate) (*pool, error) {
+func arm(ctx context.Context, s *control, cands []*candidate) (*pool, error) {
 	p := &pool{s: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
 	for _, c := range cands {
 		a := c.on(source.ActionRedirect, ctx)
@@ -157,7 +157,7 @@ func (p *pool) release() {
 	for len(late) > 0 {
 		ev, err := p.s.wait(ctx, p.events, 0)
 		if err != nil {
-			return // the session's end gives back what is left
+			return // the control's end gives back what is left
 		}
 		if c := p.armed[ev.Cookie]; late[ev.Cookie] && c != nil && ev.Kind == source.EventApplied {
 			t := &thread{candidate: c, saved: ev.Cookie, before: ev}
@@ -170,7 +170,7 @@ func (p *pool) release() {
 
 // use has a parked service make the calls. done tells that the outcome is set for good;
 // used that the service was made to call anything.
-func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, used bool) {
+func (j *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done, used bool) {
 	// The thread is in our hands: it gets its context back also when the caller or
 	// the kill's own time is gone.
 	gctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
@@ -209,11 +209,11 @@ func (j *job) use(ctx context.Context, c *candidate, ev source.Event) (done, use
 const processTerminate = 1
 
 // terminate makes the three calls. The handle is closed whatever happens in between.
-func (j *job) terminate(ctx, gctx context.Context, t *thread) error {
+func (j *attempt) terminate(ctx, gctx context.Context, t *thread) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	status, err := t.call(gctx, ntOpenProcess, j.guards[:3], t.at(frameHandle), processTerminate, t.at(frameAttributes), t.at(frameClientID))
+	status, err := t.call(gctx, ntOpenProcess, j.guards.Identity(), t.at(frameHandle), processTerminate, t.at(frameAttributes), t.at(frameClientID))
 	if err != nil {
 		return err
 	}
@@ -235,7 +235,7 @@ func (j *job) terminate(ctx, gctx context.Context, t *thread) error {
 
 // terminateBy ends the target through a handle, if the handle is one to it: its pid may
 // have passed to another process before the service opened it.
-func (j *job) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) error {
+func (j *attempt) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) error {
 	j.guest.Refresh()
 	object, still, err := j.guest.HandleObject(t.p, handle)
 	if err != nil {
@@ -244,9 +244,7 @@ func (j *job) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) e
 	if object != j.id.EPROCESS {
 		return fmt.Errorf("%s gave a handle to the object at %#x, not to the target: %w", ntOpenProcess, object, errGuard)
 	}
-	// The handle, and of the target its creation time and that it is neither ending
-	// nor critical: Guards has that last.
-	guards := []source.Guard{still, j.guards[0], j.guards[len(j.guards)-1]}
+	guards := []source.Guard{still, j.guards.Created, j.guards.Alive}
 	status, err := t.call(gctx, ntTerminateProcess, guards, handle, uint64(Status))
 	if err != nil {
 		return err

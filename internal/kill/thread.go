@@ -82,7 +82,7 @@ func (t *thread) prepare(ctx context.Context) error {
 	var b [frameSize]byte
 	le.PutUint64(b[frameReturn:], t.park)
 	le.PutUint32(b[frameAttributes:], 0x30) // Length; all else is zero
-	le.PutUint64(b[frameClientID:], t.job.target.PID)
+	le.PutUint64(b[frameClientID:], t.attempt.target.PID)
 	t.frame = frame
 	return t.write(b[:], frame)
 }

@@ -1,10 +1,12 @@
 package layering
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,49 +17,165 @@ import (
 
 const module = "vmav.dev/vmav/"
 
-// layers says which packages of the project each package tree may import; a tree
-// may always import itself. Test files are free. The table is the one of
-// docs/ARCHITECTURE.md; a tree that is not named here fails the test.
+// layers says which packages of the project each package tree may import; a tree may
+// always import itself. The longest name that a package begins with counts. Test files
+// are free. The table is the one of docs/ARCHITECTURE.md; a package that is in no tree
+// fails the test.
 var layers = map[string][]string{
-	"cmd/vmav":            {"internal/escape", "internal/report", "internal/cache", "internal/clam", "internal/config", "internal/domain", "internal/evidence", "internal/history", "internal/hook", "internal/introspect", "internal/checkpoint", "internal/kill", "internal/lock", "internal/notify", "internal/pagein", "internal/pe", "internal/policy", "internal/ready", "internal/finding", "internal/source", "internal/sweep", "internal/tomlfile", "internal/verdict", "internal/watch", "internal/winstruct", "internal/worker"},
-	"internal/worker":     {"internal/clam", "internal/introspect", "internal/pagein", "internal/pe", "internal/finding", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
-	"internal/sweep":      {"internal/clam", "internal/introspect", "internal/kill", "internal/pagein", "internal/pe", "internal/finding", "internal/source", "internal/verdict", "internal/winstruct"},
-	"internal/ready":      {"internal/clam", "internal/config", "internal/domain", "internal/policy", "internal/source", "internal/winstruct"},
-	"internal/watch":      {"internal/clam", "internal/domain", "internal/introspect", "internal/kill", "internal/lock", "internal/finding", "internal/source", "internal/sweep", "internal/verdict", "internal/winstruct"},
-	"internal/hook":       {"internal/watch"},
-	"internal/checkpoint": {"internal/finding"},
-	"internal/lock":       {},
-	"internal/kill":       {"internal/introspect", "internal/pe", "internal/finding", "internal/source", "internal/verdict"},
-	"internal/history":    {"internal/finding", "internal/verdict"},
-	"internal/evidence":   {},
+	"cmd/vmav": {"internal/cache", "internal/clam", "internal/config", "internal/domain", "internal/escape", "internal/evidence",
+		"internal/finding", "internal/history", "internal/hook", "internal/introspect", "internal/kill", "internal/lock", "internal/notify", "internal/pagein",
+		"internal/pe", "internal/policy", "internal/ready", "internal/report", "internal/respond", "internal/scan", "internal/source",
+		"internal/sweep", "internal/tomlfile", "internal/verdict", "internal/watch", "internal/winstruct", "internal/worker/broker",
+		"internal/worker/inside"},
+
+	// What both halves speak.
+	"internal/finding": {"internal/verdict"},
+	"internal/verdict": {},
+	"internal/escape":  {},
+	"internal/subject": {"internal/introspect", "internal/verdict"},
+
+	// The half that looks, in this process or in one without rights.
+	"internal/scan": {"internal/clam", "internal/finding", "internal/introspect", "internal/pagein", "internal/pe", "internal/source",
+		"internal/subject", "internal/verdict", "internal/winstruct"},
+	"internal/worker": {},
+	"internal/worker/wire": {"internal/clam", "internal/finding", "internal/introspect", "internal/pe", "internal/scan", "internal/source",
+		"internal/winstruct"},
+	"internal/worker/inside": {"internal/clam", "internal/finding", "internal/introspect", "internal/scan", "internal/source",
+		"internal/winstruct", "internal/worker/confine", "internal/worker/wire"},
+	"internal/worker/confine": {},
+	"internal/worker/broker": {"internal/clam", "internal/finding", "internal/introspect", "internal/pagein", "internal/scan", "internal/source",
+		"internal/winstruct", "internal/worker/wire"},
 	"internal/pagein":     {"internal/introspect", "internal/source"},
 	"internal/introspect": {"internal/source", "internal/winstruct"},
 	"internal/domain":     {"internal/source"},
-	"internal/escape":     {},
-	"internal/finding":    {"internal/verdict"},
-	"internal/report":     {"internal/escape", "internal/finding"},
 	"internal/source":     {},
 	"internal/winstruct":  {},
 	"internal/pe":         {},
 	"internal/clam":       {},
 	"internal/cache":      {},
-	"internal/verdict":    {},
-	"internal/policy":     {"internal/tomlfile", "internal/verdict"},
-	"internal/config":     {"internal/tomlfile"},
-	"internal/notify":     {"internal/config", "internal/escape", "internal/finding", "internal/verdict"},
-	"internal/tomlfile":   {},
-	"internal/ntguest":    {"internal/winstruct"},
-	"internal/layering":   {},
-	"internal/e2e":        {},
+
+	// The half that acts.
+	"internal/respond": {"internal/evidence", "internal/finding", "internal/history", "internal/introspect", "internal/kill", "internal/lock",
+		"internal/notify", "internal/scan", "internal/verdict", "internal/winstruct"},
+	"internal/kill":     {"internal/finding", "internal/introspect", "internal/pe", "internal/source", "internal/subject", "internal/verdict"},
+	"internal/history":  {"internal/finding", "internal/verdict"},
+	"internal/evidence": {},
+	"internal/notify":   {"internal/config", "internal/escape", "internal/finding", "internal/verdict"},
+	"internal/report":   {"internal/escape", "internal/finding"},
+	"internal/policy":   {"internal/tomlfile", "internal/verdict"},
+
+	// What drives them.
+	"internal/watch": {"internal/clam", "internal/domain", "internal/finding", "internal/introspect", "internal/kill", "internal/lock",
+		"internal/respond", "internal/scan", "internal/source", "internal/subject", "internal/verdict", "internal/winstruct"},
+	"internal/sweep":    {"internal/finding", "internal/lock"},
+	"internal/hook":     {"internal/watch"},
+	"internal/ready":    {"internal/clam", "internal/config", "internal/domain", "internal/policy", "internal/source", "internal/winstruct"},
+	"internal/config":   {"internal/tomlfile"},
+	"internal/tomlfile": {},
+	"internal/lock":     {},
+
+	// Tests.
+	"internal/ntguest": {"internal/winstruct"},
+	"internal/scan/scantest": {"internal/clam", "internal/finding", "internal/introspect", "internal/ntguest", "internal/scan", "internal/source",
+		"internal/subject", "internal/winstruct"},
+	"internal/layering": {},
+	"internal/e2e":      {},
 }
 
-func tree(pkg string) string {
+func tree(pkg string) (longest string) {
 	for t := range layers {
-		if pkg == t || strings.HasPrefix(pkg, t+"/") {
-			return t
+		if len(t) > len(longest) && (pkg == t || strings.HasPrefix(pkg, t+"/")) {
+			longest = t
 		}
 	}
-	return ""
+	return longest
+}
+
+// closed are trees that must not reach others, not even through what they import.
+var closed = map[string][]string{
+	"internal/scan":           {"internal/respond", "internal/kill", "internal/policy", "internal/history", "internal/evidence", "internal/notify", "internal/report"},
+	"internal/worker/inside":  {"internal/respond", "internal/kill", "internal/policy", "internal/history", "internal/evidence", "internal/notify", "internal/report", "internal/domain", "internal/worker/broker"},
+	"internal/worker/confine": {"internal/respond", "internal/kill", "internal/domain", "internal/worker/broker"},
+	"internal/finding":        {"internal/source", "internal/introspect"},
+}
+
+// powerless are packages without rights, with the packages of the standard library and of
+// others that they must not use themselves.
+var powerless = map[string][]string{
+	"internal/worker/inside": {"os/exec", "net", "net/http", "libvirt.org/go/libvirt"},
+	"internal/worker/wire":   {"os/exec", "net", "net/http", "libvirt.org/go/libvirt"},
+}
+
+// writers is who may import the package that writes reports.
+var writers = []string{"cmd/vmav", "internal/respond"}
+
+// imports are the packages that each package of the module imports, beside its tests.
+type imports map[string][]string
+
+// mistakes lists what is wrong with imports, one line each.
+func (all imports) mistakes() (out []string) {
+	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for _, pkg := range slices.Sorted(maps.Keys(all)) {
+		from := tree(pkg)
+		if from == "" {
+			say("package %s is in no layer; name it in the table of this test and of docs/ARCHITECTURE.md", pkg)
+			continue
+		}
+		for _, path := range all[pkg] {
+			if slices.Contains(powerless[from], path) {
+				say("%s imports %s: it is to have no such rights", pkg, path)
+			}
+			rel, ours := strings.CutPrefix(path, module)
+			if !ours {
+				continue
+			}
+			to := tree(rel)
+			if to != from && !slices.Contains(layers[from], to) {
+				say("%s imports %s: %s may import only %v", pkg, rel, from, layers[from])
+			}
+			if to == "internal/report" && from != to && !slices.Contains(writers, from) {
+				say("%s imports %s: only %v write reports", pkg, rel, writers)
+			}
+		}
+		for _, reached := range all.closure(pkg) {
+			if slices.Contains(closed[from], tree(reached)) {
+				say("%s reaches %s by what it imports", pkg, reached)
+			}
+		}
+	}
+	return out
+}
+
+// closure are the packages of the module that a package imports, and those these import.
+func (all imports) closure(pkg string) []string {
+	seen := map[string]bool{}
+	var add func(string)
+	add = func(p string) {
+		for _, path := range all[p] {
+			if rel, ours := strings.CutPrefix(path, module); ours && !seen[rel] {
+				seen[rel] = true
+				add(rel)
+			}
+		}
+	}
+	add(pkg)
+	return slices.Sorted(maps.Keys(seen))
+}
+
+func read(t *testing.T) imports {
+	t.Helper()
+	all := imports{}
+	sources(t, func(pkg, _ string, _ *token.FileSet, f *ast.File) {
+		all[pkg] = append(all[pkg], "")
+		for _, imp := range f.Imports {
+			path, _ := strconv.Unquote(imp.Path.Value)
+			all[pkg] = append(all[pkg], path)
+		}
+	})
+	if len(all) < 20 {
+		t.Fatalf("%d packages found: the test looks in the wrong place", len(all))
+	}
+	return all
 }
 
 // sources calls f for every non-test Go file of the module.
@@ -96,29 +214,41 @@ func sources(t *testing.T, f func(pkg, file string, fset *token.FileSet, ast *as
 }
 
 func TestImportsStayInTheirLayer(t *testing.T) {
-	seen := 0
-	sources(t, func(pkg, file string, _ *token.FileSet, f *ast.File) {
-		seen++
-		from := tree(pkg)
-		if from == "" {
-			t.Errorf("%s: package %s is in no layer; name it in the table of this test and of docs/ARCHITECTURE.md", file, pkg)
-			return
-		}
-		for _, imp := range f.Imports {
-			path, _ := strconv.Unquote(imp.Path.Value)
-			rel, ours := strings.CutPrefix(path, module)
-			if !ours {
-				continue
-			}
-			to := tree(rel)
-			if to != from && !slices.Contains(layers[from], to) {
-				t.Errorf("%s imports %s: %s may import only %v", file, rel, from, layers[from])
-			}
-		}
-	})
-	if seen == 0 {
-		t.Fatal("no source file found: the test looks in the wrong place")
+	for _, m := range read(t).mistakes() {
+		t.Error(m)
 	}
+}
+
+// An import that crosses the table is noticed: each of the rules, by an import that is added.
+func TestAnImportThatCrossesIsNoticed(t *testing.T) {
+	today := read(t)
+	clean := len(today.mistakes())
+	try := func(pkg, path string) {
+		all := maps.Clone(today)
+		all[pkg] = append(slices.Clone(all[pkg]), path)
+		if len(all.mistakes()) <= clean {
+			t.Errorf("%s may import %s, and nothing says a word", pkg, path)
+		}
+	}
+	for _, what := range []string{"respond", "kill", "policy", "history", "evidence", "notify", "report"} {
+		try("internal/scan", module+"internal/"+what)
+		try("internal/worker/inside", module+"internal/"+what)
+		// Nor in a roundabout way.
+		try("internal/introspect", module+"internal/"+what)
+	}
+	for _, path := range []string{"os/exec", "net", module + "internal/worker/broker", module + "internal/domain"} {
+		try("internal/worker/inside", path)
+	}
+	for pkg := range today {
+		if from := tree(pkg); from != "internal/report" && !slices.Contains(writers, from) {
+			try(pkg, module+"internal/report")
+		}
+	}
+	for _, pkg := range []string{"internal/pe", "internal/winstruct", "internal/verdict", "internal/clam"} {
+		try(pkg, module+"internal/finding")
+	}
+	try("internal/worker/wire", module+"internal/worker/inside")
+	try("internal/somewhere", "fmt")
 }
 
 // foreign are the calls that reach the memory of another process, a device or a
@@ -131,7 +261,7 @@ var foreign = map[string]bool{
 
 func TestOnlySourceTouchesForeignMemory(t *testing.T) {
 	sources(t, func(pkg, file string, fset *token.FileSet, f *ast.File) {
-		if tree(pkg) == "internal/source" || pkg == "internal/worker/sandbox" { // which names calls to refuse them
+		if tree(pkg) == "internal/source" || pkg == "internal/worker/confine" { // which names calls to refuse them
 			return
 		}
 		ast.Inspect(f, func(n ast.Node) bool {

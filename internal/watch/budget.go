@@ -15,11 +15,11 @@ import (
 // new in a guest waits for none of it but an engine's slot, of which one is its own; its
 // cost is charged to the others.
 type budget struct {
-	domains chan struct{}
-	bulk    chan struct{} // scans of sweeps of everything
-	slots   chan struct{} // scans
-	share   float64       // processors; 0 for no bound
-	sweeper Sweeper
+	domains  chan struct{}
+	bulk     chan struct{} // scans of sweeps of everything
+	slots    chan struct{} // scans
+	share    float64       // processors; 0 for no bound
+	scanners Scanners
 
 	mu     sync.Mutex
 	since  time.Time
@@ -41,7 +41,7 @@ func newBudget(o *Options) *budget {
 		domains = int(max(1, min(int64(domains), o.Memory/sweepMemory)))
 	}
 	b := &budget{domains: make(chan struct{}, domains), slots: make(chan struct{}, o.Slots),
-		bulk: make(chan struct{}, max(1, o.Slots-1)), share: o.CPU / 100, sweeper: o.Sweeper, since: time.Now()}
+		bulk: make(chan struct{}, max(1, o.Slots-1)), share: o.CPU / 100, scanners: o.Scanners, since: time.Now()}
 	b.before = b.used()
 	return b
 }
@@ -66,7 +66,7 @@ func give(places chan struct{}) { <-places }
 // ends at this moment may count twice, which the next look at it sets right; not at all
 // would look as if it had computed later.
 func (b *budget) used() time.Duration {
-	sum := b.sweeper.Used()
+	sum := b.scanners.Used()
 	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
 		var u unix.Rusage
 		if unix.Getrusage(who, &u) == nil {

@@ -160,7 +160,7 @@ func (e *engine) tend(ctx context.Context) {
 	}
 }
 
-// Identity implements sweep.Identified, so that results are good for the signatures that they
+// Identity implements scan.Identified, so that results are good for the signatures that they
 // were had with. While an engine is away it is that of the last one, whose results still
 // serve; before the first one it waits, as a scan would.
 func (e *engine) Identity(ctx context.Context) string {
@@ -212,7 +212,7 @@ func (e *engine) Close() {
 	}
 }
 
-// Scan implements sweep.Scanner. It waits for clamd where that is away.
+// Scan implements scan.Engine. It waits for clamd where that is away.
 func (e *engine) Scan(ctx context.Context, name string, data []byte) (clam.Result, error) {
 	for deaths := 0; ; {
 		c, err := e.get(ctx)
@@ -237,10 +237,10 @@ type slotted struct {
 	urgent bool
 }
 
-// Scan implements sweep.Scanner.
+// Scan implements scan.Engine.
 func (s slotted) Scan(ctx context.Context, name string, data []byte) (clam.Result, error) {
 	if !s.urgent {
-		// A sweep in a worker of its own is held back here.
+		// Scans of everything are held back here, and nowhere else.
 		if err := s.budget.pace(ctx); err != nil {
 			return clam.Result{}, err
 		}

@@ -21,11 +21,11 @@ type follower struct {
 	done       chan struct{}
 	poke       chan struct{} // has one when the domain's state changed
 
-	mu      sync.Mutex
-	domain  domain.Domain
-	reset   bool // the guest started anew since that was asked last
-	status  DomainStatus
-	session *session // while its guest is watched
+	mu     sync.Mutex
+	domain domain.Domain
+	reset  bool // the guest started anew since that was asked last
+	status DomainStatus
+	guest  *guestWatch // while its guest is watched
 }
 
 func newFollower(s *Service, d domain.Domain) *follower {
@@ -65,10 +65,23 @@ func (f *follower) changed(d domain.Domain, kind domain.EventKind) {
 	}
 }
 
-func (f *follower) paused() bool {
+// current is the domain as it was heard of last.
+func (f *follower) current() domain.Domain {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.domain.Paused
+	return f.domain
+}
+
+// Paused implements scan.Domain.
+func (f *follower) Paused() bool { return f.current().Paused }
+
+// Suspend implements respond.Suspender.
+func (f *follower) Suspend(ctx context.Context) error {
+	h, err := f.s.host()
+	if err != nil {
+		return err
+	}
+	return h.Suspend(ctx, f.current())
 }
 
 // wasReset tells whether the guest started anew since the last call.
@@ -89,7 +102,7 @@ func (f *follower) set(change func(*DomainStatus)) {
 // Between two attempts to open a domain's memory.
 const firstOpen, lastOpen = 100 * time.Millisecond, 30 * time.Second
 
-// errAgain ends a session whose guest is to be opened anew at once.
+// errAgain ends the watch of a guest is to be opened anew at once.
 var errAgain = errors.New("to be opened anew")
 
 func (f *follower) run(ctx context.Context) {
@@ -141,10 +154,7 @@ func (f *follower) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	d := f.domain
-	f.mu.Unlock()
-	src, err := h.Open(ctx, d)
+	src, err := h.Open(ctx, f.current())
 	if err != nil {
 		return err
 	}
@@ -156,7 +166,7 @@ func (f *follower) open(ctx context.Context) error {
 	}
 	k := g.Kernel()
 	f.log.Info("kernel found", "build", k.Version, "source", src.Info().Kind, "located", k.Located, "inferred", k.Inferred)
-	s, err := newSession(f, src, g)
+	s, err := newGuestWatch(f, src, g)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,9 @@ import (
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/finding"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/respond"
+	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -25,9 +27,16 @@ type Options struct {
 	Exclude  []string
 	Profiles winstruct.Finder
 	Engine   clam.Options
-	Sweep    sweep.Options // policy, kills, coverage, images in work at once
-	Results  *sweep.Cache  // of results; nil for one of this run
-	Sweeper  Sweeper       // does the sweeps; nil for this process itself
+	Policy   verdict.Policy
+	Kill     kill.Options // for kills and holds
+
+	Jobs        int     // images in work at once, in one scan; 0 for scan.DefaultJobs
+	MinCoverage float64 // as in scan.Request
+	Content     bool    // as in scan.Request
+
+	Results  *scan.Cache      // of results; nil for one of this run
+	Scanners Scanners         // do the scans; nil for this process itself
+	Accounts respond.Accounts // record the scans; nil for nobody
 
 	Poll     time.Duration // between two looks at a guest's process list; 0 for DefaultPoll
 	Interval time.Duration // between two sweeps of everything in a domain; 0 for DefaultInterval
@@ -39,37 +48,18 @@ type Options struct {
 	Slots   int     // scans that clamd has at once; 0 for DefaultSlots
 
 	Runtime string // directory of locks and of the socket
-	Record  Recorder
 	Log     *slog.Logger
 }
 
-// Sweeper does the sweeps of a Service. Its methods are called concurrently.
-type Sweeper interface {
-	// Keep makes what sweeps one guest, again and again.
-	Keep() GuestSweeper
-	// Used is the processor time of what computes for it in other processes and has not
-	// ended.
+// Scanners makes the scanners of a Service. Its methods are called concurrently.
+type Scanners interface {
+	// Scanner makes one for scans of everything in a guest.
+	Scanner(m scan.Means) scan.Scanner
+	// Keep makes one for scans of what is new in one guest, again and again.
+	Keep(m scan.Means) scan.Kept
+	// Used is the processor time of what computes for the scanners in other processes and has
+	// not ended.
 	Used() time.Duration
-}
-
-// GuestSweeper sweeps one guest, several times at once.
-type GuestSweeper interface {
-	// Domain has the shape of sweep.Domain.
-	Domain(context.Context, sweep.Target, winstruct.Finder, sweep.Scanner, sweep.Memory, sweep.Options) (finding.Scan, error)
-	// Close ends what is kept for the guest. No sweep is under way, and none comes.
-	Close()
-}
-
-// Recorder makes the record of a sweep of a domain that begins: of everything, or of what is
-// new.
-type Recorder func(domain, uuid string, everything bool) Record
-
-// Record records one sweep. As a Sink it is told of a finding before anything is done about
-// it, and not of one that was recorded before and needs no action. End is told of the result,
-// with the findings in it that were not told of before.
-type Record interface {
-	sweep.Sink
-	End(ctx context.Context, d *finding.Scan, fresh []finding.Finding)
 }
 
 // Defaults of Options.
@@ -95,13 +85,13 @@ func (o *Options) complete() error {
 		o.Slots = DefaultSlots
 	}
 	if o.Results == nil {
-		o.Results = sweep.NewCache()
+		o.Results = scan.NewCache()
 	}
-	if o.Sweeper == nil {
-		o.Sweeper = inProcess{}
+	if o.Scanners == nil {
+		o.Scanners = inProcess{}
 	}
-	if o.Record == nil {
-		o.Record = func(string, string, bool) Record { return nobody{} }
+	if o.Accounts == nil {
+		o.Accounts = nobody{}
 	}
 	return nil
 }
@@ -115,20 +105,18 @@ func (o *Options) wanted(name string) bool {
 	return (len(o.Include) == 0 || matches(o.Include)) && !matches(o.Exclude)
 }
 
-// inProcess sweeps in this process.
+// inProcess scans in this process.
 type inProcess struct{}
 
-func (inProcess) Keep() GuestSweeper  { return inProcess{} }
-func (inProcess) Used() time.Duration { return 0 }
-func (inProcess) Close()              {}
-func (inProcess) Domain(ctx context.Context, t sweep.Target, profiles winstruct.Finder, engine sweep.Scanner, memory sweep.Memory, opt sweep.Options) (finding.Scan, error) {
-	return sweep.Domain(ctx, t, profiles, engine, memory, opt)
-}
+func (inProcess) Scanner(m scan.Means) scan.Scanner { return scan.InProcess{Means: m} }
+func (inProcess) Keep(m scan.Means) scan.Kept       { return scan.InProcess{Means: m} }
+func (inProcess) Used() time.Duration               { return 0 }
 
 // nobody records nothing.
 type nobody struct{}
 
-func (nobody) Found(context.Context, *finding.Finding, sweep.Exhibit) error    { return nil }
+func (nobody) Account(string, string, bool) respond.Account                    { return nobody{} }
+func (nobody) Found(context.Context, *finding.Finding, scan.Content) error     { return nil }
 func (nobody) Acting(context.Context, verdict.Action, []finding.Finding) error { return nil }
 func (nobody) End(context.Context, *finding.Scan, []finding.Finding)           {}
 func (nobody) Acted(context.Context, verdict.Action, []finding.Finding, *finding.Kill, *finding.Act) error {

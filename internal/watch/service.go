@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -207,17 +206,6 @@ func (s *Service) count(f func(*Counts)) {
 	s.mu.Lock()
 	f(&s.counts)
 	s.mu.Unlock()
-}
-
-// killLock is the lock that all who kill in a domain take, so that nobody tries to end a
-// process whose end is under way.
-func (s *Service) killLock(ctx context.Context, uuid string) sync.Locker {
-	return lock.NewLocker(ctx, KillLock(s.opt.Runtime, uuid))
-}
-
-// KillLock is the path of the lock that is held while processes of a domain are killed.
-func KillLock(runtime, uuid string) string {
-	return filepath.Join(runtime, "kill-"+strings.ReplaceAll(uuid, "/", "_")+".lock")
 }
 
 // SocketPath is where the service listens.

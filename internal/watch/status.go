@@ -62,7 +62,7 @@ func (s *Service) Status() Status {
 
 func (f *follower) state() DomainStatus {
 	f.mu.Lock()
-	st, s := f.status, f.session
+	st, s := f.status, f.guest
 	if st.State == "watched" && f.domain.Paused {
 		st.State = "paused"
 	}
@@ -74,7 +74,7 @@ func (f *follower) state() DomainStatus {
 }
 
 // waiting is how many processes are due.
-func (s *session) waiting() int {
+func (s *guestWatch) waiting() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, now := 0, time.Now()

@@ -9,9 +9,11 @@ import (
 
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/respond"
+	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/memhook"
-	"vmav.dev/vmav/internal/sweep"
+	"vmav.dev/vmav/internal/subject"
 )
 
 // Triggers of sweeps, as they are recorded.
@@ -25,7 +27,7 @@ const (
 const retrySweep = 30 * time.Second
 
 // everything sweeps all of the guest, now and then.
-func (s *session) everything(ctx context.Context) error {
+func (s *guestWatch) everything(ctx context.Context) error {
 	o := &s.f.s.opt
 	trigger := TriggerStart
 	for {
@@ -52,7 +54,7 @@ func (s *session) everything(ctx context.Context) error {
 }
 
 // sweepAll makes one sweep of everything, when the budget has room for it.
-func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err error) {
+func (s *guestWatch) sweepAll(ctx context.Context, trigger string) (ok bool, err error) {
 	b := s.f.s.budget
 	if err := take(ctx, b.domains); err != nil {
 		return false, err
@@ -63,9 +65,7 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	// A cache of its own: a page is as old as the sweep at most.
 	src := source.NewCache(s.src, cachePages)
 	acc := s.account(nil)
-	opt := s.options(ctx, acc, s.guest.Through(src))
-	opt.Pace = b.pace
-	d, err := s.sweep(ctx, src, opt, false)
+	d, err := s.scan(ctx, s.f.s.opt.Scanners.Scanner(s.means(false)), src, s.request(), acc)
 	if ctx.Err() != nil && len(d.Findings) == 0 {
 		return false, ctx.Err()
 	}
@@ -93,32 +93,33 @@ func (s *session) sweepAll(ctx context.Context, trigger string) (ok bool, err er
 	return err == nil, err
 }
 
-// options are the options of a sweep of this guest, which reads it through g.
-func (s *session) options(ctx context.Context, acc *account, g *introspect.Guest) sweep.Options {
-	opt := s.f.s.opt.Sweep
-	opt.Kills = s.f.s.killLock(ctx, s.f.uuid)
-	opt.Open = func(context.Context) (*introspect.Guest, error) { return g, nil }
-	opt.Keep, opt.Sink, opt.Seen = s.keep, acc, s.seen
-	return opt
+// request is what all scans of this guest have in common.
+func (s *guestWatch) request() scan.Request {
+	o := &s.f.s.opt
+	return scan.Request{Jobs: o.Jobs, MinCoverage: o.MinCoverage, Content: o.Content, Looked: true, At: s.guest.Kernel().Place()}
 }
 
-func (s *session) sweep(ctx context.Context, src source.Source, opt sweep.Options, urgent bool) (finding.Scan, error) {
+// scan has a scanner scan the guest through a source, and responds to what it finds.
+func (s *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc *account) (finding.Scan, error) {
+	o := &s.f.s.opt
+	d := s.f.current()
+	t := scan.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Domain: s.f}
+	return respond.Scan(ctx, by, t, req, respond.Options{Policy: o.Policy, Kill: o.Kill, Profiles: o.Profiles,
+		Kills: respond.KillLock(ctx, o.Runtime, d.UUID), Holder: s, Recorder: acc, Observer: s})
+}
+
+// means are what this guest's scans are done with: urgent ones, of what is new, wait for no
+// others.
+func (s *guestWatch) means(urgent bool) scan.Means {
 	svc := s.f.s
-	s.f.mu.Lock()
-	d := s.f.domain
-	s.f.mu.Unlock()
-	t := sweep.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Paused: s.f.paused, Suspend: func(ctx context.Context) error {
-		h, err := svc.host()
-		if err != nil {
-			return err
-		}
-		return h.Suspend(ctx, d)
-	}}
-	return s.kept.Domain(ctx, t, svc.opt.Profiles, slotted{svc.engine, svc.budget, urgent}, svc.opt.Results, opt)
+	return scan.Means{Profiles: svc.opt.Profiles, Engine: slotted{svc.engine, svc.budget, urgent}, Memory: svc.opt.Results}
 }
 
-// seen remembers an image that was looked at.
-func (s *session) seen(id introspect.Identity, image sweep.ImageKey, whole bool) {
+// Progress implements respond.Observer.
+func (s *guestWatch) Progress(scan.Progress) {}
+
+// Looked implements respond.Observer: it remembers an image that was looked at.
+func (s *guestWatch) Looked(id introspect.Identity, image scan.ImageKey, whole bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if known := s.procs[id]; known != nil {
@@ -131,12 +132,12 @@ func (s *session) seen(id introspect.Identity, image sweep.ImageKey, whole bool)
 
 // sweepProcess sweeps what is new in one process: its program alone when it has just come,
 // so that a verdict on it waits for nothing else, and then the rest.
-func (s *session) sweepProcess(ctx context.Context, p *process) error {
+func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
 	steps := []bool{false}
 	if p.step == 0 && !p.old {
 		steps = []bool{true, false}
 	}
-	last, broke := p.old || p.step >= len(settle)-1, ""
+	last, broke := p.old || p.step >= len(revisits)-1, ""
 	for _, programOnly := range steps {
 		s.guest.Refresh()
 		now, _ := s.guest.ProcessAt(p.id.EPROCESS)
@@ -147,7 +148,7 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 			return nil
 		}
 		acc := s.account(p)
-		d, err := s.sweepNew(ctx, &now, p, programOnly, acc)
+		d, err := s.scanNew(ctx, &now, p, programOnly, acc)
 		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || ctx.Err() != nil && len(d.Findings) == 0 {
 			return err
 		}
@@ -178,28 +179,28 @@ func (s *session) sweepProcess(ctx context.Context, p *process) error {
 		return nil
 	}
 	p.broken = 0
-	if p.step++; p.step < len(settle) && !p.old && !p.acted && p.due.IsZero() {
-		p.due = later(p.first.Add(settle[p.step]), time.Now().Add(time.Millisecond))
+	if p.step++; p.step < len(revisits) && !p.old && !p.acted && p.due.IsZero() {
+		p.due = later(p.first.Add(revisits[p.step]), time.Now().Add(time.Millisecond))
 	}
 	return nil
 }
 
-func (s *session) sweepNew(ctx context.Context, now *introspect.Process, p *process, programOnly bool, acc *account) (finding.Scan, error) {
-	opt := s.options(ctx, acc, s.guest)
-	focus := sweep.Focused{ID: p.id, Parent: sweep.Parent(now, s.others()), Program: programOnly}
+func (s *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tracked, programOnly bool, acc *account) (finding.Scan, error) {
+	focus := scan.Focused{ID: p.id, Parent: subject.Parent(now, s.others()), Program: programOnly}
 	s.mu.Lock()
 	for image, whole := range p.images {
-		if !programOnly && (whole || p.old || p.step >= len(settle)) { // the rest of it is for sweeps of everything
+		if !programOnly && (whole || p.old || p.step >= len(revisits)) { // the rest of it is for sweeps of everything
 			focus.Known = append(focus.Known, image)
 		}
 	}
 	s.mu.Unlock()
-	opt.Focus = []sweep.Focused{focus}
-	return s.sweep(ctx, s.src, opt, true)
+	req := s.request()
+	req.Focus = []scan.Focused{focus}
+	return s.scan(ctx, s.kept, s.src, req, acc)
 }
 
 // hasEnded tells whether a process has ended by now.
-func (s *session) hasEnded(id introspect.Identity) bool {
+func (s *guestWatch) hasEnded(id introspect.Identity) bool {
 	st, err := s.guest.Recheck(id)
 	return err != nil || st.Exiting
 }

@@ -1,0 +1,171 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/source"
+)
+
+// slack is what an outcome may be late beyond its action's own time before the module
+// is taken to have lost it.
+const slack = 5 * time.Second
+
+// errSilent reports an action without an outcome.
+var errSilent = errors.New("the module reported no outcome")
+
+// control hands the events of one source.Control to those who wait for them.
+type control struct {
+	ctl  source.Control
+	stop context.CancelFunc
+
+	mu     sync.Mutex
+	last   uint64              // cookie
+	to     map[uint64]listener // by cookie
+	err    error               // why there are no more events
+	ended  chan struct{}       // closed then
+	reader sync.WaitGroup
+}
+
+// listener waits for the events of an action.
+type listener struct {
+	events chan<- source.Event
+	again  bool // its end is an event, too, after the one that it is applied
+}
+
+func openControl(host source.Controller) (*control, error) {
+	ctl, err := host.Control()
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s := &control{ctl: ctl, stop: stop, to: make(map[uint64]listener), ended: make(chan struct{})}
+	s.reader.Add(1)
+	go func() {
+		defer s.reader.Done()
+		s.read(ctx)
+	}()
+	return s, nil
+}
+
+func (s *control) read(ctx context.Context) {
+	defer close(s.ended)
+	for {
+		ev, err := s.ctl.Event(ctx)
+		if err == nil && ev.Kind == source.EventGone {
+			err = source.ErrGone
+		}
+		s.mu.Lock()
+		if err != nil {
+			s.err = err
+			s.mu.Unlock()
+			return
+		}
+		to := s.to[ev.Cookie]
+		if !to.again || ev.Kind != source.EventApplied {
+			delete(s.to, ev.Cookie)
+		}
+		s.mu.Unlock()
+		if to.events != nil {
+			to.events <- ev // there is room: one event an action, two of a hold
+		}
+	}
+}
+
+// close ends the control: what is pending is cancelled, and a context that was not
+// given back is given back by the module.
+func (s *control) close() {
+	s.stop()
+	s.ctl.Close() // fails only where it is closed already
+	s.reader.Wait()
+}
+
+// start takes an action up, under a cookie of its own. Its outcome goes to a channel
+// that has room for it, which a hold's end needs as well. No other action of ours asks for more than one thread.
+func (s *control) start(a source.Action, to chan<- source.Event) (cookie uint64, err error) {
+	s.mu.Lock()
+	s.last++
+	a.Cookie = s.last
+	s.to[a.Cookie] = listener{to, a.Kind == source.ActionHold}
+	s.mu.Unlock()
+	if err := s.ctl.Do(&a); err != nil {
+		s.mu.Lock()
+		delete(s.to, a.Cookie)
+		s.mu.Unlock()
+		return 0, err
+	}
+	return a.Cookie, nil
+}
+
+// do takes an action up and waits for its outcome. Where ctx ends first the action is
+// cancelled; if it was too late for that, its outcome counts.
+func (s *control) do(ctx context.Context, a source.Action) (source.Event, uint64, error) {
+	to := make(chan source.Event, 1)
+	cookie, err := s.start(a, to)
+	if err != nil {
+		return source.Event{}, 0, err
+	}
+	ev, err := s.wait(ctx, to, a.Timeout)
+	if err != nil && ctx.Err() != nil {
+		pending, cerr := s.ctl.Cancel(cookie)
+		switch {
+		case cerr != nil:
+			err = cerr
+		case !pending:
+			ev, err = s.wait(context.WithoutCancel(ctx), to, 0)
+		}
+	}
+	return ev, cookie, err
+}
+
+// wait waits for one event.
+func (s *control) wait(ctx context.Context, from <-chan source.Event, timeout time.Duration) (source.Event, error) {
+	late := time.NewTimer(timeout + slack)
+	defer late.Stop()
+	select {
+	case ev := <-from:
+		return ev, nil
+	default:
+	}
+	select {
+	case ev := <-from:
+		return ev, nil
+	case <-ctx.Done():
+		return source.Event{}, ctx.Err()
+	case <-s.ended:
+		select {
+		case ev := <-from: // it came before the end
+			return ev, nil
+		default:
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return source.Event{}, s.err
+	case <-late.C:
+		return source.Event{}, errSilent
+	}
+}
+
+// notApplied says why an action whose outcome is ev did nothing.
+func notApplied(ev source.Event) error {
+	switch ev.Kind {
+	case source.EventExpired:
+		return errExpired
+	case source.EventCancelled:
+		if ev.Reason == source.ReasonGuard {
+			return errGuard
+		}
+		return errors.New(ev.Reason.String())
+	}
+	return fmt.Errorf("the module reported %q", ev.Kind)
+}
+
+var (
+	// errExpired reports an action that no thread came for in its time.
+	errExpired = errors.New("no thread of it was in user mode in that time")
+	// errGuard reports an action that a guard forbade in the moment of delivery.
+	errGuard = errors.New("a condition did not hold in the moment of delivery")
+)

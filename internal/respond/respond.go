@@ -1,0 +1,153 @@
+package respond
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/finding"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/verdict"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Options say how to respond to what a scan finds.
+type Options struct {
+	Policy   verdict.Policy
+	Kill     kill.Options     // for kills and holds; its policy is Policy
+	Profiles winstruct.Finder // to read the guest with, where an action needs that
+	Kills    sync.Locker      // held while processes are killed; nil for none
+	Holder   Holder           // takes holds over; nil where nobody can
+	Recorder Recorder         // nil for none
+	Observer Observer         // nil for none
+}
+
+// Holder takes over what is held, and releases it.
+type Holder interface {
+	Keep(h *kill.Held)
+}
+
+// Observer watches a scan go on. Its methods are those of scan.Events.
+type Observer interface {
+	Looked(p introspect.Identity, image scan.ImageKey, whole bool)
+	Progress(p scan.Progress)
+}
+
+// Recorder is told of findings and actions as they come about, before the result tells of
+// them. Found is called by several goroutines at once. An error leaves the result incomplete.
+type Recorder interface {
+	// Found is called when a finding has been decided on. It may set the finding's ID and
+	// Evidence. The content is valid until Found returns; it may be empty where neither the
+	// verdict nor scan.Request.Content asks for it: what was found is known from an earlier
+	// scan.
+	Found(ctx context.Context, f *finding.Finding, c scan.Content) error
+	// Acting is called before an action is carried out for findings: of one process, or of
+	// the whole domain. It is not called for what is only planned, or not to be had at all.
+	Acting(ctx context.Context, action verdict.Action, findings []finding.Finding) error
+	// Acted is called when it is known what became of it, which the findings say, with the
+	// record of the kill, or of the other action.
+	Acted(ctx context.Context, action verdict.Action, findings []finding.Finding, k *finding.Kill, a *finding.Act) error
+}
+
+// Suspender is a scan.Domain that can be paused.
+type Suspender interface {
+	Suspend(context.Context) error
+}
+
+// Scan has a scanner scan a guest, and responds to what it finds. The result always says
+// what became of the guest; the error is the scanner's, or that of an interruption, with
+// what was found until then in the result.
+func Scan(ctx context.Context, s scan.Scanner, t scan.Target, req scan.Request, o Options) (finding.Scan, error) {
+	begin := time.Now()
+	r := &response{target: t, req: req, opt: o, findings: []finding.Finding{}, unread: []finding.Unread{}}
+	d, err := s.Scan(ctx, t, req, r)
+	if err == nil {
+		err = r.act(ctx)
+	}
+	finding.Sort(r.findings)
+	d.Findings, d.Errors, d.Kills, d.Actions = r.findings, r.unread, r.kills, r.actions
+	if d.Status == finding.StatusScanned && (len(d.Errors) > 0 || err != nil) {
+		d.Status = finding.StatusIncomplete
+	}
+	d.Timing.Total = time.Since(begin).Seconds()
+	return d, err
+}
+
+// response is the response to one scan. It implements scan.Events.
+type response struct {
+	target scan.Target
+	req    scan.Request
+	opt    Options
+
+	mu       sync.Mutex // while the scan goes on
+	findings []finding.Finding
+	unread   []finding.Unread
+	kills    []*finding.Kill
+	actions  []*finding.Act
+	// doomed are the processes to kill or to hold, with the findings that say so, by
+	// EPROCESS; suspends the findings that say to suspend the domain.
+	doomed   map[uint64]*doomed
+	suspends []int
+}
+
+// Found implements scan.Events: it decides on a finding, has it recorded and notes it.
+func (r *response) Found(ctx context.Context, x scan.Found) {
+	f := x.Finding
+	f.Verdict = verdict.Decide(r.opt.Policy, f.Facts(), f.Subject)
+	f.Action, f.Outcome = verdict.Report, finding.Outcome{Code: finding.OutcomeReported}
+	if r.opt.Recorder != nil {
+		// What was found is recorded also where the scan was interrupted meanwhile.
+		r.unrecorded(&f, r.opt.Recorder.Found(context.WithoutCancel(ctx), &f, x.Content))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.doom(x.Process, f.Verdict.Action, len(r.findings))
+	r.findings = append(r.findings, f)
+}
+
+// Unread implements scan.Events.
+func (r *response) Unread(u finding.Unread) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.unread) < finding.MaxErrors {
+		r.unread = append(r.unread, u)
+	}
+}
+
+// Looked implements scan.Events.
+func (r *response) Looked(p introspect.Identity, image scan.ImageKey, whole bool) {
+	if r.opt.Observer != nil {
+		r.opt.Observer.Looked(p, image, whole)
+	}
+}
+
+// Progress implements scan.Events.
+func (r *response) Progress(p scan.Progress) {
+	if r.opt.Observer == nil {
+		return
+	}
+	r.mu.Lock()
+	p.Findings = len(r.findings)
+	r.mu.Unlock()
+	r.opt.Observer.Progress(p)
+}
+
+func (r *response) fail(what string, err error) {
+	r.Unread(finding.Unread{What: what, Error: err.Error()})
+}
+
+// unrecorded notes that the recorder did not take something.
+func (r *response) unrecorded(f *finding.Finding, err error) {
+	if err != nil {
+		r.fail(fmt.Sprintf("record of %s in process %d (%s)", f.Signature, f.PID, f.Process), err)
+	}
+}
+
+var (
+	errImage = errors.New("nothing runs in a memory image")
+	errKeep  = errors.New("a hold lasts no longer than the program that holds: vmav watch holds, and vmav scan --hold-for")
+)

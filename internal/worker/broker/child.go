@@ -1,0 +1,231 @@
+package broker
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/window"
+	"vmav.dev/vmav/internal/worker/wire"
+)
+
+// User is the system user that workers of root run as.
+const User = "_vmav"
+
+// maxThreads bounds the threads of that user, all its workers together.
+const maxThreads = 4096
+
+// child is a worker's process, seen from the broker. It does one job after the other.
+type child struct {
+	cmd    *exec.Cmd
+	src    source.Source // of its guest
+	memory uint64        // bytes that it may map
+	lanes  []*wire.Lane
+	window *window.Window
+	said   words         // on stderr
+	exited chan struct{} // closed with the state set
+	shared bool          // it maps guest memory
+	user   string        // whose rights it has, "" for the broker's own
+	note   func(landlockABI int)
+
+	kept  *Kept       // whose worker it is
+	alarm *time.Timer // that ends it where it waits for work for too long
+
+	jobs    chan task      // has one while there is one that the worker has not asked for yet
+	serving sync.WaitGroup // those who answer
+
+	mu     sync.Mutex
+	served []*served // by lane
+	task   *task     // that the worker is at; nil for none
+	asks   bool      // it has asked for a job
+	open   int       // other questions, that are being answered
+	heard  time.Time // when the last answer was given
+	ended  error     // why it was ended; the first reason counts
+}
+
+// words keeps the beginning of what a process says: a crash is explained first.
+type words struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+const maxWords = 8 << 10
+
+func (w *words) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf.Write(p[:min(len(p), maxWords-w.buf.Len())])
+	return len(p), nil
+}
+
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.String()
+}
+
+// start starts a worker with so many lanes, for a guest. The caller releases it.
+func start(n int, memory uint64, userName string, src source.Source, args []string) (_ *child, err error) {
+	c := &child{src: src, memory: memory, exited: make(chan struct{}), jobs: make(chan task, 1)}
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+		if err != nil {
+			c.release()
+			err = fmt.Errorf("start a worker: %w", err)
+		}
+	}()
+	if c.window, err = window.New(n * wire.WindowSize); err != nil {
+		return nil, err
+	}
+	for i := range n {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, os.NewFile(uintptr(pair[1]), "lane"))
+		c.lanes = append(c.lanes, wire.NewLane(pair[0], c.window.Bytes()[i*wire.WindowSize:(i+1)*wire.WindowSize:(i+1)*wire.WindowSize]))
+	}
+	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	threads := uint64(0)
+	if os.Geteuid() == 0 {
+		if c.user, attr.Credential, err = credential(userName); err != nil {
+			return nil, err
+		}
+		// A network of its own, with nothing in it.
+		attr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		threads = maxThreads
+	}
+	pass, shared := append(slices.Clone(files), c.window.File()), "0"
+	if f := share(src, c.lanes[0].Window); f != nil {
+		c.shared, shared = true, "1"
+		files, pass = append(files, f), append(pass, f)
+	}
+	command := append([]string{"vmav", wire.Marker, strconv.Itoa(n), strconv.FormatUint(memory, 10), strconv.FormatUint(threads, 10), shared}, args...)
+	err = c.launch(command, pass, attr)
+	if errors.Is(err, unix.EPERM) && attr.Cloneflags != 0 {
+		attr.Cloneflags = 0 // a root that may make no namespaces; the filter does without
+		err = c.launch(command, pass, attr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// launch starts this program as a worker.
+func (c *child) launch(args []string, files []*os.File, attr *syscall.SysProcAttr) error {
+	c.cmd = &exec.Cmd{Path: "/proc/self/exe", Dir: "/", Env: []string{}, Args: args, ExtraFiles: files, Stderr: &c.said,
+		SysProcAttr: attr, WaitDelay: 5 * time.Second}
+	started := make(chan error)
+	go func() {
+		// The death signal comes when the thread that started the process ends, so this
+		// one is kept for as long as the process lives.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = c.cmd.Wait() // the state says it all
+			close(c.exited)
+		}
+	}()
+	return <-started
+}
+
+// share has the worker map guest memory itself, where the source can share it: where it
+// lies is put into the window. nil where it cannot.
+func share(src source.Source, mem []byte) *os.File {
+	s, ok := src.(source.Sharer)
+	if !ok {
+		return nil
+	}
+	f, runs, err := s.Share()
+	if err != nil {
+		return nil // what is wrong with the guest is found when it is read
+	}
+	if !window.Put(mem, runs) {
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// credential is the user that a worker of root runs as: the one that is there for it, else
+// nobody.
+func credential(name string) (string, *syscall.Credential, error) {
+	if name == "" {
+		name = User
+	}
+	u, err := user.Lookup(name)
+	var unknown user.UnknownUserError
+	if errors.As(err, &unknown) {
+		u, err = user.Lookup("nobody")
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("find a user for the worker: %w", err)
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return "", nil, err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return "", nil, err
+	}
+	if uid == 0 || gid == 0 {
+		return "", nil, fmt.Errorf("user %s has root's rights: not one for a worker", u.Username)
+	}
+	return u.Username, &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}, nil
+}
+
+// release gives back what the process was talked to through. Nobody uses its lanes any
+// more.
+func (c *child) release() {
+	for _, l := range c.lanes {
+		unix.Close(l.FD)
+	}
+	c.lanes = nil
+	if c.window != nil {
+		c.window.Close()
+	}
+}
+
+// death says how the process ended, which has.
+func (c *child) death() error {
+	last := strings.TrimSpace(c.said.String())
+	first, _, _ := strings.Cut(last, "\n")
+	st, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok:
+		return errors.New("the worker ended")
+	case strings.Contains(last, "out of memory") || strings.Contains(last, "cannot allocate memory"):
+		return fmt.Errorf("the worker needed more than its %d MiB of memory", c.memory>>20)
+	case st.Signaled() && st.Signal() == syscall.SIGSYS:
+		return ErrViolation
+	case st.Signaled():
+		return fmt.Errorf("the worker was ended by %s", unix.SignalName(st.Signal()))
+	case st.ExitStatus() == wire.ExitNoSandbox:
+		return fmt.Errorf("%w: %s", ErrNoSandbox, wire.Clip(last))
+	case st.ExitStatus() == 0:
+		return errors.New("the worker ended without a result")
+	case first == "":
+		return fmt.Errorf("the worker ended with status %d", st.ExitStatus())
+	}
+	return fmt.Errorf("the worker crashed: %s", wire.Clip(first))
+}

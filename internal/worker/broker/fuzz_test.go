@@ -1,0 +1,139 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+
+	"vmav.dev/vmav/internal/finding"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/scan/scantest"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/verdict"
+	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/worker/wire"
+)
+
+// zeros is a guest of one MiB.
+type zeros struct{}
+
+func (zeros) ReadPhys(p []byte, addr uint64) error {
+	if addr+uint64(len(p)) > 1<<20 {
+		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
+	}
+	clear(p)
+	return nil
+}
+func (zeros) Ranges() []source.Range { return []source.Range{{Size: 1 << 20}} }
+func (zeros) Registers(context.Context) ([]source.Registers, error) {
+	return nil, source.ErrNoRegisters
+}
+func (zeros) Info() source.Info { return source.Info{Kind: "image", Name: "zeros"} }
+func (zeros) Close() error      { return nil }
+
+// packets cuts fuzzed bytes into packets: two bytes of length, then the packet.
+func packets(data []byte) (out [][]byte) {
+	for len(data) >= 2 {
+		n := min(int(binary.LittleEndian.Uint16(data)), len(data)-2)
+		out = append(out, data[2:2+n])
+		data = data[2+n:]
+	}
+	return out
+}
+
+func packet(kind byte, n int, args ...byte) []byte {
+	f := wire.AppendFrame(nil, wire.Frame{Code: kind, N: n, Args: args})
+	return append(binary.LittleEndian.AppendUint16(nil, uint16(len(f))), f...)
+}
+
+// findingOf is a finding of a signature in a content.
+func findingOf(content []byte, signature string) finding.Finding {
+	return finding.Finding{Kind: finding.KindSignature, Image: "it", Signature: signature, SHA256: fmt.Sprintf("%x", sha256.Sum256(content)),
+		Fidelity: finding.Fidelity{Form: finding.FormFile, Coverage: 1}, Subject: verdict.Subject{Kernel: true}}
+}
+
+// FuzzQuestions asks the broker whatever comes. It answers within bounds, or ends the
+// worker; what it keeps is bounded, and no finding comes of an engine that found nothing.
+func FuzzQuestions(f *testing.F) {
+	size := binary.LittleEndian.AppendUint64(nil, 8)
+	f.Add(packet(wire.AskJob, 0, wire.Protocol, 0, 0, 0, 7), []byte{})
+	f.Add(packet(wire.AskRead, 0, wire.AppendRead(wire.AppendRead(nil, 4096, 4096), 1<<20, 1)...), []byte{})
+	id, _ := json.Marshal(winstruct.BuiltIn().List()[0].Identity)
+	f.Add(append(packet(wire.AskProfile, 0, id...), packet(wire.AskMore, 0)...), []byte{})
+	f.Add(append(packet(wire.AskNear, 0, []byte("10.0.19041")...), packet(wire.AskNearOpen, 0, '3')...), []byte{})
+	f.Add(append(packet(wire.AskContent, 8), packet(wire.AskScan, 0, size...)...), []byte("content!"))
+	one, _ := json.Marshal(wire.Found{Finding: findingOf([]byte("content!"), "X")})
+	f.Add(packet(wire.AskFound, len(one), make([]byte, 8)...), one)
+	problems, _ := json.Marshal([]finding.Unread{{What: "a", Error: "b"}})
+	f.Add(packet(wire.AskProblems, len(problems)), problems)
+	done, _ := json.Marshal(&wire.Result{Scan: finding.Scan{Status: finding.StatusScanned}})
+	f.Add(append(packet(wire.AskProgress, 0, 1, 0, 0, 0, 2, 0, 0, 0), packet(wire.AskDone, len(done))...), done)
+	next := slices.Concat(packet(wire.AskDone, len(done)), packet(wire.AskJob, 0, wire.Protocol, 0, 0, 0, 7), packet(wire.AskContent, 8))
+	f.Add(append(next, next...), done)
+	seen := wire.AppendLooked(nil, fuzzed, scan.ImageKey{Base: 1, Size: 2, Section: 3}, true)
+	f.Add(packet(wire.AskLooked, len(seen)), seen)
+	profiles := winstruct.BuiltIn()
+	window := make([]byte, wire.WindowSize)
+	f.Fuzz(func(t *testing.T, data, text []byte) {
+		clear(window[:1<<16])
+		copy(window, text)
+		c := &child{jobs: make(chan task, 1), exited: make(chan struct{}), note: func(int) {}}
+		var all []*job
+		m := scan.Means{Profiles: profiles, Engine: scantest.Silent{}, Memory: scan.NewCache()}
+		h := &scantest.Heard{OnLooked: func(id introspect.Identity) {
+			if id != fuzzed {
+				t.Fatalf("an image of %+v was looked at", id)
+			}
+		}}
+		for range 2 {
+			s := newJob(scan.Target{Name: "fuzz", Source: zeros{}}, m, m.Memory.For(context.Background(), nil),
+				scan.Request{Focus: []scan.Focused{{ID: fuzzed}}, Looked: true}, h)
+			s.ctx = context.Background()
+			all = append(all, s)
+		}
+		job, err := all[1].encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.task = &task{all[0], nil}
+		c.jobs <- task{all[1], job}
+		v := newServed(window)
+		c.served = []*served{v}
+		for _, b := range packets(data) {
+			q, err := wire.ParseFrame(b)
+			if err != nil || q.Code == wire.AskJob && len(c.jobs) == 0 { // one that does not come would be waited for
+				break
+			}
+			a, err := c.answer(v, q)
+			if err != nil {
+				break
+			}
+			if a.N < 0 || a.N > wire.WindowSize || 5+len(a.Args) > wire.MaxFrame {
+				t.Fatalf("an answer of %d bytes, and %d in the window, to %v", len(a.Args), a.N, q.Code)
+			}
+			copy(window, text)
+		}
+		for _, f := range h.Findings {
+			if f.Kind == finding.KindSignature {
+				t.Fatalf("a finding of nothing: %+v", f)
+			}
+		}
+		for _, s := range all {
+			kept := 0
+			if v.job == s {
+				kept = len(v.content)
+			}
+			if !s.done && s.budget.Load()+int64(kept) != wire.MaxContent || s.reported > wire.MaxReported+wire.WindowSize || s.looked > wire.MaxLooked+wire.WindowSize/wire.LookedSize {
+				t.Fatalf("%d bytes of budget left with %d kept, %d bytes reported", s.budget.Load(), kept, s.reported)
+			}
+		}
+	})
+}
+
+// fuzzed is the process that the fuzzed sweeps are about.
+var fuzzed = introspect.Identity{EPROCESS: 0xffff800000001000, PID: 8, CreateTime: 1, DTB: 0x1000}

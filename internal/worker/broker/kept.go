@@ -1,0 +1,273 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"vmav.dev/vmav/internal/finding"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/worker/wire"
+)
+
+// Bounds on workers that wait for work.
+const (
+	// DefaultRest is how long one waits: the next one has a process to start and the
+	// guest's kernel to find before it looks at anything.
+	DefaultRest = 5 * time.Minute
+	maxResting  = 16 // of all guests; more end who has waited longest
+)
+
+// After a worker has died the next one is started at once; if that dies, too, the others
+// come ever more slowly, until there was no death for a while: a guest may know how to
+// kill them.
+const (
+	firstDelay  = 50 * time.Millisecond
+	lastDelay   = 2 * time.Second
+	forgetAfter = time.Minute
+)
+
+// Kept scans one guest again and again in workers that live on between the scans: each costs
+// neither a process nor a search for the kernel. It is for several scans at once, which have
+// a worker each. All that a worker may do in one scan is bounded as it is for a worker of
+// one scan alone, and what it reports is of that guest alone.
+//
+// A worker's end costs the scan under way, as it does with Runner.Scanner; the next scan has
+// another one. The guest's source outlives the Kept.
+type Kept struct {
+	r    *Runner
+	m    scan.Means
+	once bool // it is for one scan
+
+	mu     sync.Mutex
+	deaths int       // one soon after the other
+	last   time.Time // of them
+}
+
+// Keep makes a Kept of a guest, for scans that are focused on some processes. No worker is
+// started before the first. One of everything takes long, and more memory than is to be
+// kept: that is for Scanner.
+func (r *Runner) Keep(m scan.Means) scan.Kept { return &Kept{r: r, m: m} }
+
+// Scan implements scan.Scanner. The target's source is the same in each call.
+func (k *Kept) Scan(ctx context.Context, t scan.Target, req scan.Request, on scan.Events) (finding.Scan, error) {
+	if req.Jobs <= 0 {
+		req.Jobs = scan.DefaultJobs
+	}
+	return k.run(ctx, newJob(t, k.m, scoped(k.m.Memory, t).For(ctx, k.m.Engine), req, on))
+}
+
+// run has a worker do a job. The error is that of Scan.
+func (k *Kept) run(ctx context.Context, j *job) (finding.Scan, error) {
+	failed := func(err error) finding.Scan {
+		d := scan.Empty(j.target)
+		d.Reason = err.Error()
+		return d
+	}
+	text, err := j.encode()
+	if err != nil {
+		return failed(err), nil
+	}
+	c, err := k.take(ctx, j)
+	if err != nil {
+		return failed(err), ctx.Err()
+	}
+	k.r.work(ctx, c, j, text)
+	d, err := j.conclude(ctx, c)
+	switch {
+	case j.done && k.once:
+		c.stop()
+	case j.done && c.living():
+		k.give(c)
+	case j.done:
+		k.end(c)
+	default:
+		if ctx.Err() == nil {
+			k.died()
+		}
+		c.stop()
+	}
+	return d, err
+}
+
+// take is a worker for a job: one that waits for work, or another one.
+func (k *Kept) take(ctx context.Context, j *job) (*child, error) {
+	for {
+		c := k.r.rested(k)
+		if c == nil {
+			break
+		}
+		if c.living() && c.src == j.src {
+			return c, nil
+		}
+		k.end(c)
+	}
+	if err := k.pause(ctx); err != nil {
+		return nil, err
+	}
+	c, err := k.r.start(k, j.src, j.req.Jobs)
+	if err != nil {
+		k.died()
+	}
+	return c, err
+}
+
+// end ends a worker that has nothing to do. One that has ended by itself, or had to be
+// ended, is worth a word: nothing asked it to.
+func (k *Kept) end(c *child) {
+	if !c.living() {
+		k.died()
+		if k.r.Notes != nil {
+			k.r.Notes.Note(fmt.Sprintf("between two scans of a guest: %v", c.why()))
+		}
+	}
+	c.stop()
+}
+
+// give puts a worker among those that wait for work.
+func (k *Kept) give(c *child) {
+	for _, old := range k.r.rest(c) {
+		old.kept.end(old)
+	}
+}
+
+// Close ends the guest's workers. No scan is under way, and none comes.
+func (k *Kept) Close() {
+	for c := k.r.rested(k); c != nil; c = k.r.rested(k) {
+		k.end(c)
+	}
+}
+
+// died notes a death.
+func (k *Kept) died() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	if now.Sub(k.last) > forgetAfter {
+		k.deaths = 0
+	}
+	k.deaths, k.last = k.deaths+1, now
+}
+
+// pause waits until the next worker may be started.
+func (k *Kept) pause(ctx context.Context) error {
+	k.mu.Lock()
+	wait := delay(k.deaths) - time.Since(k.last)
+	k.mu.Unlock()
+	if wait <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// delay is how long after the last of so many deaths in a row the next worker may start.
+func delay(deaths int) time.Duration {
+	if deaths < 2 {
+		return 0
+	}
+	return min(firstDelay<<min(deaths-2, 10), lastDelay)
+}
+
+// pool is the workers of a Runner.
+type pool struct {
+	mu      sync.Mutex
+	living  map[*child]bool
+	resting []*child // who has waited longest comes first
+}
+
+// rest puts a worker among those that wait for work, and returns those that are too many.
+func (r *Runner) rest(c *child) (tooMany []*child) {
+	rest := r.Rest
+	if rest == 0 {
+		rest = DefaultRest
+	}
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	c.alarm = time.AfterFunc(rest, func() {
+		if r.leave(c) {
+			c.kept.end(c)
+		}
+	})
+	all := append(r.pool.resting, c)
+	if n := len(all) - maxResting; n > 0 {
+		tooMany, all = slices.Clone(all[:n]), slices.Delete(all, 0, n)
+	}
+	for _, c := range tooMany {
+		c.alarm.Stop()
+	}
+	r.pool.resting = all
+	return tooMany
+}
+
+// rested takes the worker of k that worked last, nil where none waits.
+func (r *Runner) rested(k *Kept) *child {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	for i, c := range slices.Backward(r.pool.resting) {
+		if c.kept == k {
+			r.pool.resting = slices.Delete(r.pool.resting, i, i+1)
+			c.alarm.Stop()
+			return c
+		}
+	}
+	return nil
+}
+
+// leave takes a worker out of those that wait, and tells whether it was one.
+func (r *Runner) leave(c *child) bool {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	i := slices.Index(r.pool.resting, c)
+	if i >= 0 {
+		r.pool.resting = slices.Delete(r.pool.resting, i, i+1)
+	}
+	return i >= 0
+}
+
+// Used is the processor time that the living workers took. That of those that have ended
+// is in the broker's account of its children.
+func (r *Runner) Used() (sum time.Duration) {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	for c := range r.pool.living {
+		sum += c.used()
+	}
+	return sum
+}
+
+// start starts a worker for a guest.
+func (r *Runner) start(k *Kept, src source.Source, jobs int) (*child, error) {
+	memory := r.Memory
+	if memory == 0 {
+		memory = DefaultMemory
+	}
+	c, err := start(min(jobs+1, wire.MaxLanes), memory, r.User, src, r.Args)
+	if err != nil {
+		return nil, err
+	}
+	c.kept, c.note = k, r.noteLandlock
+	r.pool.mu.Lock()
+	if r.pool.living == nil {
+		r.pool.living = make(map[*child]bool)
+	}
+	r.pool.living[c] = true
+	r.pool.mu.Unlock()
+	c.begin()
+	go func() {
+		<-c.exited
+		r.pool.mu.Lock()
+		delete(r.pool.living, c)
+		r.pool.mu.Unlock()
+	}()
+	return c, nil
+}

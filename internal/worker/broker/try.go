@@ -1,0 +1,63 @@
+package broker
+
+import (
+	"context"
+	"errors"
+
+	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/finding"
+	"vmav.dev/vmav/internal/introspect"
+	"vmav.dev/vmav/internal/scan"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/winstruct"
+)
+
+// Sandbox says what keeps this host's workers in.
+type Sandbox struct {
+	User     string // that they run as; "" for the user that runs vmav
+	Landlock int    // version of the kernel's Landlock, 0 where it has none
+}
+
+// Try makes a worker with nothing to do. It fails with the reason why this host can make
+// none.
+func (r *Runner) Try(ctx context.Context) (Sandbox, error) {
+	t := scan.Target{Name: "nothing", State: scan.StateImage, Source: nothing{}}
+	m := scan.Means{Profiles: winstruct.BuiltIn(), Engine: noEngine{}}
+	j := newJob(t, m, scan.NewCache().For(ctx, nil), scan.Request{Jobs: 1}, deaf{})
+	d, err := (&Kept{r: r, m: m, once: true}).run(ctx, j)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if !j.taken {
+		return Sandbox{}, errors.New(d.Reason)
+	}
+	return Sandbox{User: j.user, Landlock: j.abi}, nil
+}
+
+// nothing is a guest without memory.
+type nothing struct{}
+
+func (nothing) ReadPhys(p []byte, addr uint64) error {
+	return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
+}
+func (nothing) Ranges() []source.Range { return nil }
+func (nothing) Registers(context.Context) ([]source.Registers, error) {
+	return nil, source.ErrNoRegisters
+}
+func (nothing) Info() source.Info { return source.Info{Kind: "image", Name: "nothing"} }
+func (nothing) Close() error      { return nil }
+
+// noEngine is never asked.
+type noEngine struct{}
+
+func (noEngine) Scan(context.Context, string, []byte) (clam.Result, error) {
+	return clam.Result{}, clam.ErrNoEngine
+}
+
+// deaf hears nothing of a scan.
+type deaf struct{}
+
+func (deaf) Found(context.Context, scan.Found)               {}
+func (deaf) Looked(introspect.Identity, scan.ImageKey, bool) {}
+func (deaf) Unread(finding.Unread)                           {}
+func (deaf) Progress(scan.Progress)                          {}

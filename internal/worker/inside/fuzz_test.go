@@ -1,0 +1,82 @@
+package inside
+
+import (
+	"context"
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/window"
+	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/worker/wire"
+)
+
+// packets cuts fuzzed bytes into packets: two bytes of length, then the packet.
+func packets(data []byte) (out [][]byte) {
+	for len(data) >= 2 {
+		n := min(int(binary.LittleEndian.Uint16(data)), len(data)-2)
+		out = append(out, data[2:2+n])
+		data = data[2+n:]
+	}
+	return out
+}
+
+func packet(kind byte, n int, args ...byte) []byte {
+	f := wire.AppendFrame(nil, wire.Frame{Code: kind, N: n, Args: args})
+	return append(binary.LittleEndian.AppendUint16(nil, uint16(len(f))), f...)
+}
+
+// FuzzAnswers answers a worker whatever comes. It gets results or errors, and nothing
+// larger than what it asked for.
+func FuzzAnswers(f *testing.F) {
+	f.Add(packet(wire.StatusOK, 4096, 0), []byte{})
+	f.Add(packet(wire.StatusGone, 0, []byte("gone")...), []byte{})
+	f.Add(append(packet(wire.StatusOK, wire.WindowSize, 0xff, 0xff, 0xff, 0), packet(wire.StatusOK, 1)...), []byte("{}"))
+	f.Add(append(packet(wire.StatusOK, 2, 2, 0, 0, 0), packet(wire.StatusOK, 2)...), []byte("[]"))
+	shared := make([]byte, 64)
+	window.Put(shared, []source.Shared{{Range: source.Range{Size: 4096}}})
+	f.Add(packet(wire.StatusOK, 4, 0), shared)
+	f.Fuzz(func(t *testing.T, data, text []byte) {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[0])
+		for _, p := range packets(data) {
+			if unix.SetNonblock(pair[1], true) != nil || len(p) == 0 {
+				break
+			}
+			if _, err := unix.Write(pair[1], p); err != nil {
+				break
+			}
+		}
+		if err := unix.Shutdown(pair[1], unix.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[1])
+		ls := make(lanes, 1)
+		ls <- wire.NewLane(pair[0], append(make([]byte, 0, wire.WindowSize), text[:min(len(text), wire.WindowSize)]...)[:wire.WindowSize])
+		g := &remote{lanes: ls}
+		buf := make([]byte, 4096)
+		reqs := []source.Request{{Addr: 0, P: buf}}
+		_ = g.ReadPhysBatch(reqs)
+		if n := len(g.Ranges()); n > wire.WindowSize/16 {
+			t.Fatalf("%d ranges", n)
+		}
+		_, _ = g.Registers(context.Background())
+		if p, err := (profiles{ls}).Find(winstruct.Identity{}); err == nil && p == nil {
+			t.Fatal("neither a profile nor an error")
+		}
+		for _, e := range (neighbours{profiles{ls}}).Near("10.0.1") {
+			_, _ = (neighbours{profiles{ls}}).Open(e)
+		}
+		_, _ = newEngine(ls).Scan(context.Background(), "x", buf)
+		if runs, err := window.Take(text); err == nil && 24*len(runs) > len(text) {
+			t.Fatalf("%d runs of %d bytes", len(runs), len(text))
+		}
+		if len(ls) != 1 {
+			t.Fatal("a lane was lost")
+		}
+	})
+}

@@ -116,9 +116,8 @@ func readFrames(ctx context.Context, src source.Source, mem []byte, frames []Fra
 	return flush()
 }
 
-// frames finds pages one table at a time. A page that a process has in memory and that
-// is not the frame that the section's prototype entry leads to is a copy of its own: a
-// valid entry for a shared page implies a valid prototype.
+// frames finds the pages at base, one table at a time. section are the pages of the
+// section that is mapped from start on; it may be empty.
 func (as *AddressSpace) frames(ctx context.Context, base uint64, frames []Frame, start uint64, section []Frame) error {
 	if base%pageSize != 0 {
 		return fmt.Errorf("find pages at %#x: not on a page boundary", base)
@@ -137,37 +136,47 @@ func (as *AddressSpace) frames(ctx context.Context, base uint64, frames []Frame,
 		}
 		i += n
 	}
-	for i := range frames {
-		f := &frames[i]
-		n := (base-start)/pageSize + uint64(i)
-		if base+uint64(i)*pageSize < start || n >= uint64(len(section)) {
-			if f.Origin == pagePagedOut {
-				f.Origin = PageAbsent
-			}
-			continue
-		}
-		shared := section[n]
-		switch f.Origin {
-		case PageAbsent:
-			*f = shared
-		case pagePagedOut:
-			if *f = shared; f.Origin == PagePrototype {
-				f.Origin = PageStandIn
-			}
-		case PageResident, PageTransition:
-			if shared.GPA != f.GPA {
-				f.Origin = PagePrivate
-			}
-		}
-		if f.Origin == pagePagedOut {
-			f.Origin = PageAbsent
-		}
-	}
+	addSection(base, frames, start, section)
 	return nil
 }
 
+// addSection completes what the process's own entries say of the pages at base with
+// what the section has that is mapped from start on. Afterwards no page is pagePagedOut.
+func addSection(base uint64, frames []Frame, start uint64, section []Frame) {
+	for i := range frames {
+		va := base + uint64(i)*pageSize
+		if n := (va - start) / pageSize; va >= start && n < uint64(len(section)) {
+			frames[i] = frames[i].over(section[n])
+		} else if frames[i].Origin == pagePagedOut {
+			frames[i].Origin = PageAbsent
+		}
+	}
+}
+
+// over is the page that a process sees where its own entry says f and the section has
+// shared. A page in memory that is not the section's is a copy of the process's own: a
+// valid entry for a shared page implies a valid prototype entry.
+func (f Frame) over(shared Frame) Frame {
+	switch f.Origin {
+	case PageAbsent:
+		f = shared
+	case pagePagedOut:
+		if f = shared; f.Origin == PagePrototype {
+			f.Origin = PageStandIn
+		}
+	case PageResident, PageTransition:
+		if shared.GPA != f.GPA {
+			f.Origin = PagePrivate
+		}
+	}
+	if f.Origin == pagePagedOut {
+		f.Origin = PageAbsent
+	}
+	return f
+}
+
 // tableFrames finds the pages from va on that one table of last entries maps, as the
-// process's own tables have them.
+// process's own tables have them. buf is for a copy of the table.
 func (as *AddressSpace) tableFrames(buf *[pageSize]byte, va uint64, frames []Frame) error {
 	f := as.f
 	entry, shift, ok, err := as.walkTo(va, pageShift+f.step)
@@ -192,9 +201,14 @@ func (as *AddressSpace) tableFrames(buf *[pageSize]byte, va uint64, frames []Fra
 		}
 		clear(buf[:])
 	}
-	at := va >> pageShift % (pageSize / f.pte)
+	return as.entryFrames(buf, va, frames)
+}
+
+// entryFrames is where the entries of a copied table say that the pages from va on lie.
+func (as *AddressSpace) entryFrames(table *[pageSize]byte, va uint64, frames []Frame) error {
+	first := va >> pageShift % (pageSize / as.f.pte)
 	for i := range frames {
-		pte := f.entryIn(buf, at+uint64(i))
+		pte := as.f.entryIn(table, first+uint64(i))
 		switch {
 		case pte&pteValid != 0:
 			frames[i] = Frame{pte & pfnMask, PageResident, pte&pteNX == 0}
@@ -229,13 +243,12 @@ func (as *AddressSpace) prototypes(address uint64, frames []Frame) error {
 
 // prototypePage resolves prototype entries that lie on one page.
 func (as *AddressSpace) prototypePage(buf *[pageSize]byte, address uint64, frames []Frame) error {
-	entry, shift, ok, err := as.walk(address)
+	at, ok, err := as.entryPlace(address)
 	if err != nil {
 		return err
 	}
-	ok = ok && entry&pteValid != 0
 	if ok {
-		if err := as.t.copyTable(buf, (as.f.frame(entry, shift)|address&(1<<shift-1))&^(pageSize-1)); err != nil {
+		if err := as.t.copyTable(buf, at&^(pageSize-1)); err != nil {
 			if !errors.Is(err, source.ErrHole) {
 				return err
 			}
@@ -252,6 +265,16 @@ func (as *AddressSpace) prototypePage(buf *[pageSize]byte, address uint64, frame
 		}
 	}
 	return nil
+}
+
+// entryPlace is the guest-physical address of the prototype entry at a kernel address; ok
+// is false where none can be read there.
+func (as *AddressSpace) entryPlace(address uint64) (pa uint64, ok bool, err error) {
+	entry, shift, ok, err := as.kernelSpace().walk(address)
+	if err != nil || !ok || entry&pteValid == 0 {
+		return 0, false, err
+	}
+	return as.f.frame(entry, shift) | address&(1<<shift-1)&^(as.f.pte-1), true, nil
 }
 
 // prototypeFrame is where a prototype entry says that its page lies.

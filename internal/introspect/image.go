@@ -18,12 +18,6 @@ func (g *Guest) ReadImage(ctx context.Context, p *Process, vad *VAD, base uint64
 	return g.space(p.DTB).readImage(ctx, vad, base, mem, origins)
 }
 
-// ReadDriver is ReadImage for the kernel's own address space. Drivers of session
-// space are mapped only in the processes of a session: their pages are absent here.
-func (g *Guest) ReadDriver(ctx context.Context, base uint64, mem []byte, origins []PageOrigin) error {
-	return g.as.readImage(ctx, nil, base, mem, origins)
-}
-
 func (as *AddressSpace) readImage(ctx context.Context, vad *VAD, base uint64, mem []byte, origins []PageOrigin) error {
 	if base%pageSize != 0 {
 		return fmt.Errorf("read image at %#x: not on a page boundary", base)
@@ -79,42 +73,7 @@ func (as *AddressSpace) sectionAt(vad *VAD, va uint64, frames []Frame) (start ui
 		n := min((end-start)/pageSize, (vad.lastProto-at)/as.f.pte+1, (vad.End-start)/pageSize+1)
 		section = frames[:n]
 	}
-	k := as.kernel
-	if k == nil {
-		k = as
-	}
-	return start, section, k.prototypes(at, section)
-}
-
-// imagePage finds a page of a section that is mapped at va. A page that a process has
-// in memory and that is not the frame that the section's prototype entry leads to is a
-// copy of its own: a valid entry for a shared page implies a valid prototype.
-func (as *AddressSpace) imagePage(vad *VAD, va uint64) (pa uint64, origin PageOrigin, err error) {
-	pa, origin, err = as.translate(va)
-	if err != nil || vad == nil {
-		return pa, origin, err
-	}
-	at, ok := vad.prototype(as.f, va)
-	if !ok {
-		return pa, origin, nil
-	}
-	switch origin {
-	case PageAbsent:
-		return as.prototype(at, va)
-	case pagePagedOut:
-		if pa, origin, err = as.prototype(at, va); origin == PagePrototype {
-			origin = PageStandIn
-		}
-	case PageResident, PageTransition:
-		shared, _, err := as.prototype(at, va)
-		if err != nil {
-			return 0, PageAbsent, err
-		}
-		if shared != pa {
-			origin = PagePrivate
-		}
-	}
-	return pa, origin, err
+	return start, section, as.prototypes(at, section)
 }
 
 // prototype is the address of the prototype entry for va; ok is false where the range

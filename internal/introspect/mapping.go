@@ -92,8 +92,8 @@ func (g *Guest) ReadFile(p []byte, v *VAD, va uint64) error {
 	}
 	for len(p) > 0 {
 		n := min(uint64(len(p)), pageSize-va%pageSize)
-		at := v.proto + (va-v.Start)/pageSize*g.as.f.pte
-		if at > v.lastProto {
+		at, ok := v.prototype(g.as.f, va)
+		if !ok {
 			return &AddressError{VA: va, Err: ErrNotPresent}
 		}
 		pa, origin, err := g.as.prototype(at, va)

@@ -163,6 +163,14 @@ func (as *AddressSpace) narrow() *AddressSpace {
 	return &n
 }
 
+// kernelSpace is the address space in which the kernel's addresses are resolved.
+func (as *AddressSpace) kernelSpace() *AddressSpace {
+	if as.kernel == nil {
+		return as
+	}
+	return as.kernel
+}
+
 // DTB is the physical address of the top table.
 func (as *AddressSpace) DTB() uint64 { return as.dtb }
 
@@ -242,30 +250,22 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 
 // prototype resolves va through the prototype entry at a kernel address.
 func (as *AddressSpace) prototype(address, va uint64) (pa uint64, origin PageOrigin, err error) {
-	k := as.kernel
-	if k == nil {
-		k = as
-	}
-	entry, shift, ok, err := k.walk(address)
-	if err != nil || !ok || entry&pteValid == 0 {
+	at, ok, err := as.entryPlace(address)
+	if err != nil || !ok {
 		return 0, PageAbsent, err
 	}
-	size := k.f.pte
-	pte, err := as.t.entry(k.f.frame(entry, shift)|address&(1<<shift-1)&^(size-1), size)
+	pte, err := as.t.entry(at, as.f.pte)
 	if err != nil {
 		if errors.Is(err, source.ErrHole) {
 			return 0, PageAbsent, nil
 		}
 		return 0, PageAbsent, err
 	}
-	if pte&pteValid != 0 {
-		return pte&pfnMask | va%pageSize, PagePrototype, nil
+	frame, err := as.prototypeFrame(pte)
+	if !frame.InMemory() {
+		return 0, frame.Origin, err
 	}
-	pa, origin, err = as.invalid(pte, va, false)
-	if origin == PageTransition {
-		origin = PagePrototype
-	}
-	return pa, origin, err
+	return frame.GPA | va%pageSize, frame.Origin, err
 }
 
 // Translate returns the guest-physical address of va. The error wraps ErrNotPresent

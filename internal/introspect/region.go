@@ -41,11 +41,14 @@ func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD, tables *int) 
 
 var errRegionBudget = errors.New("too many page tables")
 
+// regionWalk finds the runs of one range.
 type regionWalk struct {
 	as     *AddressSpace
 	vad    *VAD
-	budget *int
+	budget *int // page tables that may still be walked
 	runs   []Run
+
+	frames, section []Frame // of one table, used again for the next
 }
 
 // table walks the entries of one table that map parts of the range. shift is that of
@@ -109,15 +112,28 @@ func (w *regionWalk) pages(table, base, first, last uint64) error {
 		}
 		return err
 	}
-	for i := first; i <= last; i++ {
-		if w.page(w.as.f.entryIn(buf, i), base+i<<pageShift); len(w.runs) > maxRegionRuns {
+	if w.frames == nil {
+		w.frames, w.section = make([]Frame, pageSize/w.as.f.pte), make([]Frame, pageSize/w.as.f.pte)
+	}
+	va, frames := base+first<<pageShift, w.frames[:last-first+1]
+	if err := w.as.entryFrames(buf, va, frames); err != nil {
+		return err
+	}
+	start, section, err := w.as.sectionAt(w.vad, va, w.section[:len(frames)])
+	if err != nil {
+		return err
+	}
+	addSection(va, frames, start, section)
+	for i := range frames {
+		if w.page(w.as.f.entryIn(buf, first+uint64(i)), va+uint64(i)*pageSize, frames[i].Origin); len(w.runs) > maxRegionRuns {
 			return errRegionBudget
 		}
 	}
 	return nil
 }
 
-func (w *regionWalk) page(pte, va uint64) {
+// page adds the page at va, if the process's entry for it says anything.
+func (w *regionWalk) page(pte, va uint64, origin PageOrigin) {
 	if pte == 0 {
 		return
 	}
@@ -125,8 +141,7 @@ func (w *regionWalk) page(pte, va uint64) {
 	if pte&pteValid != 0 {
 		r.Executable = w.executable(pte)
 	} else {
-		_, origin, err := w.as.imagePage(w.vad, va)
-		if err != nil || origin == PageDemandZero {
+		if origin == PageDemandZero {
 			return
 		}
 		protection := uint8(pte >> protectShift & 31)

@@ -35,7 +35,7 @@ const (
 
 // infer makes g a guest that is read with the offsets of a near build.
 func (g *Guest) infer(ctx context.Context, near Neighbours) error {
-	ex, err := readExports(g.as, g.kernel.Base, g.kernel.Size)
+	ex, err := readExports(g.as, g.kernel.Base)
 	if err != nil {
 		return fmt.Errorf("infer a profile: %w", err)
 	}

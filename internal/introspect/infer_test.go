@@ -302,7 +302,7 @@ func FuzzInfer(f *testing.F) {
 		}
 	}
 	add(g.as, g.kernel.Base, pageSize)
-	ex, err := readExports(g.as, g.kernel.Base, g.kernel.Size)
+	ex, err := readExports(g.as, g.kernel.Base)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -47,12 +47,6 @@ func LoadRuntime(file []byte) (*Runtime, error) {
 	return r, nil
 }
 
-// Vector returns the offset in Image of the entry code of interrupt vector n.
-func (r *Runtime) Vector(n uint8) uint32 { return r.Vectors + 16*uint32(n) }
-
-// ShadowVector is Vector for the entry code that runs on user page tables.
-func (r *Runtime) ShadowVector(n uint8) uint32 { return r.ShadowVectors + 16*uint32(n) }
-
 // PatchShadow writes the KPCR offsets of this build into the shadow entry code:
 // KernelDirectoryTableBase, RspBaseShadow and UserRspShadow of the KPRCB, or what
 // serves as these, counted from the start of the KPCR.

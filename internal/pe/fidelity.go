@@ -101,7 +101,6 @@ const (
 	BaseName      BaseMethod = "name-hash"  // the linker derived it from the name of the file
 	BaseDefault   BaseMethod = "default"    // what the linker that made the file uses when not told otherwise
 	BaseUndecided BaseMethod = "unknown"    // nothing speaks for any: the actual base is left in place
-	BaseNoEffect  BaseMethod = "irrelevant" // flat copy without headers
 )
 
 // BaseFidelity records the preferred base.

@@ -87,9 +87,6 @@ type ViewRun struct {
 	Size   uint64 `json:"size"` // bytes
 }
 
-// Complete says whether the view holds all that the region had.
-func (v *MemoryView) Complete() bool { return v.Absent == 0 && v.Dropped == 0 }
-
 // NewMemoryView collects what is present of a region into at most budget bytes; of an
 // image that has a file, only the pages that the RVAs in only name, else, with nil, all.
 // Pages of zeros are left out between runs, which breaks a run, so that sparse

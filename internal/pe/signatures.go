@@ -39,16 +39,6 @@ type SignatureSupport struct {
 	Why     string        `json:"why,omitempty"`
 }
 
-// Supports returns the prediction for a kind of signature.
-func (f *Fidelity) Supports(k SignatureKind) Support {
-	for _, s := range f.Signatures {
-		if s.Kind == k {
-			return s.Support
-		}
-	}
-	return SupportNo
-}
-
 // SectionHashSupport predicts whether a hash of section i matches the original's.
 func (f *Fidelity) SectionHashSupport(i int) Support {
 	if i < 0 || i >= len(f.Sections) {

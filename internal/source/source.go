@@ -111,15 +111,6 @@ type BatchReader interface {
 	ReadPhysBatch(reqs []Request) error
 }
 
-// Mapper is the optional capability to see guest memory without a copy.
-type Mapper interface {
-	// View returns the guest memory at [addr, addr+size), valid until the
-	// Source is closed, or nil where it cannot be had in one piece. The guest
-	// changes it at any time: copy what is to be validated. A page that the VMM
-	// has given up faults when it is touched, so a View is read through CopyView.
-	View(addr, size uint64) []byte
-}
-
 // Shared is a run of guest memory in a file.
 type Shared struct {
 	Range
@@ -134,7 +125,7 @@ type Sharer interface {
 	Share() (*os.File, []Shared, error)
 }
 
-// CopyView copies from a View to p and tells whether all of it could be read. A page
+// CopyView copies from mapped guest memory to p and tells whether all of it could be read. A page
 // of the view that has gone costs an answer of false, not the program: the fault is
 // caught on this goroutine. It does not allocate.
 func CopyView(p, view []byte) (ok bool) {

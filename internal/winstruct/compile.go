@@ -120,34 +120,3 @@ func inside(name, open string) (string, bool) {
 	}
 	return strings.TrimSuffix(rest, ")"), true
 }
-
-// Needs lists what the tags of the structure that v points to ask for, whether
-// optional or not: the structures (with every structure their paths may lead
-// through left to the profile) and the symbols, sorted.
-func Needs(v any) (structs, symbols []string) {
-	seenStruct, seenSym := map[string]bool{}, map[string]bool{}
-	var walk func(t reflect.Type)
-	walk = func(t reflect.Type) {
-		for i := range t.NumField() {
-			tag, ok := t.Field(i).Tag.Lookup("win")
-			if !ok {
-				if ft := t.Field(i).Type; ft.Kind() == reflect.Struct && ft != fieldType {
-					walk(ft)
-				}
-				continue
-			}
-			for _, name := range strings.Split(strings.TrimSuffix(tag, ",optional"), "|") {
-				if sym, ok := inside(name, "sym("); ok {
-					seenSym[sym] = true
-				} else if s, ok := inside(name, "sizeof("); ok {
-					seenStruct[s] = true
-				} else {
-					s, _, _ := strings.Cut(name, ".")
-					seenStruct[s] = true
-				}
-			}
-		}
-	}
-	walk(reflect.TypeOf(v).Elem())
-	return sortedKeys(seenStruct), sortedKeys(seenSym)
-}

@@ -168,16 +168,9 @@ func (g *Guest) Share() (*os.File, []source.Shared, error) {
 	return os.NewFile(uintptr(fd), "kvm-memhook"), runs, nil
 }
 
-// View implements source.Mapper.
-func (g *Guest) View(addr, size uint64) []byte {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	if g.closed {
-		return nil
-	}
-	return g.layout.now.Load().view(addr, size)
-}
-
+// view is the guest memory at [addr, addr+size) where this process has it mapped, nil
+// where it cannot be had in one piece. The guest changes it at any time, and a page that
+// QEMU has given up faults: read it through source.CopyView.
 func (s *layoutState) view(addr, size uint64) []byte {
 	i := sort.Search(len(s.windows), func(i int) bool { return s.windows[i].End() > addr })
 	if i == len(s.windows) {

@@ -51,7 +51,7 @@ func version(device int) (major, minor int, err error) {
 	return major, minor, err
 }
 
-// Guest is one VM, attached to. It implements source.Source, BatchReader, Mapper,
+// Guest is one VM, attached to. It implements source.Source, BatchReader, Sharer,
 // Writer and Controller.
 type Guest struct {
 	pid  int

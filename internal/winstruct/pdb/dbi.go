@@ -168,14 +168,6 @@ func (f *File) Machine() uint16 {
 	return f.dbi.machine
 }
 
-// Sections are those of the program, in their order, as its symbols count them.
-func (f *File) Sections() []Section {
-	if f.dbi == nil {
-		return nil
-	}
-	return f.dbi.sections
-}
-
 // rva turns a section's number, from 1, and an offset in it into an address of the
 // program as it is now; false where it has none.
 func (d *dbi) rva(segment uint16, off uint32) (uint32, bool) {

@@ -47,7 +47,7 @@ func readExports(as *AddressSpace, base uint64) (*exportTable, error) {
 	return e, nil
 }
 
-// find returns the RVA of an exported name, 0 where there is none. Names are sorted.
+// find returns the RVA of an exported name, or 0 if there is none. The names are sorted.
 func (e *exportTable) find(name string) (uint64, error) {
 	low, high := uint32(0), e.names
 	for low < high {
@@ -82,7 +82,7 @@ func (e *exportTable) name(i uint32, n int) (string, error) {
 	return bare, nil
 }
 
-// function is the RVA of what the i-th name stands for.
+// function returns the RVA of the function that the i-th name belongs to.
 func (e *exportTable) function(i uint32) (uint64, error) {
 	var b [4]byte
 	if err := e.read(b[:2], uint64(e.ordRVA)+2*uint64(i)); err != nil {

@@ -14,18 +14,18 @@ import (
 // for a million processes and threads.
 const maxHandlePages = 1 << 12
 
-// handleTable is a _HANDLE_TABLE: a process's handles, or the kernel's table of process
-// and thread ids. Entries of two words fill pages. Where one page does not suffice, pages
-// of pointers lead to them, and where one such page does not suffice, a page of pointers
-// to those. The entry of a handle is at a quarter of its value.
+// handleTable is a _HANDLE_TABLE: a process's handles, or the kernel's table of process and
+// thread ids. An entry is two words long. A table with more than one page of entries has a
+// page of pointers to them, and one with more than a page of pointers has another page of
+// pointers above these. The index of an entry is its handle divided by four.
 type handleTable struct {
 	as     *AddressSpace
 	top    uint64 // address of the topmost page
-	levels uint64 // of pages of pointers above the entries
+	levels uint64 // number of levels of pointers above the entries
 }
 
-// handleTableAt reads the head of the table at an address. The low two bits of its
-// TableCode are the number of levels.
+// handleTableAt reads the header of the handle table at an address. The two low bits of
+// TableCode give the number of levels.
 func (g *Guest) handleTableAt(at uint64) (handleTable, error) {
 	if g.off.HandleEntrySize != 2*g.as.ptr || g.off.HandleTableCode == winstruct.Missing {
 		return handleTable{}, errors.New("handle table entries of this build have an unknown form")
@@ -44,11 +44,11 @@ func (g *Guest) handleTableAt(at uint64) (handleTable, error) {
 // entrySize is the size of an entry in bytes.
 func (t handleTable) entrySize() uint64 { return 2 * uint64(t.as.ptr) }
 
-// pointers is how many pointers fill a page.
+// pointers is the number of pointers in a page.
 func (t handleTable) pointers() uint64 { return pageSize / uint64(t.as.ptr) }
 
-// page is the address of the n-th page of entries. It is 0 where the table has none, and
-// level then says on which level the pointer to it is missing: t.levels for the top page.
+// page returns the address of the n-th page of entries, or 0 if the table has none. In that
+// case level is the level whose pointer is missing; t.levels is that of the top page.
 func (t handleTable) page(n uint64) (at, level uint64, err error) {
 	at = t.top
 	for level = t.levels; level > 0; level-- {
@@ -75,7 +75,7 @@ func (t handleTable) page(n uint64) (at, level uint64, err error) {
 	return at, 0, nil
 }
 
-// entry is the address of the entry of a handle; 0 where the table has none.
+// entry returns the address of a handle's entry, or 0 if the handle is beyond the table.
 func (t handleTable) entry(handle uint64) (uint64, error) {
 	perPage := pageSize / t.entrySize()
 	index := handle / 4
@@ -112,7 +112,7 @@ func (t handleTable) each(ctx context.Context, visit func(word uint64)) error {
 		if err := t.as.Read(page.b, at); err != nil {
 			return fmt.Errorf("read handle table page at %#x: %w", at, err)
 		}
-		// The first entry of each page is the table's own.
+		// The first entry of each page belongs to the table itself.
 		for off := uint32(t.entrySize()); off < pageSize; off += uint32(t.entrySize()) {
 			visit(page.ptr(off))
 		}
@@ -141,10 +141,11 @@ func (g *Guest) cidTable(ctx context.Context) ([]uint64, error) {
 	return out, err
 }
 
-// entryObject is the address in the first word of a handle table entry, 0 for a free
-// one. In a process's table it is that of the object's header. Since Windows 8 the entry
-// holds its bits from the alignment of objects on (4 to 47, on x86 3 to 31) above its
-// flags and count; before, the address itself with flags in its low bits.
+// entryObject decodes the first word of a handle table entry: the address of an object, or
+// 0 if the entry is free. In a process's table it is the address of the object's header.
+// Since Windows 8 the word holds the address without its alignment bits (bits 4 to 47, on
+// x86 3 to 31) above flags and a count. Before, it held the address with flags in the low
+// bits.
 func (g *Guest) entryObject(word uint64) uint64 {
 	f := g.as.f
 	at := word &^ 7
@@ -164,8 +165,8 @@ func (g *Guest) entryObject(word uint64) uint64 {
 	return at
 }
 
-// HandleObject is the object that a handle of a process refers to, with the condition
-// that it still does. The address is that of the object's body.
+// HandleObject returns the address of the body of the object that a process's handle refers
+// to. still is the condition that the handle continues to refer to it.
 func (g *Guest) HandleObject(p *Process, handle uint64) (object uint64, still source.Guard, err error) {
 	object, still, err = g.handleObject(p.EPROCESS, handle)
 	if err != nil {

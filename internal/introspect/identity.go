@@ -8,23 +8,23 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// ErrOtherProcess reports an EPROCESS that is no longer the process it was: Windows has
-// freed it, or made another process of it.
+// ErrOtherProcess reports that an EPROCESS no longer belongs to the process it belonged to:
+// Windows has freed it or used it for a new process.
 var ErrOtherProcess = errors.New("the process object is another one now")
 
-// ErrActions32 reports a 32-bit guest, which is read and not written to.
+// ErrActions32 reports an action on a 32-bit guest. Such guests are only read.
 var ErrActions32 = errors.New("actions in 32-bit guests are not supported")
 
-// Identity tells a process from every other that ever was in its guest: its object, its
-// id and when it was made. Pids and objects are used again, all three together are not.
+// Identity distinguishes a process from every other process that ever ran in its guest.
+// Windows reuses process ids and objects, but not both together with the creation time.
 type Identity struct {
 	EPROCESS   uint64
 	PID        uint64
-	CreateTime uint64 // as Windows has it: 100 ns since 1601
+	CreateTime uint64 // FILETIME: units of 100 ns since 1601, UTC
 	DTB        uint64 // without flag bits
 }
 
-// State is what changes over the life of a process.
+// State is the part of an EPROCESS that changes while the process lives and ends.
 type State struct {
 	Critical   bool
 	Exiting    bool   // its end has begun
@@ -32,7 +32,8 @@ type State struct {
 	ExitStatus uint32 // NTSTATUS; meaningful once ExitTime is set
 }
 
-// Identify reads the identity and the state of the process at an EPROCESS, from one copy.
+// Identify reads the identity and the state of the process whose EPROCESS is at a kernel
+// address. Both come from one copy of the EPROCESS.
 func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
 	rec, err := g.as.record(eprocess, g.off.Process.Size)
 	if err != nil {
@@ -46,7 +47,7 @@ func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
 }
 
 // Recheck reads the state of a process that was identified before. The error wraps
-// ErrOtherProcess where the object is not that process any more.
+// ErrOtherProcess if the EPROCESS no longer belongs to that process.
 func (g *Guest) Recheck(id Identity) (State, error) {
 	now, st, err := g.Identify(id.EPROCESS)
 	if err != nil {
@@ -58,17 +59,18 @@ func (g *Guest) Recheck(id Identity) (State, error) {
 	return st, nil
 }
 
-// Ended tells whether a process is no more, or its end has begun: its address space goes
-// away then, and what could not be read of it is no gap in what is known of the guest. A
-// process whose object cannot be read has not ended, for all that is known.
+// Ended reports whether a process has ended or has begun to end. Its address space goes
+// away then, so pages of it that could not be read are no gap in a scan. A process whose
+// EPROCESS cannot be read counts as living.
 func (g *Guest) Ended(id Identity) bool {
 	st, err := g.Recheck(id)
 	return errors.Is(err, ErrOtherProcess) || err == nil && st.Exiting
 }
 
-// Guards are conditions that hold while id is a living process that is not critical:
-// the same id and creation time at the same place, the same DTB, its end not begun.
-// They are for the moment of an action, when nothing that was read before counts.
+// Guards returns conditions that hold as long as id is a living process and not critical:
+// the same id and creation time at the same place, the same DTB, and not ending. They are
+// checked at the moment of an action, because anything read earlier may be outdated. For a
+// 32-bit guest the error wraps ErrActions32.
 func (g *Guest) Guards(id Identity) ([]source.Guard, error) {
 	if !g.as.f.wide() {
 		return nil, fmt.Errorf("guard pid %d: %w", id.PID, ErrActions32)
@@ -111,8 +113,8 @@ func (g *Guest) Guards(id Identity) ([]source.Guard, error) {
 	return out, nil
 }
 
-// physical is where a kernel address lies in guest-physical memory now. Only a valid
-// mapping counts: a page that can be taken away is no ground to act on.
+// physical returns the guest-physical address that a kernel address has now. Only a valid
+// mapping counts: a page that Windows can take away at any time is no basis for an action.
 func (g *Guest) physical(va uint64) (uint64, error) {
 	m, err := g.as.Mapping(va)
 	return m.GPA, err

@@ -10,19 +10,19 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// kernelPDBs are the names that a kernel's debug record may carry: one and several
+// kernelPDBs are the PDB names of the kernel's variants: for one and for several
 // processors, with and without PAE, and with 5-level paging.
 var kernelPDBs = map[string]bool{"ntkrnlmp.pdb": true, "ntoskrnl.pdb": true, "ntkrnlpa.pdb": true, "ntkrpamp.pdb": true, "ntkrla57.pdb": true}
 
 const (
-	maxKernelSize = 64 << 20 // bytes of SizeOfImage that are believed
+	maxKernelSize = 64 << 20 // bytes; a larger SizeOfImage is not believed
 	maxPDBName    = 64
 )
 
-// identifyKernel reads the image at base and returns its identity and size if it is
-// a Windows kernel: a PE image whose export directory calls it ntoskrnl.exe and
-// whose CodeView record names a kernel's PDB (Microsoft, "PE Format"). Anything else
-// is an error that says what did not fit.
+// identifyKernel reads the image at base and returns its identity and its size in bytes if
+// it is a Windows kernel: a PE image whose export directory calls it ntoskrnl.exe and whose
+// CodeView record names a kernel's PDB (Microsoft, "PE Format"). For anything else the
+// error says what does not fit.
 func identifyKernel(as *AddressSpace, base uint64) (winstruct.Identity, uint32, error) {
 	var none winstruct.Identity
 	h, err := readPEHeader(as, base)

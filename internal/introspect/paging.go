@@ -250,7 +250,7 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 
 // prototype resolves va through the prototype entry at a kernel address.
 func (as *AddressSpace) prototype(address, va uint64) (pa uint64, origin PageOrigin, err error) {
-	at, ok, err := as.entryPlace(address)
+	at, ok, err := as.prototypeGPA(address)
 	if err != nil || !ok {
 		return 0, PageAbsent, err
 	}

@@ -182,9 +182,9 @@ func (g *Guest) Time() (time.Time, error) {
 }
 
 // usesNoExec reports whether the guest sets the no-execute bit of page table entries, so
-// that an entry without it marks code. A 32-bit guest may leave that bit unused. It tells
-// in KUSER_SHARED_DATA.ProcessorFeatures (at 0x274), index PF_NX_ENABLED (Windows SDK,
-// winnt.h).
+// that an entry without it marks code. A 32-bit guest may leave that bit unused.
+// KUSER_SHARED_DATA.ProcessorFeatures (at 0x274) says so at index PF_NX_ENABLED (Windows
+// SDK, winnt.h).
 func (g *Guest) usesNoExec() bool {
 	const pfNXEnabled = 12
 	if !g.as.f.noExec || g.as.f.wide() {

@@ -9,7 +9,7 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// holds tells whether a guard's condition is true of a source's memory.
+// holds reports whether a guard's condition is true of a source's memory.
 func holds(t *testing.T, s source.Source, gd source.Guard) bool {
 	t.Helper()
 	var b [8]byte

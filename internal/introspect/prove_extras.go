@@ -8,8 +8,8 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// proveExtras holds what reading can do without against the guest, and forgets what is
-// not borne out.
+// proveExtras checks the offsets that reading can do without, and drops those that are not
+// proven.
 func (p *prover) proveExtras() {
 	g, o := p.g, &p.g.off.Process
 	var shadow, session, wow64, critical, ordinary, protection, ldr32 tally
@@ -57,7 +57,7 @@ func (p *prover) proveExtras() {
 		if o.Wow64 != winstruct.Missing && s.rec.ptr(o.Wow64) != 0 {
 			peb32, err := g.wow64PEB(s.rec)
 			var base [4]byte
-			// PEB.ImageBaseAddress of the 32-bit form has been at 8 since NT 3.1.
+			// ImageBaseAddress of the 32-bit PEB has been at 8 since NT 3.1.
 			ok := err == nil && peb32 != 0 && peb32>>32 == 0 && peb32%pageSize == 0 && s.as.Read(base[:], peb32+8) == nil &&
 				uint64(binary.LittleEndian.Uint32(base[:])) == s.base
 			wow64.add(ok)
@@ -93,12 +93,12 @@ func (p *prover) proveExtras() {
 }
 
 const (
-	maxCIDPages      = 1 << 13 // pages of the kernel's data that are searched
-	maxCIDCandidates = 1 << 16 // words in them that are followed
+	maxCIDPages      = 1 << 13 // pages of the kernel's data to search
+	maxCIDCandidates = 1 << 16 // words in them to follow
 )
 
-// proveCID finds PspCidTable, which is not exported: the variable of the kernel that
-// refers to a handle table in which every process of the list has its entry at its id.
+// proveCID finds PspCidTable, which is not exported: it is the variable of the kernel that
+// refers to a handle table in which each process of the list has its entry at its id.
 func (p *prover) proveCID() error {
 	rva, err := p.findCIDTable()
 	if err != nil {
@@ -110,7 +110,7 @@ func (p *prover) proveCID() error {
 	return nil
 }
 
-// findCIDTable is the RVA of PspCidTable, 0 where it is not found. Only the end of the
+// findCIDTable returns the RVA of PspCidTable, or 0 if it is not found. Only the end of the
 // prover's context is an error.
 func (p *prover) findCIDTable() (uint64, error) {
 	g := p.g
@@ -150,7 +150,7 @@ func (p *prover) findCIDTable() (uint64, error) {
 	return 0, nil
 }
 
-// isCIDTable tells whether the handle table at an address is that of process and thread
+// isCIDTable reports whether the handle table at an address is that of process and thread
 // ids: the entry of every process's id refers to that process.
 func (p *prover) isCIDTable(at uint64) bool {
 	table, err := p.g.handleTableAt(at)
@@ -168,7 +168,7 @@ func (p *prover) isCIDTable(at uint64) bool {
 	return t.proven(3)
 }
 
-// objectOfID is the object at an id of a table of ids; 0 for none.
+// objectOfID returns the object at an id in a table of ids, or 0.
 func (p *prover) objectOfID(table handleTable, id uint64) uint64 {
 	entry, err := table.entry(id)
 	if err != nil || entry == 0 {

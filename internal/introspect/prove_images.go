@@ -8,9 +8,9 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// proveVADs holds the trees of address space descriptors against what is known of
-// some processes: the PEB is private memory, the program a mapped image whose file has
-// the process's name and whose first page is the section's.
+// proveVADs checks the VAD trees of some processes: the PEB must be in private memory, and
+// the program in a mapped image whose file has the process's name and whose first page is
+// the section's.
 func (p *prover) proveVADs() error {
 	g := p.g
 	var tree, image, private, file, proto tally
@@ -23,7 +23,7 @@ func (p *prover) proveVADs() error {
 		vads, problems, err := g.VADs(p.ctx, &proc)
 		sound := err == nil && len(vads) > 1
 		for _, pr := range problems {
-			sound = sound && errors.Is(pr, ErrNotPresent) // what is paged out says nothing
+			sound = sound && errors.Is(pr, ErrNotPresent) // what is paged out proves nothing
 		}
 		for j := 1; sound && j < len(vads); j++ {
 			sound = vads[j-1].End < vads[j].Start
@@ -54,7 +54,7 @@ func (p *prover) proveVADs() error {
 		if v.Path != "" {
 			file.add(strings.HasPrefix(v.Path, `\`) && sameName(v.Path, s.name))
 		}
-		// The header of an image is seldom written to: it is the section's page.
+		// A process seldom writes to the header of an image, so that page is the section's.
 		if pa, origin, err := s.as.translate(s.base); err == nil && origin == PageResident {
 			if section, origin, err := s.as.prototype(v.proto, s.base); err == nil && origin != PageAbsent && section == pa {
 				proto.good++
@@ -66,7 +66,7 @@ func (p *prover) proveVADs() error {
 		file.must("the file of a _MMVAD", 2), proto.must("_MMVAD.FirstPrototypePte", 1))
 }
 
-// proveLoader holds the three loader lists against the images that are mapped.
+// proveLoader checks the three loader lists against the images that are mapped.
 func (p *prover) proveLoader() error {
 	g, o := p.g, &p.g.off.Entry
 	lists := []struct {
@@ -132,8 +132,8 @@ func (p *prover) proveLoader() error {
 	return errors.Join(append(errs, names.must("_LDR_DATA_TABLE_ENTRY.BaseDllName", 2))...)
 }
 
-// proveDrivers holds the list of loaded modules, which the kernel exports, against the
-// kernel itself: its own image comes first.
+// proveDrivers checks the list of loaded modules, which the kernel exports. Its first entry
+// must be the kernel's own image.
 func (p *prover) proveDrivers() error {
 	g, o := p.g, &p.g.off.Driver
 	if g.off.Sym.LoadedModuleList == 0 {

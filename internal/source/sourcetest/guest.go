@@ -1,7 +1,6 @@
-// Package sourcetest is the one fake source.Source of the project's tests: a guest that
-// does not run, in whose memory a test can write, and that a test can end.
-//
-// It imports package source and nothing else of the project.
+// Package sourcetest has the fake source.Source of the project's tests: a guest that does
+// not run, whose memory a test can write to, and which a test can end. It imports only
+// package source.
 package sourcetest
 
 import (
@@ -13,7 +12,7 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Memory is what a Guest reads where no test has written: a laid-out test guest, Bytes,
+// Memory is the content of a Guest where no test has written: a laid-out test guest, Bytes,
 // or another source.
 type Memory interface {
 	// ReadPhys fills p from guest-physical address addr, or fails where no memory is.
@@ -32,13 +31,14 @@ func (b Bytes) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// Guest is a guest for tests. It implements source.Source and none of its optional
-// capabilities, so that a test adds those that it wants. It is safe for concurrent use,
-// but for its exported fields, which are set before it is read.
+// Guest is a guest for tests. It implements source.Source and none of the optional
+// capabilities; a test embeds it and adds those that it needs. It is safe for concurrent
+// use, except that the exported fields must be set before it is read.
 type Guest struct {
 	// About is what Info returns.
 	About source.Info
-	// Regs is what Registers returns; a guest without them has source.ErrNoRegisters.
+	// Regs is what Registers returns. If it is nil, Registers fails with
+	// source.ErrNoRegisters.
 	Regs []source.Registers
 
 	memory Memory
@@ -46,12 +46,11 @@ type Guest struct {
 
 	mu    sync.RWMutex
 	pages map[uint64]*[source.PageSize]byte // written, by frame number
-	err   error                             // of every call, once it has ended
+	err   error                             // of every call after End or Close
 }
 
-// New makes a guest of size bytes of RAM with the content of memory, which stays the
-// caller's and is not written to. Where memory is nil nothing is in RAM but what Write
-// puts there.
+// New makes a guest with size bytes of RAM and the content of memory, which is never
+// written to. If memory is nil, only what Write puts there is in RAM.
 func New(memory Memory, size uint64) *Guest {
 	g := &Guest{About: source.Info{Kind: "image", Name: "test"}, memory: memory, pages: make(map[uint64]*[source.PageSize]byte)}
 	if size &^= source.PageSize - 1; size > 0 {
@@ -82,7 +81,7 @@ func (g *Guest) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// behind reads what no test has written over.
+// behind reads memory that no test has written to.
 func (g *Guest) behind(p []byte, addr uint64) error {
 	if g.memory == nil {
 		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
@@ -94,8 +93,8 @@ func (g *Guest) behind(p []byte, addr uint64) error {
 	return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
 }
 
-// Write changes the guest's memory. Where there was none it is there from now on, in
-// whole pages of zeros otherwise.
+// Write changes the guest's memory. A page that was not in RAM becomes a page of zeros
+// first.
 func (g *Guest) Write(addr uint64, p []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -114,14 +113,14 @@ func (g *Guest) Write(addr uint64, p []byte) {
 	}
 }
 
-// Put writes the lower size bytes of v, eight at most, in the guest's byte order.
+// Put writes the lower size bytes of v in little-endian order; size is 8 at most.
 func (g *Guest) Put(addr, v uint64, size int) {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], v)
 	g.Write(addr, b[:size])
 }
 
-// Word is the 64-bit value at an address, 0 where there is no memory.
+// Word returns the 64-bit value at an address, or 0 if it cannot be read.
 func (g *Guest) Word(addr uint64) uint64 {
 	var b [8]byte
 	if g.ReadPhys(b[:], addr) != nil {
@@ -130,7 +129,7 @@ func (g *Guest) Word(addr uint64) uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// End is the end of the guest: from now on every call fails with source.ErrGone.
+// End ends the guest: every later call fails with source.ErrGone.
 func (g *Guest) End() { g.fail(source.ErrGone) }
 
 func (g *Guest) fail(err error) {

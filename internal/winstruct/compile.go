@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Missing is the offset that Compile leaves for an optional member that the
-// build lacks.
+// Missing is the offset that Compile sets for an optional member that the build does not
+// have.
 const Missing = ^uint32(0)
 
 // MissingFactsError names every structure, field and symbol that a reader needs

@@ -19,7 +19,7 @@ type Info struct {
 	Age  uint32   // the debug information's (DBI), which RSDS records hold; the container's where it has none
 }
 
-// GUIDText is the GUID as symbol servers spell it: 32 upper-case hexadecimal digits.
+// GUIDText returns the GUID as symbol servers spell it: 32 upper-case hexadecimal digits.
 func (i Info) GUIDText() string {
 	g := i.GUID
 	le := binary.LittleEndian
@@ -37,8 +37,9 @@ type File struct {
 // maxSize bounds a PDB, in bytes; those of browsers have 2 GiB.
 const maxSize = 4 << 30
 
-// Open reads the container and the identity of a PDB of size bytes. The File reads
-// through r as long as it is used.
+// Open reads the container and the identity of a PDB of size bytes. The File reads through
+// r for as long as it is used; r stays the caller's. The error wraps ErrNotPDB, ErrCorrupt
+// or ErrUnsupported.
 func Open(r io.ReaderAt, size int64) (*File, error) {
 	if size > maxSize {
 		return nil, fmt.Errorf("%w: %d bytes", ErrUnsupported, size)
@@ -57,7 +58,7 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 	return f, nil
 }
 
-// Info is the PDB's identity.
+// Info returns the PDB's identity.
 func (f *File) Info() Info { return f.info }
 
 // infoVC70Dep is the first version of the info stream that has a GUID.

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// delayThunk is a stub that loads the address of a delay-load slot and jumps to
-// the resolver: what the slot points to in the file.
+// delayThunk is a stub that loads the address of a delay-load slot and jumps to the
+// resolver. In the file the slot points to it.
 type delayThunk struct {
 	slot, code uint64 // RVAs
 }

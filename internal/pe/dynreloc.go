@@ -21,12 +21,12 @@ const (
 // maxDynTables bounds the tables of one image; real ones have less than ten.
 const maxDynTables = 64
 
-// undoDynamicRelocations undoes what a kernel applies from the dynamic value
-// relocation table: indirect calls and jumps that were rewritten as retpolines, calls of
-// functions that have a variant for this processor, addresses of kernel structures that
-// are randomised, and what turns an image for one processor into one for another. It comes
-// before the base relocations, as it writes words in terms of the actual base.
-// Everything it writes is reconstructed and is recorded as in doubt.
+// undoDynamicRelocations undoes what a kernel applies from the dynamic value relocation
+// table: indirect calls and jumps that were rewritten as retpolines, calls of functions
+// that have a variant for this processor, addresses of kernel structures that are
+// randomised, and what turns an image for one processor into one for another. It is called
+// before base relocations are undone, because it writes words relative to the actual base.
+// Everything it writes is reconstructed and recorded as in doubt.
 func (r *Rebuilder) undoDynamicRelocations() {
 	c, ok := r.readLoadConfig()
 	if !ok || uint32(len(c.b)) < c.off.dynSection+2 {

@@ -54,7 +54,7 @@ func (r *Rebuilder) undoOverrides(from, end uint64) {
 	}
 }
 
-// holdsWord says whether a list of 32-bit words has one of a value.
+// holdsWord reports whether a list of 32-bit words has one of a value.
 func holdsWord(list []byte, v uint32) bool {
 	for ; len(list) >= 4; list = list[4:] {
 		if binary.LittleEndian.Uint32(list) == v {

@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// SignatureKind is a kind of ClamAV signature, by what it needs of a file.
+// SignatureKind is a kind of ClamAV signature, according to the parts of a file that it
+// needs.
 type SignatureKind string
 
 // Kinds of signatures.
@@ -21,7 +22,7 @@ const (
 	SigAllowList   SignatureKind = "allow-list"   // .fp, .sfp, trusted certificates: a clean file recognised as such
 )
 
-// Support says how far signatures of a kind can match a rebuilt file.
+// Support says how well signatures of a kind can match a rebuilt file.
 type Support string
 
 // Degrees of support.

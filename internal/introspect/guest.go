@@ -28,8 +28,10 @@ type Problem struct {
 	Process Identity // the process that it concerns; zero if none
 }
 
+// Error implements error.
 func (p Problem) Error() string { return p.What + ": " + p.Err.Error() }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (p Problem) Unwrap() error { return p.Err }
 
 // Guest is a Windows guest whose kernel has been found and whose build is known. It is safe

@@ -22,7 +22,9 @@ import (
 // in the guest, or not used.
 type Neighbours interface {
 	winstruct.Finder
+	// Near returns the builds in the order of their distance from a version, "10.0.19041".
 	Near(version string) []winstruct.Entry
+	// Open loads the profile of one of them.
 	Open(winstruct.Entry) (*winstruct.Profile, error)
 }
 

@@ -287,10 +287,12 @@ type AddressError struct {
 	Err     error
 }
 
+// Error implements error.
 func (e *AddressError) Error() string {
 	return fmt.Sprintf("address %#x (DTB %#x): %v", e.VA, e.DTB, e.Err)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *AddressError) Unwrap() error { return e.Err }
 
 // Read fills p from the virtual address va, or fails as a whole; on error the content of p

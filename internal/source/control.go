@@ -35,6 +35,7 @@ type Control interface {
 	// Event waits for the next event. After the guest has ended it returns one event of
 	// kind EventGone, and then fails with ErrGone.
 	Event(ctx context.Context) (Event, error)
+	// Close ends the session. Calls that wait fail with ErrClosed.
 	Close() error
 }
 
@@ -68,6 +69,7 @@ const (
 	ActionHold     ActionKind = 5 // no user-mode instruction of the process until cancelled or expired
 )
 
+// String implements fmt.Stringer.
 func (k ActionKind) String() string {
 	names := [...]string{1: "redirect", 2: "page in", 3: "capture", 4: "restore", 5: "hold"}
 	if int(k) < len(names) && names[k] != "" {
@@ -166,6 +168,7 @@ const (
 	EventCancelled EventKind = 7 // see Reason
 )
 
+// String implements fmt.Stringer.
 func (k EventKind) String() string {
 	names := [...]string{1: "gone", 2: "new DTB", 3: "switch", 4: "user mode", 5: "applied", 6: "expired", 7: "cancelled"}
 	if int(k) < len(names) && names[k] != "" {
@@ -185,6 +188,7 @@ const (
 	ReasonState Reason = 3 // the vCPU's state cannot be read or set
 )
 
+// String implements fmt.Stringer.
 func (r Reason) String() string {
 	switch r {
 	case ReasonAsked:

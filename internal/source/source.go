@@ -90,7 +90,9 @@ type Source interface {
 	Ranges() []Range
 	// Registers takes a snapshot of every vCPU, or fails with ErrNoRegisters.
 	Registers(ctx context.Context) ([]Registers, error)
+	// Info describes the source to the user.
 	Info() Info
+	// Close releases the source. Later calls fail with ErrClosed; another Close does nothing.
 	Close() error
 }
 
@@ -179,6 +181,7 @@ type AccessError struct {
 	Err   error
 }
 
+// Error implements error.
 func (e *AccessError) Error() string {
 	verb := "read"
 	if e.Write {
@@ -187,4 +190,5 @@ func (e *AccessError) Error() string {
 	return fmt.Sprintf("%s %d bytes of guest-physical memory at %#x: %v", verb, e.Size, e.Addr, e.Err)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *AccessError) Unwrap() error { return e.Err }

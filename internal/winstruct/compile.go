@@ -18,6 +18,7 @@ type MissingFactsError struct {
 	Facts    []string // as their tags spell them, sorted
 }
 
+// Error implements error.
 func (e *MissingFactsError) Error() string {
 	return fmt.Sprintf("profile %s lacks %s", e.Identity, strings.Join(e.Facts, ", "))
 }

@@ -46,6 +46,7 @@ func ParseIdentity(pdb, key string) (Identity, error) {
 	return id, id.Check()
 }
 
+// String implements fmt.Stringer.
 func (id Identity) String() string { return id.PDB + " " + id.Key() }
 
 // ErrNoProfile is wrapped by MissingError.
@@ -55,14 +56,17 @@ var ErrNoProfile = errors.New("no profile for this kernel build")
 // names the command that adds one.
 type MissingError struct{ Identity Identity }
 
+// Error implements error.
 func (e *MissingError) Error() string {
 	return fmt.Sprintf("no profile for %s, GUID %s, age %d; vmav profile fetch %s gets it, vmav profile import takes its symbol file",
 		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, e.Identity)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *MissingError) Unwrap() error { return ErrNoProfile }
 
 // Finder finds the profile of a kernel build, or fails with a *MissingError.
 type Finder interface {
+	// Find returns the profile of the build. The caller must not change it.
 	Find(Identity) (*Profile, error)
 }

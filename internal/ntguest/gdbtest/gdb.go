@@ -134,6 +134,7 @@ func (d *Debugger) SetReg(n int, raw []byte) {
 	d.Must("P%x=%x", n, raw)
 }
 
+// SetReg64 changes a register of up to 64 bits.
 func (d *Debugger) SetReg64(n int, v uint64) {
 	d.T.Helper()
 	d.SetReg(n, binary.LittleEndian.AppendUint64(nil, v))
@@ -149,6 +150,7 @@ func (d *Debugger) Read(va uint64, n int) []byte {
 	return raw
 }
 
+// Write writes to a virtual address of the current vCPU.
 func (d *Debugger) Write(va uint64, raw []byte) {
 	d.T.Helper()
 	d.Must("M%x,%x:%x", va, len(raw), raw)
@@ -183,6 +185,7 @@ func (d *Debugger) Stopped(reply string) string {
 // Run lets the guest go on; Halt stops it again.
 func (d *Debugger) Run() { d.put("vCont;c") }
 
+// Halt stops the guest.
 func (d *Debugger) Halt() {
 	d.T.Helper()
 	if _, err := d.conn.Write([]byte{3}); err != nil {

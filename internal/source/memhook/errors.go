@@ -31,6 +31,7 @@ type OpError struct {
 	Err error
 }
 
+// Error implements error.
 func (e *OpError) Error() string {
 	if e.PID == 0 {
 		return fmt.Sprintf("kvm-memhook: %s: %v", e.Op, e.Err)
@@ -38,6 +39,7 @@ func (e *OpError) Error() string {
 	return fmt.Sprintf("kvm-memhook: %s of process %d: %v", e.Op, e.PID, e.Err)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *OpError) Unwrap() error { return e.Err }
 
 // guestError translates the error of a call on a VM's descriptor into errors of this

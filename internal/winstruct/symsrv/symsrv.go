@@ -163,6 +163,7 @@ type NotFoundError struct {
 	Tried    []error // one for each place
 }
 
+// Error implements error.
 func (e *NotFoundError) Error() string {
 	lines := make([]string, len(e.Tried))
 	for i, err := range e.Tried {
@@ -171,6 +172,7 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("no symbol file for %s: %s", e.Identity, strings.Join(lines, "; "))
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *NotFoundError) Unwrap() []error { return append([]error{ErrNotFound}, e.Tried...) }
 
 // names returns the names that a file can have in a store: uncompressed, and compressed.

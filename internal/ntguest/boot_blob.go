@@ -11,8 +11,8 @@ import (
 // code that the builder places at any page-aligned kernel address.
 type Runtime struct {
 	RuntimeHeader
-	// Image is what goes to memory, MemorySize bytes: code up to DataOffset,
-	// writable data and zeroes after it.
+	// Image is the content of the runtime's memory, MemorySize bytes: code up to
+	// DataOffset, then writable data and zeros.
 	Image []byte
 }
 

@@ -122,7 +122,7 @@ func (g *Guest) adoptSystem() error {
 		return fmt.Errorf("%w: its kernel has no process yet", ErrBooting)
 	}
 	eprocess := first - uint64(g.off.Process.Links)
-	v, err := g.as.record(eprocess, g.off.Process.Size)
+	v, err := g.as.readRecord(eprocess, g.off.Process.Size)
 	if err != nil {
 		return fmt.Errorf("read the System process at %#x: %w", eprocess, err)
 	}

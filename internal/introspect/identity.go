@@ -35,7 +35,7 @@ type State struct {
 // Identify reads the identity and the state of the process whose EPROCESS is at a kernel
 // address. Both come from one copy of the EPROCESS.
 func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
-	rec, err := g.as.record(eprocess, g.off.Process.Size)
+	rec, err := g.as.readRecord(eprocess, g.off.Process.Size)
 	if err != nil {
 		return Identity{}, State{}, fmt.Errorf("read process at %#x: %w", eprocess, err)
 	}

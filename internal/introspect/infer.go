@@ -132,7 +132,7 @@ func (g *Guest) tryOffsets(ctx context.Context, off *Offsets, system uint64) (tr
 		mine := *off
 		trial = &Guest{src: g.src, t: g.t, as: g.as, kernel: g.kernel, off: &mine}
 		pr = &prover{ctx: ctx, g: trial, system: system}
-		if err = pr.prove(); err == nil || !pr.near || ctx.Err() != nil {
+		if err = pr.prove(); err == nil || !pr.systemRead || ctx.Err() != nil {
 			break
 		}
 		g.Refresh()

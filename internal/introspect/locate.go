@@ -220,7 +220,7 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 				return nil, fmt.Errorf("search physical memory for the kernel: %w", err)
 			}
 			for off := 0; off+pageSize <= len(chunk); off += pageSize {
-				roots(t, chunk[off:off+pageSize], at+uint64(off), func(as *AddressSpace) bool {
+				eachRoot(t, chunk[off:off+pageSize], at+uint64(off), func(as *AddressSpace) bool {
 					if _, origin, err := as.translate(as.f.kuser); err != nil || origin != PageResident {
 						return false
 					}

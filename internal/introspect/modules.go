@@ -50,11 +50,11 @@ func (g *Guest) ModulesAndVADs(ctx context.Context, p *Process) ([]Module, []VAD
 			problems = append(problems, Problem{What: what, Err: fmt.Errorf("%s: %w", doing, err), Process: p.Identity()})
 		}
 	}
-	native := g.native(as)
-	note(fmt.Sprintf("%d-bit loader lists", 8*as.ptr), native.lists(ctx, p.PEB, found))
+	native := g.nativeLoader(as)
+	note(fmt.Sprintf("%d-bit loader lists", 8*as.ptr), native.addModules(ctx, p.PEB, found))
 	if p.PEB32 != 0 && g.off.PEB32.Ldr != winstruct.Missing {
-		wow64 := g.wow64(as)
-		note("32-bit loader lists", wow64.lists(ctx, p.PEB32, found))
+		wow64 := g.wow64Loader(as)
+		note("32-bit loader lists", wow64.addModules(ctx, p.PEB32, found))
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, nil, nil, err
@@ -103,25 +103,25 @@ type loader struct {
 	wow64              bool
 }
 
-// native is the loader of the guest's own pointer size.
-func (g *Guest) native(as *AddressSpace) loader {
+// nativeLoader returns the loader of the guest's own pointer size.
+func (g *Guest) nativeLoader(as *AddressSpace) loader {
 	o := &g.off.Entry
 	return loader{as: as, ldr: g.off.PEB.Ldr, heads: [3]uint32{g.off.Ldr.Load, g.off.Ldr.Memory, g.off.Ldr.Init},
 		links: [3]uint32{o.Load, o.Memory, o.Init}, size: o.Size, base: o.Base, image: o.Image, entry: o.Entry, original: o.Original,
 		full: o.FullName, name: o.BaseName}
 }
 
-// wow64 is the 32-bit loader of a 64-bit guest.
-func (g *Guest) wow64(as *AddressSpace) loader {
+// wow64Loader returns the 32-bit loader of a 64-bit guest.
+func (g *Guest) wow64Loader(as *AddressSpace) loader {
 	return loader{as: as.as32(), ldr: g.off.PEB32.Ldr, heads: [3]uint32{ldr32Load, ldr32Memory, ldr32Init},
 		links: [3]uint32{entry32Load, entry32Memory, entry32Init}, size: entry32Size, base: entry32Base, image: entry32Image, entry: entry32Entry,
 		original: winstruct.Missing, full: entry32Full, name: entry32Name, wow64: true}
 }
 
-// lists adds the modules on the three lists of the loader that a PEB refers to. The lists
+// addModules adds the modules on the three lists of the loader that a PEB refers to. The lists
 // are in the process's own memory, and it can cut any of them. The program of a wow64
 // process is on the lists of both loaders.
-func (l *loader) lists(ctx context.Context, peb uint64, found map[uint64]*Module) error {
+func (l *loader) addModules(ctx context.Context, peb uint64, found map[uint64]*Module) error {
 	ldr, err := l.as.word(peb + uint64(l.ldr))
 	if err != nil {
 		return fmt.Errorf("read PEB at %#x: %w", peb, err)
@@ -132,7 +132,7 @@ func (l *loader) lists(ctx context.Context, peb uint64, found map[uint64]*Module
 	rec := l.as.newRecord(l.size)
 	var errs []error
 	for i, head := range l.heads {
-		errs = append(errs, l.as.list(ctx, ldr+uint64(head), 0, maxModules, func(entry uint64) bool {
+		errs = append(errs, l.as.walkList(ctx, ldr+uint64(head), 0, maxModules, func(entry uint64) bool {
 			at := entry - uint64(l.links[i])
 			if err := l.as.Read(rec.b, at); err != nil {
 				errs = append(errs, fmt.Errorf("loader entry at %#x: %w", at, err))
@@ -177,7 +177,7 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 		return nil, []Problem{{What: "loaded module list", Err: errors.New("where it lies could not be proven: drivers are not listed")}}, nil
 	}
 	rec := g.as.newRecord(o.Size)
-	err := g.as.list(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
+	err := g.as.walkList(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
 		at := entry - uint64(o.Links)
 		if err := g.as.Read(rec.b, at); err != nil {
 			problems = append(problems, Problem{What: fmt.Sprintf("driver entry at %#x", at), Err: err})

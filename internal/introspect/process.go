@@ -33,7 +33,7 @@ const (
 func (g *Guest) Processes(ctx context.Context) ([]Process, []Problem, error) {
 	var problems []Problem
 	found := make(map[uint64][]string) // EPROCESS → where
-	if err := g.walkList(ctx, found, &problems); err != nil {
+	if err := g.processList(ctx, found, &problems); err != nil {
 		return nil, nil, err
 	}
 	objects, err := g.cidTable(ctx)
@@ -73,8 +73,8 @@ func (g *Guest) Processes(ctx context.Context) ([]Process, []Problem, error) {
 	return out, problems, nil
 }
 
-// walkList follows the process list forwards and, if that way is cut, backwards.
-func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problems *[]Problem) error {
+// processList follows the process list forwards and, if that way is cut, backwards.
+func (g *Guest) processList(ctx context.Context, found map[uint64][]string, problems *[]Problem) error {
 	head := g.kernel.Base + g.off.Sym.ActiveProcessHead
 	visit := func(entry uint64) bool {
 		at := entry - uint64(g.off.Process.Links)
@@ -84,7 +84,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 		found[at] = []string{SourceList}
 		return true
 	}
-	ferr := g.as.list(ctx, head, 0, maxProcesses, visit)
+	ferr := g.as.walkList(ctx, head, 0, maxProcesses, visit)
 	if ferr == nil {
 		return nil
 	}
@@ -92,7 +92,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 		return ctx.Err()
 	}
 	*problems = append(*problems, Problem{What: "process list", Err: ferr})
-	if berr := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, visit); berr != nil && ctx.Err() != nil {
+	if berr := g.as.walkList(ctx, head, uint64(g.as.ptr), maxProcesses, visit); berr != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if len(found) == 0 {
@@ -104,10 +104,10 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 // errList reports a list that does not lead back to its head.
 var errList = errors.New("the list does not close")
 
-// list follows a LIST_ENTRY chain from its head: by Flink if link is 0, by Blink if link is
+// walkList follows a LIST_ENTRY chain from its head: by Flink if link is 0, by Blink if link is
 // the size of a pointer. It calls visit with the address of each entry. If visit returns
 // false the walk ends: the entry was reached before from the other direction.
-func (as *AddressSpace) list(ctx context.Context, head, link uint64, limit int, visit func(entry uint64) bool) error {
+func (as *AddressSpace) walkList(ctx context.Context, head, link uint64, limit int, visit func(entry uint64) bool) error {
 	at, err := as.word(head + link)
 	if err != nil {
 		return err
@@ -233,7 +233,7 @@ func (g *Guest) imagePath(rec record) (string, error) {
 	if info == 0 {
 		return "", nil
 	}
-	name, err := g.as.record(info+uint64(g.off.AuditName), g.as.unicodeSize())
+	name, err := g.as.readRecord(info+uint64(g.off.AuditName), g.as.unicodeSize())
 	if err != nil {
 		return "", err
 	}
@@ -256,7 +256,7 @@ func (g *Guest) commandLine(p *Process) (string, error) {
 	if err != nil || params == 0 {
 		return "", err
 	}
-	line, err := as.record(params+uint64(g.off.Params.CommandLine), as.unicodeSize())
+	line, err := as.readRecord(params+uint64(g.off.Params.CommandLine), as.unicodeSize())
 	if err != nil {
 		return "", err
 	}

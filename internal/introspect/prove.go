@@ -12,13 +12,13 @@ import (
 
 // prover checks the offsets of a near build against the guest's memory.
 type prover struct {
-	ctx      context.Context
-	g        *Guest
-	system   uint64 // EPROCESS of System, from the kernel's export
-	near     bool   // System was read with these offsets
-	now      uint64 // FILETIME of the guest
-	samples  []sample
-	unproven []string
+	ctx        context.Context
+	g          *Guest
+	system     uint64 // EPROCESS of System, from the kernel's export
+	systemRead bool   // System was read with these offsets
+	now        uint64 // FILETIME of the guest
+	samples    []sample
+	unproven   []string
 }
 
 // sample is a process whose structures are checked against the offsets.
@@ -56,7 +56,8 @@ func (t *tally) add(ok bool) {
 // few may contradict: a process that is being created or torn down can be inconsistent.
 func (t tally) proven(atLeast int) bool { return t.good >= atLeast && t.bad*10 <= t.good }
 
-func (t tally) must(what string, atLeast int) error {
+// required returns an error if an indispensable offset is not proven.
+func (t tally) required(what string, atLeast int) error {
 	if t.proven(atLeast) {
 		return nil
 	}
@@ -99,7 +100,7 @@ func (p *prover) proveTables() error {
 	if !p.g.as.f.kernelObject(p.system) {
 		return fmt.Errorf("PsInitialSystemProcess is %#x, no object", p.system)
 	}
-	rec, err := p.g.as.record(p.system, o.Size)
+	rec, err := p.g.as.readRecord(p.system, o.Size)
 	if err != nil {
 		return fmt.Errorf("read System at %#x: %w", p.system, err)
 	}
@@ -118,7 +119,7 @@ func (p *prover) proveTables() error {
 			return fmt.Errorf("_KPROCESS.DirectoryTableBase of System, %#x, does not map the kernel", as.dtb)
 		}
 	}
-	p.g.as, p.near = as, true
+	p.g.as, p.systemRead = as, true
 	var b [8]byte
 	if err := as.Read(b[:], as.f.kuser+0x14); err != nil { // KUSER_SHARED_DATA.SystemTime
 		return fmt.Errorf("read the guest's time: %w", err)
@@ -224,15 +225,15 @@ func (p *prover) proveProcess() error {
 		exited = tally{} // any field that is always zero would look the same
 	}
 	p.optional("_EPROCESS.ExitTime", exited, 3, func() { o.ExitTime = winstruct.Missing })
-	return errors.Join(pid.must("_EPROCESS.UniqueProcessId", 3), ppid.must("_EPROCESS.InheritedFromUniqueProcessId", 2),
-		name.must("_EPROCESS.ImageFileName", 3), table.must("_KPROCESS.DirectoryTableBase", 3), created.must("_EPROCESS.CreateTime", 3),
-		status.must("_EPROCESS.ExitStatus", 3), threads.must("_EPROCESS.ActiveThreads", 3))
+	return errors.Join(pid.required("_EPROCESS.UniqueProcessId", 3), ppid.required("_EPROCESS.InheritedFromUniqueProcessId", 2),
+		name.required("_EPROCESS.ImageFileName", 3), table.required("_KPROCESS.DirectoryTableBase", 3), created.required("_EPROCESS.CreateTime", 3),
+		status.required("_EPROCESS.ExitStatus", 3), threads.required("_EPROCESS.ActiveThreads", 3))
 }
 
 // length returns the number of entries of a list, or -1 if it does not close.
 func (p *prover) length(head uint64) int {
 	n := 0
-	if p.g.as.list(p.ctx, head, 0, maxThreads, func(uint64) bool { n++; return true }) != nil {
+	if p.g.as.walkList(p.ctx, head, 0, maxThreads, func(uint64) bool { n++; return true }) != nil {
 		return -1
 	}
 	return n
@@ -314,13 +315,13 @@ func (p *prover) provePEB() error {
 	if !differ {
 		params.bad += params.good + 1 // the command line could be any other copy of the path
 	}
-	return errors.Join(peb.must("_EPROCESS.Peb with SectionBaseAddress", 2), params.must("_RTL_USER_PROCESS_PARAMETERS", 2),
-		audit.must("_EPROCESS.SeAuditProcessCreationInfo", 2))
+	return errors.Join(peb.required("_EPROCESS.Peb with SectionBaseAddress", 2), params.required("_RTL_USER_PROCESS_PARAMETERS", 2),
+		audit.required("_EPROCESS.SeAuditProcessCreationInfo", 2))
 }
 
 // unicodeAt reads a UNICODE_STRING whose lengths must be consistent.
 func (p *prover) unicodeAt(as *AddressSpace, at uint64) (string, error) {
-	rec, err := as.record(at, as.unicodeSize())
+	rec, err := as.readRecord(at, as.unicodeSize())
 	if err != nil {
 		return "", err
 	}

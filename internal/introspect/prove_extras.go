@@ -63,8 +63,8 @@ func (p *prover) proveExtras() {
 			wow64.add(ok)
 			if ok && g.off.PEB32.Ldr != winstruct.Missing {
 				found := make(map[uint64]*Module)
-				wow64 := g.wow64(s.as)
-				err := wow64.lists(p.ctx, peb32, found)
+				wow64 := g.wow64Loader(s.as)
+				err := wow64.addModules(p.ctx, peb32, found)
 				ldr32.add(err == nil && found[s.base] != nil)
 			}
 		}

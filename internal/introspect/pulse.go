@@ -186,7 +186,7 @@ func (g *Guest) Newest(ctx context.Context, known func(Identity) bool) ([]Proces
 	var problems []Problem
 	head := g.kernel.Base + g.off.Sym.ActiveProcessHead
 	rec := g.as.newRecord(g.off.Process.Size)
-	err := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, func(entry uint64) bool {
+	err := g.as.walkList(ctx, head, uint64(g.as.ptr), maxProcesses, func(entry uint64) bool {
 		at := entry - uint64(g.off.Process.Links)
 		id, _, err := g.Identify(at)
 		if err != nil {

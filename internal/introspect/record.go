@@ -38,8 +38,8 @@ func (as *AddressSpace) newRecord(size uint32) record {
 	return record{make([]byte, size), as.ptr}
 }
 
-// record reads size bytes at an address.
-func (as *AddressSpace) record(va uint64, size uint32) (record, error) {
+// readRecord reads size bytes at an address.
+func (as *AddressSpace) readRecord(va uint64, size uint32) (record, error) {
 	r := as.newRecord(size)
 	return r, as.Read(r.b, va)
 }

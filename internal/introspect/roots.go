@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// roots calls try with every address space whose top-level table can be in the page at pa.
-// Windows makes each top-level table map itself, which is how it is recognised. roots stops
+// eachRoot calls try with every address space whose top-level table can be in the page at pa.
+// Windows makes each top-level table map itself, which is how it is recognised. eachRoot stops
 // if try returns true.
-func roots(t *tables, page []byte, pa uint64, try func(*AddressSpace) bool) {
+func eachRoot(t *tables, page []byte, pa uint64, try func(*AddressSpace) bool) {
 	if selfMapped(page, pa) {
 		// Only the tables below it distinguish a PML4 from a PML5.
 		if try(newSpace(t, formatX64, pa)) || try(newSpace(t, formatLA57, pa)) {

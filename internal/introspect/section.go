@@ -58,7 +58,7 @@ func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {
 func (g *Guest) subsections(control, proto uint64) ([]Subsection, error) {
 	o := &g.off.Subsection
 	shift := uint(dataSectorShift)
-	word, err := g.as.record(control+uint64(g.off.Control.Flags), 4)
+	word, err := g.as.readRecord(control+uint64(g.off.Control.Flags), 4)
 	if err != nil {
 		return nil, fmt.Errorf("read control area at %#x: %w", control, err)
 	}
@@ -128,7 +128,7 @@ func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64
 	if pointers == 0 {
 		return 0, nil, nil
 	}
-	rec, err := g.as.record(pointers, g.off.Pointers.Size)
+	rec, err := g.as.readRecord(pointers, g.off.Pointers.Size)
 	if err != nil {
 		return 0, nil, fmt.Errorf("read section object pointers at %#x: %w", pointers, err)
 	}
@@ -204,7 +204,7 @@ type vacbs struct {
 
 func (v *vacbs) open() error {
 	o := &v.g.off.Cache
-	rec, err := v.g.as.record(v.shared, o.Size)
+	rec, err := v.g.as.readRecord(v.shared, o.Size)
 	if err != nil {
 		return fmt.Errorf("read shared cache map at %#x: %w", v.shared, err)
 	}
@@ -244,7 +244,7 @@ func (v *vacbs) find(off uint64) uint64 {
 		at = next
 	}
 	o := &v.g.off.Vacb
-	rec, err := v.g.as.record(at, o.Size)
+	rec, err := v.g.as.readRecord(at, o.Size)
 	if err != nil || rec.ptr(o.Map) != v.shared {
 		return 0
 	}

@@ -159,7 +159,7 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 		return v, nil
 	}
 	v.file = file
-	name, err := g.as.record(file+uint64(g.off.FileName), g.as.unicodeSize())
+	name, err := g.as.readRecord(file+uint64(g.off.FileName), g.as.unicodeSize())
 	if err != nil {
 		return v, fmt.Errorf("file object: %w", err)
 	}

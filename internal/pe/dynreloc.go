@@ -77,24 +77,16 @@ func (r *Rebuilder) undoMovedAddresses(w *relocWalker, symbol uint64) {
 	ps := uint64(r.hdr.ptrSize())
 	var words []uint64
 	var page uint64
-	for {
-		blk, ok := w.next()
-		if !ok {
-			break
+	for rva, kind := range w.entries() {
+		if relocSize(kind) != ps || !r.img.present(rva, ps) {
+			continue
 		}
-		for e := blk.entries; len(e) >= 2; e = e[2:] {
-			v := binary.LittleEndian.Uint16(e)
-			rva := blk.page + uint64(v&0xfff)
-			if t := v >> 12; relocSize(t) != ps || !r.img.present(rva, ps) {
-				continue
-			}
-			now := getUint(r.img.Mem[rva:rva+ps]) &^ (PageSize - 1)
-			if len(words) > 0 && now != page || len(words) >= 1<<16 {
-				return
-			}
-			page = now
-			words = append(words, rva)
+		now := getUint(r.img.Mem[rva:rva+ps]) &^ (PageSize - 1)
+		if len(words) > 0 && now != page || len(words) >= 1<<16 {
+			return
 		}
+		page = now
+		words = append(words, rva)
 	}
 	if len(words) == 0 || page == symbol&^(PageSize-1) {
 		return

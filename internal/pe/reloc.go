@@ -1,6 +1,9 @@
 package pe
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"iter"
+)
 
 // Base relocation types, from winnt.h (IMAGE_REL_BASED_*).
 const (
@@ -52,6 +55,21 @@ func newRelocWalker(img *Image, h *Headers) relocWalker {
 		w.end = w.rva
 	}
 	return w
+}
+
+// entries iterates over the 16-bit entries of the remaining blocks: the RVA that an entry
+// is for, and its upper four bits, which in a base relocation table are the type.
+func (w *relocWalker) entries() iter.Seq2[uint64, uint16] {
+	return func(yield func(rva uint64, bits uint16) bool) {
+		for blk, ok := w.next(); ok; blk, ok = w.next() {
+			for e := blk.entries; len(e) >= 2; e = e[2:] {
+				v := binary.LittleEndian.Uint16(e)
+				if !yield(blk.page+uint64(v&0xfff), v>>12) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (w *relocWalker) next() (relocBlock, bool) {

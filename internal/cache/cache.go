@@ -13,13 +13,14 @@ import (
 	"github.com/minio/highwayhash"
 )
 
-// DefaultMaxSize is how large the database may become, in bytes, where nobody says.
+// DefaultMaxSize is the default bound on the size of the database, in bytes.
 const DefaultMaxSize = 256 << 20
 
-// MinMaxSize is the least that can be asked for.
+// MinMaxSize is the smallest bound that may be set, in bytes.
 const MinMaxSize = 1 << 20
 
-// maxValue bounds one value, in bytes: what is remembered of an image is some hundreds.
+// maxValue bounds one value, in bytes. What a sweep remembers of an image takes some
+// hundred.
 const maxValue = 64 << 10
 
 const (
@@ -28,7 +29,7 @@ const (
 	usedUnit   = 4 * time.Hour   // what was used is noted no more often
 )
 
-// Options say how.
+// Options configure a DB.
 type Options struct {
 	MaxSize int64        // bytes; 0 for DefaultMaxSize
 	Warn    func(string) // is told, in words, what went wrong with the file; nil for nobody
@@ -49,13 +50,15 @@ type DB struct {
 	grown   int64      // bytes written since the size was looked at
 }
 
-// pending is an entry that waits to be written; with a nil value it is one that was used.
+// pending is an entry that is not written yet. With a nil value it only records that the
+// entry was used.
 type pending struct {
 	value []byte
 }
 
-// Open opens the cache in a directory and makes both where they are not there. A damaged
-// one is made anew. The error says why there can be none.
+// Open opens the cache in a directory. It makes the directory and the database if they are
+// missing, and a new database if the old one is damaged. The error says why there can be no
+// cache. The caller closes the DB.
 func Open(dir string, opt Options) (*DB, error) {
 	if opt.MaxSize == 0 {
 		opt.MaxSize = DefaultMaxSize
@@ -78,7 +81,7 @@ func Open(dir string, opt Options) (*DB, error) {
 	return d, nil
 }
 
-// open connects to the database, and makes it anew where it is damaged.
+// open connects to the database. It makes a new one if it is damaged.
 func (d *DB) open() error {
 	db, err := d.file.connect()
 	if damage(err) {
@@ -100,7 +103,8 @@ func (d *DB) warn(text string) {
 	}
 }
 
-// Secret is a key of 32 bytes that was made with the database and is known to nobody else.
+// Secret returns a key of 32 bytes that was made at random with the database and is stored
+// nowhere else.
 func (d *DB) Secret() [32]byte { return d.secret }
 
 // macSize is the size of the digest that a stored value begins with.
@@ -110,7 +114,7 @@ func (d *DB) mac(key [32]byte, value []byte) [macSize]byte {
 	return highwayhash.Sum128(append(append([]byte("entry\x00"), key[:]...), value...), d.secret[:])
 }
 
-// Get returns the value of a key.
+// Get returns the value of a key; ok is false if there is none.
 func (d *DB) Get(key [32]byte) (value []byte, ok bool) {
 	d.mu.Lock()
 	if p := d.pending[key]; p.value != nil {
@@ -149,14 +153,14 @@ func (d *DB) Get(key [32]byte) (value []byte, ok bool) {
 
 func (d *DB) unit() int64 { return d.now().UnixNano() / int64(usedUnit) }
 
-// Put keeps a value under a key. It is written a little later, or by Flush.
+// Put stores a value under a key. It is written a little later, or by Flush.
 func (d *DB) Put(key [32]byte, value []byte) {
 	if len(value) <= maxValue {
 		d.enter(key, append([]byte{}, value...))
 	}
 }
 
-// enter notes what is to be written.
+// enter records what has to be written.
 func (d *DB) enter(key [32]byte, value []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -174,7 +178,7 @@ func (d *DB) enter(key [32]byte, value []byte) {
 	}
 }
 
-// Flush writes what was put. What cannot be written is lost.
+// Flush writes what was put. Entries that cannot be written are lost.
 func (d *DB) Flush() {
 	d.writing.Lock()
 	defer d.writing.Unlock()
@@ -245,11 +249,12 @@ func (d *DB) Close() error {
 	return errors.Join(err, d.file.close())
 }
 
-// errMAC says that an entry is not as it was put.
+// errMAC reports that an entry is not what was put.
 var errMAC = errors.New("an entry is not what was put")
 
-// trouble handles an error of the database. One that is damaged is made anew where no
-// other process uses it, else by the next to open it; until then this one does without.
+// trouble handles an error of the database. A damaged one is replaced by a new one at once
+// if no other process uses it, or else by the next process that opens it. Until then this
+// process does without a cache.
 func (d *DB) trouble(err error) {
 	if !damage(err) {
 		return // busy, or the disk is full: entries are lost, and no more

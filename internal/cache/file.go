@@ -15,28 +15,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names in the directory. Whoever has the database open holds the lock shared; it is made
-// anew only under the exclusive lock, for SQLite's files must not be taken from under
-// another process. The mark says that it is to be.
+// Names of files in the directory. Whoever has the database open holds the lock shared. A
+// new database is made only under the exclusive lock, because SQLite's files must not be
+// removed while another process uses them. The mark says that a new one has to be made.
 const (
 	fileName   = "cache.db"
 	lockSuffix = ".lock"
 	markSuffix = ".damaged"
 )
 
-// layout is the version of the tables; a database of another is made anew.
+// layout is the version of the tables. A database of another version is replaced.
 const layout = 1
 
-// file is the database's place in the file system.
+// file is the database's file and its lock.
 type file struct {
 	path string
 	lock *os.File
 }
 
-// errLayout says that a database is one of another vmav's.
+// errLayout reports a database with another version of the tables.
 var errLayout = errors.New("it is of another version")
 
-// openFile takes the lock, and makes the database anew where it is marked.
+// openFile takes the lock, and makes a new database if the old one is marked.
 func openFile(path string) (*file, error) {
 	lock, err := os.OpenFile(path+lockSuffix, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -58,7 +58,7 @@ func openFile(path string) (*file, error) {
 	return f, nil
 }
 
-// own makes the file where it is not there, and refuses one that others may have written.
+// own makes the file if it is missing, and refuses a file that others may have written.
 func (f *file) own() error {
 	db, err := os.OpenFile(f.path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -76,7 +76,7 @@ func (f *file) own() error {
 	return nil
 }
 
-// recreate makes an empty file in the place of the database.
+// recreate replaces the database by an empty file.
 func (f *file) recreate() error {
 	fd := int(f.lock.Fd())
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -94,7 +94,7 @@ func (f *file) recreate() error {
 	return errors.Join(errs...)
 }
 
-// condemn marks the database as one to be made anew.
+// condemn marks the database to be replaced.
 func (f *file) condemn() {
 	if m, err := os.OpenFile(f.path+markSuffix, os.O_CREATE|os.O_WRONLY|syscall.O_NOFOLLOW, 0o600); err == nil {
 		m.Close()
@@ -129,7 +129,8 @@ func (f *file) connect() (*connection, error) {
 	return c, nil
 }
 
-// prepare makes what is not there yet, once of all processes that try.
+// prepare makes the tables and the secret if they are missing. If several processes try,
+// one succeeds.
 func prepare(db *sql.DB) (secret [32]byte, err error) {
 	tx, err := db.Begin()
 	if err != nil {
@@ -173,7 +174,7 @@ func prepare(db *sql.DB) (secret [32]byte, err error) {
 	return [32]byte(value), nil
 }
 
-// damage tells whether an error means that the file is of no use.
+// damage reports whether an error means that the file is unusable.
 func damage(err error) bool {
 	if errors.Is(err, errMAC) || errors.Is(err, errLayout) || errors.Is(err, sql.ErrNoRows) {
 		return true
@@ -191,8 +192,8 @@ func damage(err error) bool {
 	return false
 }
 
-// evict removes what was not used for longest until the database takes at most nine
-// tenths of its size, and gives the room back to the file system.
+// evict removes the entries that were unused for longest, until the database takes at most
+// nine tenths of its bound, and returns the space to the file system.
 func evict(db *connection, size int64) error {
 	for {
 		var pages, free, page, entries int64

@@ -12,9 +12,9 @@ import (
 	"sync"
 )
 
-// Program identifies the running program: what another build of it has remembered may not
-// be what this one would find. It is the build's identity as the linker noted it, or else
-// a digest of the whole file.
+// Program identifies the running program: another build of it might find other things than
+// this one remembers. The identity is the build id that the linker wrote, or else a digest
+// of the whole file.
 var Program = sync.OnceValues(func() (string, error) {
 	f, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -31,8 +31,8 @@ var Program = sync.OnceValues(func() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 })
 
-// buildID reads the note that Go's linker writes: its name is "Go", its type 4
-// (cmd/internal/buildid). The last of its parts is a digest of the program itself.
+// buildID reads the note that Go's linker writes; its name is "Go" and its type 4
+// (cmd/internal/buildid). The last part of it is a digest of the program itself.
 func buildID(r io.ReaderAt) string {
 	f, err := elf.NewFile(r)
 	if err != nil {

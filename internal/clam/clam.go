@@ -1,9 +1,9 @@
 // Package clam scans rebuilt files with a ClamAV daemon. It speaks clamd's session
-// protocol, passes what is to be scanned as sealed memory files, and runs a private
-// clamd of its own where the host has none.
+// protocol, passes content as sealed memory files, and runs a private clamd if the host has
+// none.
 //
-// What the daemon did not look at in full is never clean: limits, errors and files
-// over its size limit come back as Skipped.
+// Content that the daemon did not look at completely never counts as clean: if limits or
+// errors stopped it, or the file is above its size limit, the result is Skipped.
 //
 // The package knows nothing of guests and imports no other package of the project.
 package clam
@@ -18,9 +18,9 @@ import (
 	"time"
 )
 
-// Errors a caller decides on; test with errors.Is.
+// Errors that a caller may act on. Test for them with errors.Is.
 var (
-	// ErrEngineGone reports that clamd went away while it was needed.
+	// ErrEngineGone reports that clamd ended while it was in use.
 	ErrEngineGone = errors.New("clamd is gone")
 	// ErrNoEngine reports that no clamd answers and none could be started.
 	ErrNoEngine = errors.New("no ClamAV engine")
@@ -33,17 +33,17 @@ const DefaultSocket = "/run/clamav/clamd.ctl"
 type Options struct {
 	// Socket is clamd's address: a path, or host:port. "" means DefaultSocket.
 	Socket string
-	// Databases are signature files or directories of them for a private engine.
-	// With any of them the host's clamd is not asked: it has databases of its own.
+	// Databases are signature files, or directories of them, for a private engine. If there
+	// are any, the host's clamd is not used, because it has its own databases.
 	Databases []string
-	// TempDir holds the private engine's files; "" for the user's runtime directory,
-	// else the system's temporary one.
+	// TempDir is the directory for the private engine's files. If it is "", that is the
+	// user's runtime directory, or else the system's temporary directory.
 	TempDir string
-	// Progress is told, in words, what takes long. It may be nil.
+	// Progress is called with a description of each step that takes long. It may be nil.
 	Progress func(string)
 }
 
-// Info says which engine scans, and how old its signatures are.
+// Info describes the engine and the age of its signatures.
 type Info struct {
 	Version   string    `json:"version"`              // "ClamAV 1.4.6"
 	Database  string    `json:"database,omitempty"`   // version of the daily database
@@ -52,19 +52,19 @@ type Info struct {
 	Socket    string    `json:"socket"`
 }
 
-// Age is how old the database is, and whether that is known.
+// Age returns the age of the database, and whether it is known.
 func (i Info) Age(now time.Time) (time.Duration, bool) {
 	return now.Sub(i.BuildTime), !i.BuildTime.IsZero()
 }
 
-// Result is what the engine said of one file.
+// Result is the engine's answer for one file.
 type Result struct {
 	Signature string // what was found, "" for nothing
 	Skipped   string // why the file was not looked at in full, "" when it was
 }
 
-// Engine is a ClamAV daemon ready to scan. It is safe for concurrent use; the caller
-// closes it.
+// Engine is a ClamAV daemon that is ready to scan. It is safe for concurrent use. The
+// caller closes it.
 type Engine struct {
 	addr    string
 	maxFile uint64 // bytes the daemon scans of a file
@@ -76,8 +76,9 @@ type Engine struct {
 	closed  bool
 }
 
-// Open connects to the host's clamd or, where none answers or databases are given,
-// starts a private one and waits until it is ready.
+// Open connects to the host's clamd. If none answers, or databases are given, it starts a
+// private one and waits until it is ready. The error wraps ErrNoEngine if there can be
+// none.
 func Open(ctx context.Context, opt Options) (*Engine, error) {
 	addr := opt.Socket
 	if addr == "" {
@@ -106,11 +107,11 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	return &Engine{addr: d.socket, info: info, daemon: d, maxFile: privateMaxFile}, nil
 }
 
-// Info says which engine this is.
+// Info returns what is known of the engine.
 func (e *Engine) Info() Info { return e.info }
 
-// Check asks the daemon who it is now: its signatures may be others than at the start. The
-// error wraps ErrEngineGone.
+// Check asks the daemon for its version again, since it may have loaded other signatures.
+// The error wraps ErrEngineGone.
 func (e *Engine) Check(ctx context.Context) (Info, error) {
 	now, err := version(ctx, e.addr)
 	if err != nil {
@@ -120,7 +121,7 @@ func (e *Engine) Check(ctx context.Context) (Info, error) {
 	return now, nil
 }
 
-// Close ends the session, and the daemon where it is private.
+// Close ends the session, and the daemon if it is private.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	s := e.session
@@ -135,8 +136,8 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// Scan has the engine look at data, which name describes in errors. The error says
-// that there is no result at all; it wraps ErrEngineGone where clamd went away.
+// Scan has the engine scan data. name describes it in errors. An error means that there is
+// no result; it wraps ErrEngineGone if clamd has ended.
 func (e *Engine) Scan(ctx context.Context, name string, data []byte) (Result, error) {
 	if uint64(len(data)) > e.maxFile {
 		return Result{Skipped: fmt.Sprintf("%d bytes are more than the engine's MaxFileSize of %d", len(data), e.maxFile)}, nil
@@ -162,7 +163,7 @@ func (e *Engine) Scan(ctx context.Context, name string, data []byte) (Result, er
 	return res, nil
 }
 
-// because adds what the private daemon last said to an error of its session.
+// because adds the private daemon's last message to an error of its session.
 func (e *Engine) because(err error) error {
 	if e.daemon == nil || !errors.Is(err, ErrEngineGone) {
 		return err
@@ -198,9 +199,9 @@ func (e *Engine) drop(s *session) {
 	e.mu.Unlock()
 }
 
-// parseResult reads what clamd says of one descriptor: "fd[10]: OK", "fd[10]:
-// Eicar-Signature FOUND", "fd[10]: … ERROR". A finding named Heuristics.Limits.… is
-// clamd saying that it did not look at everything (AlertExceedsMax).
+// parseResult parses clamd's answer for one descriptor: "fd[10]: OK", "fd[10]:
+// Eicar-Signature FOUND", "fd[10]: … ERROR". A finding named Heuristics.Limits.… means that
+// clamd did not look at everything (AlertExceedsMax).
 func parseResult(reply string) (Result, error) {
 	_, verdict, ok := strings.Cut(reply, ": ")
 	if !ok {

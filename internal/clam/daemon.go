@@ -21,18 +21,18 @@ import (
 const (
 	configPath     = "/etc/clamav/clamd.conf"
 	systemDatabase = "/var/lib/clamav"
-	// privateMaxFile is the private engine's MaxFileSize: above the largest image
-	// that is ever handed to it.
+	// privateMaxFile is the private engine's MaxFileSize in bytes, above the largest image
+	// that is ever passed to it.
 	privateMaxFile = 512 << 20
-	// defaultMaxFile is clamd's own, where its configuration does not say.
+	// defaultMaxFile is clamd's own default for MaxFileSize.
 	defaultMaxFile = 100 << 20
 	startTimeout   = 5 * time.Minute // a full database takes most of a minute on a slow host
 	stopTimeout    = 5 * time.Second
 	dirPrefix      = "vmav-clamd-"
 )
 
-// daemon is a clamd of our own: its directory holds its configuration, its socket
-// and a lock that says whose it is. It dies with this process, whatever ends that.
+// daemon is a private clamd. Its directory has its configuration, its socket and a lock
+// that its owner holds. It ends together with this process, for whatever reason that ends.
 type daemon struct {
 	dir    string
 	socket string
@@ -58,7 +58,7 @@ func startDaemon(ctx context.Context, opt Options) (*daemon, error) {
 	if base == "" {
 		base = runtimeDir()
 	}
-	sweepStale(base)
+	removeStale(base)
 	dir, err := os.MkdirTemp(base, dirPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for a private clamd: %w", err)
@@ -78,7 +78,7 @@ func startDaemon(ctx context.Context, opt Options) (*daemon, error) {
 	return d, nil
 }
 
-// findClamd looks where Debian puts it too: sbin is not on every user's path.
+// findClamd also looks in Debian's place for it, because not every user has sbin in PATH.
 func findClamd() (string, error) {
 	if p, err := exec.LookPath("clamd"); err == nil {
 		return p, nil
@@ -98,9 +98,9 @@ func runtimeDir() string {
 	return os.TempDir()
 }
 
-// sweepStale removes the directories of private daemons whose owner is gone: their
-// lock is free.
-func sweepStale(base string) {
+// removeStale removes the directories of private daemons whose owner is gone, which their
+// free lock shows.
+func removeStale(base string) {
 	dirs, err := filepath.Glob(filepath.Join(base, dirPrefix+"*"))
 	if err != nil {
 		return
@@ -128,8 +128,8 @@ func (d *daemon) start(bin string, opt Options) error {
 	if d.database, err = d.gather(opt.Databases); err != nil {
 		return err
 	}
-	// What bears on results. It does not look for new signatures: what it has loaded stays
-	// what it was identified by.
+	// These settings affect results. The daemon does not look for new signatures: it keeps
+	// what its identity was made of.
 	options := fmt.Sprintf(`MaxFileSize %d
 MaxScanSize %d
 StreamMaxLength %d
@@ -168,13 +168,13 @@ CommandReadTimeout 300
 		return err
 	}
 	cmd.Stderr = cmd.Stdout
-	// In a group of its own: an interrupt at the terminal is ours to handle, and the
-	// daemon ends when we say so, or when we die.
+	// In a process group of its own, so that an interrupt at the terminal reaches only this
+	// process. It ends the daemon, or the daemon ends with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go func() {
-		// The death signal comes when the thread that started the process ends, so
-		// this one is kept for as long as the process lives.
+		// The death signal is sent when the thread that started the daemon ends, so that
+		// thread is kept as long as the daemon lives.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -196,7 +196,7 @@ CommandReadTimeout 300
 	return <-started
 }
 
-// gather makes one directory of all databases given: clamd takes one.
+// gather links all given databases into one directory, since clamd takes only one.
 func (d *daemon) gather(databases []string) (string, error) {
 	if len(databases) == 0 {
 		return systemDatabase, nil
@@ -252,7 +252,7 @@ func (d *daemon) note(line string) {
 	}
 }
 
-// lastWords is what the daemon last said of itself, errors first.
+// lastWords returns the daemon's last message, preferably an error.
 func (d *daemon) lastWords() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -291,7 +291,7 @@ func (d *daemon) await(ctx context.Context, progress func(string)) error {
 	}
 }
 
-// stop ends the daemon and removes what it left.
+// stop ends the daemon and removes its files.
 func (d *daemon) stop() error {
 	if d.proc != nil {
 		_ = d.proc.Signal(syscall.SIGTERM)
@@ -309,8 +309,8 @@ func (d *daemon) stop() error {
 	return err
 }
 
-// systemMaxFile is the MaxFileSize of the host's clamd: a file above it is answered
-// with OK, unread.
+// systemMaxFile returns the MaxFileSize of the host's clamd in bytes. clamd answers OK for
+// a larger file without reading it.
 func systemMaxFile(path string) uint64 {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -334,7 +334,8 @@ func systemMaxFile(path string) uint64 {
 	return limit
 }
 
-// parseSize reads clamd's sizes: bytes, or with K or M behind.
+// parseSize parses a size of clamd's configuration: a number of bytes, or a number followed
+// by K or M.
 func parseSize(s string) (uint64, bool) {
 	unit := uint64(1)
 	switch {

@@ -20,15 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Identity names the engine with the options and signatures that it has loaded now: with
-// the same identity it says the same of the same content. It is "" where that cannot be
-// told, and then nothing that the engine says should outlive what it was asked for.
+// Identity identifies the engine with its options and the signatures that it has loaded:
+// engines with the same identity give the same answers. It is "" if that cannot be told;
+// then no answer may be remembered.
 //
-// For a private daemon it is a digest of its signature files' content; it never reloads
-// them (see Outdated). For the host's it is one of its version and of its database
-// directory, known while what lies there is certainly what it has loaded: not from a
-// change of the directory on until it must have noticed, and not where its configuration
-// has changed since it was started.
+// For a private daemon it is a digest of the content of its signature files, which it never
+// reloads (see Outdated). For the host's it is a digest of its version and its database
+// directory. It is "" from a change in that directory until the daemon must have noticed
+// it, and if the configuration has changed since the daemon was started.
 func (e *Engine) Identity(ctx context.Context) string {
 	if e.daemon != nil {
 		if e.daemon.identity == "" {
@@ -43,8 +42,8 @@ func (e *Engine) Identity(ctx context.Context) string {
 	return id
 }
 
-// Outdated tells whether signature files have changed since a private daemon loaded them:
-// it is time for another engine. The host's sees to itself.
+// Outdated reports whether signature files have changed since a private daemon loaded them,
+// so that another engine should be started. The host's daemon reloads by itself.
 func (e *Engine) Outdated() bool {
 	if e.daemon == nil {
 		return false
@@ -96,7 +95,7 @@ func readSignatures(dir string) (*signatures, error) {
 	return d, nil
 }
 
-// changed is when anything of a file last changed. Nobody can set it.
+// changed returns a file's ctime, which nobody can set.
 func changed(st os.FileInfo) time.Time {
 	if s, ok := st.Sys().(*syscall.Stat_t); ok {
 		return time.Unix(s.Ctim.Unix())
@@ -139,7 +138,8 @@ func (d *signatures) digest(h hash.Hash) error {
 	return nil
 }
 
-// privateIdentity identifies a private daemon before it starts: what it is to load, how.
+// privateIdentity identifies a private daemon before it starts, by its options and
+// signatures.
 func privateIdentity(files *signatures, options string) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "private\n%s\n", options)
@@ -149,7 +149,7 @@ func privateIdentity(files *signatures, options string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// reloadTime is how long the host's clamd may take to load a new database once it has
+// reloadTime is the time that the host's clamd may take to load a new database after it has
 // noticed it.
 const reloadTime = 10 * time.Minute
 
@@ -201,8 +201,8 @@ func hostIdentity(ctx context.Context, addr string, now time.Time) (string, erro
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// askPeer asks a daemon for its version and the kernel for who it is. A daemon whose
-// socket another process made, as systemd does, has a pid of 0 here.
+// askPeer asks a daemon for its version, and the kernel for its process. If another process
+// made the socket, as systemd does, the pid is 0.
 func askPeer(ctx context.Context, addr string) (line string, pid int, err error) {
 	conn, err := dial(ctx, addr)
 	if err != nil {
@@ -229,8 +229,8 @@ func askPeer(ctx context.Context, addr string) (line string, pid int, err error)
 	return line, int(cred.Pid), err
 }
 
-// daemonProcess finds when a clamd was started and its configuration file. A pid that is
-// none of a clamd's stands for the only one that runs.
+// daemonProcess returns when a clamd was started and its configuration file. If pid is not
+// that of a clamd, the only clamd that runs is meant.
 func daemonProcess(pid int) (started time.Time, config string, err error) {
 	if comm(pid) != "clamd" {
 		var all []int
@@ -249,8 +249,9 @@ func daemonProcess(pid int) (started time.Time, config string, err error) {
 	if err != nil {
 		return started, "", err
 	}
-	// The fields behind the name, which may hold anything, begin with the third; the
-	// start time is the 22nd, in ticks since the host was booted (proc(5)).
+	// The name may contain anything, so fields are counted from behind it: the first is the
+	// third field of the line. The start time is the 22nd, in ticks since the host was
+	// booted (proc(5)).
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 20 {
 		return started, "", fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// session is one IDSESSION with clamd: several scans under way at once, whose
-// answers come in any order, each with the number of its command.
+// session is one IDSESSION with clamd. Several scans can be in progress; their answers come
+// in any order, each with the number of its command.
 type session struct {
 	conn *net.UnixConn
 
@@ -64,7 +64,7 @@ func newSession(ctx context.Context, addr string) (*session, error) {
 	return s, nil
 }
 
-// read hands answers out until the connection ends.
+// read passes answers to their callers until the connection ends.
 func (s *session) read() {
 	sc := bufio.NewScanner(s.conn)
 	sc.Buffer(make([]byte, 4096), maxReply)
@@ -92,7 +92,8 @@ func (s *session) read() {
 	s.close(fmt.Errorf("%w: %w", ErrEngineGone, err))
 }
 
-// splitZero cuts at zero bytes, which end the answers of z commands.
+// splitZero is a bufio.SplitFunc that splits at zero bytes, which end the answers to z
+// commands.
 func splitZero(data []byte, atEOF bool) (int, []byte, error) {
 	if i := bytes.IndexByte(data, 0); i >= 0 {
 		return i + 1, data[:i], nil
@@ -115,7 +116,7 @@ func parseReply(line string) (id uint64, reply string, err error) {
 	return id, reply, nil
 }
 
-// close ends the session for a reason; the first one stays.
+// close ends the session with a reason. The first reason is kept.
 func (s *session) close(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,13 +157,13 @@ func (s *session) scan(ctx context.Context, f *os.File) (string, error) {
 	case <-s.done:
 		return "", s.err
 	case <-ctx.Done():
-		// The answer still comes; its channel has room for it.
+		// The answer will still come; its channel has room for it.
 		return "", ctx.Err()
 	}
 }
 
-// send writes the command and, right behind it, the descriptor with one byte. Both
-// under one lock: clamd takes the next descriptor for the last FILDES.
+// send writes the command and directly after it the descriptor with one byte. Both are
+// under one lock, because clamd assigns the next descriptor to the last FILDES.
 func (s *session) send(f *os.File, ch chan string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -185,7 +186,7 @@ func (s *session) send(f *os.File, ch chan string) error {
 	return nil
 }
 
-// sealed makes a memory file of data that nobody can change any more. The caller
+// sealed returns a memory file with data, which nobody can change any more. The caller
 // closes it.
 func sealed(data []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate("vmav", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -207,8 +208,8 @@ func sealed(data []byte) (*os.File, error) {
 	return f, nil
 }
 
-// version asks a daemon who it is: "ClamAV 1.4.6/27400/Mon Nov  3 09:12:01 2025", or
-// without the part behind the first slash where it has no daily database.
+// version asks a daemon for its version: "ClamAV 1.4.6/27400/Mon Nov 3 09:12:01 2025", or
+// only the part before the first slash if it has no daily database.
 func version(ctx context.Context, addr string) (Info, error) {
 	conn, err := dial(ctx, addr)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // EventKind is what happened to a domain.
 type EventKind string
 
-// Kinds of updates. The first two are the connection's, not a domain's.
+// Kinds of updates. The first two concern the connection and not a domain.
 const (
 	EventListed  EventKind = "listed"  // all domains that run, after connecting and now and then
 	EventLost    EventKind = "lost"    // the connection broke
@@ -52,21 +52,21 @@ func lifecycle(e *libvirt.DomainEventLifecycle) (EventKind, string) {
 	return EventOther, ""
 }
 
-// event is what a callback keeps: the handle that it is given is libvirt's. One without a
-// UUID says that there were more than the queue holds.
+// event is what a callback keeps of its arguments; the handle that it gets belongs to
+// libvirt. An event without a UUID says that the queue overflowed.
 type event struct {
 	uuid, name string
 	kind       EventKind
 	detail     string
 }
 
-// queue holds what callbacks told until it is taken: they run on libvirt's event loop,
-// which serves every connection and must not wait.
+// queue holds events until follow takes them. Callbacks run on libvirt's event loop, which
+// serves every connection, and must not block.
 type queue struct {
 	mu     sync.Mutex
 	events []event
-	ready  chan struct{} // has one where there are events
-	closed chan error    // has one when the connection has broken
+	ready  chan struct{} // has an element if there are events
+	closed chan error    // has the reason once the connection has broken
 }
 
 func newQueue() *queue {
@@ -77,7 +77,7 @@ func (q *queue) put(d *libvirt.Domain, kind EventKind, detail string) {
 	e := event{kind: kind, detail: detail}
 	var err error
 	if e.uuid, err = d.GetUUIDString(); err != nil {
-		e.uuid = "" // the list knows
+		e.uuid = "" // the domain will be in the list
 	}
 	e.name, _ = d.GetName()
 	q.mu.Lock()
@@ -100,10 +100,11 @@ func (q *queue) take() []event {
 	return out
 }
 
-// How long a libvirtd may be silent: keepAlive seconds, times keepAlives.
+// A libvirtd that is silent for keepAlive seconds times keepAlives counts as dead.
 const keepAlive, keepAlives = 5, 4
 
-// subscribe has a connection tell the queue. undo takes that back and is never nil.
+// subscribe registers the queue for a connection's events. undo ends the subscription; it
+// is never nil.
 func (q *queue) subscribe(c *libvirt.Connect) (undo func(), err error) {
 	var undos []func()
 	undo = func() {
@@ -128,7 +129,7 @@ func (q *queue) subscribe(c *libvirt.Connect) (undo func(), err error) {
 		return undo, err
 	}
 	undos = append(undos, func() { _ = c.UnregisterCloseCallback() })
-	// Some drivers have none, and a local one needs none.
+	// Some drivers have no keep-alive, and a local one needs none.
 	_ = c.SetKeepAlive(keepAlive, keepAlives)
 	id, err := c.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
 		kind, detail := lifecycle(e)

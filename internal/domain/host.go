@@ -13,7 +13,7 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// Errors that a caller may act on; test with errors.Is.
+// Errors that a caller may act on. Test for them with errors.Is.
 var (
 	// ErrNoDaemon reports that nothing answers at the libvirt URI.
 	ErrNoDaemon = errors.New("no libvirt daemon answers")
@@ -25,7 +25,8 @@ var (
 	ErrDenied = errors.New("permission denied")
 )
 
-// Host is a connection to libvirt. It is safe for concurrent use.
+// Host is a connection to libvirt. It is safe for concurrent use. Whoever connected closes
+// it.
 type Host struct {
 	conn *libvirt.Connect
 	uri  string
@@ -37,7 +38,7 @@ type Host struct {
 	fallback func(error) // told once why the module is not used; nil afterwards
 }
 
-// Domain is one libvirt domain at the moment it was looked up.
+// Domain describes one libvirt domain at the moment it was looked up.
 type Domain struct {
 	ID      int // -1 while it does not run
 	Name    string
@@ -48,8 +49,9 @@ type Domain struct {
 	OS      string // libosinfo id in the domain's metadata, "" for none
 }
 
-// Connect connects to libvirt; an empty uri means $LIBVIRT_DEFAULT_URI, then what
-// libvirt takes by itself. The caller closes the Host.
+// Connect connects to libvirt. If uri is empty it uses $LIBVIRT_DEFAULT_URI, or else
+// libvirt's own default. The error wraps ErrNoDaemon or ErrDenied if that is the reason.
+// The caller closes the Host.
 func Connect(uri string) (*Host, error) {
 	conn, err := libvirt.NewConnect(uri)
 	if err != nil {
@@ -66,7 +68,7 @@ func Connect(uri string) (*Host, error) {
 	return h, nil
 }
 
-// explain wraps libvirt's error in one of ours where it is such a case.
+// explain wraps a libvirt error in the error of this package that fits, if one does.
 func explain(err error) error {
 	var e libvirt.Error
 	if !errors.As(err, &e) {
@@ -95,11 +97,10 @@ func explain(err error) error {
 	return fmt.Errorf("%w (%s)", kind, text)
 }
 
-// URI is the address that the connection has.
+// URI returns the address of the connection.
 func (h *Host) URI() string { return h.uri }
 
-// Close ends the connection. Sources opened through it can be read on, but not
-// asked for registers.
+// Close ends the connection. Memory of opened sources can still be read, but no registers.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,8 +115,8 @@ func (h *Host) Close() error {
 	return err
 }
 
-// begin notes a call that may go on after its caller gave up, and fails once the Host is
-// closed; end notes that it is over.
+// begin registers a call that may outlive its caller; it fails once the Host is closed. end
+// says that the call is over.
 func (h *Host) begin() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -134,7 +135,7 @@ func (h *Host) end() {
 	}
 }
 
-// List returns the domains in the order of their names: all, or those that run.
+// List returns domains in the order of their names: all of them, or only those that run.
 func (h *Host) List(all bool) ([]Domain, error) {
 	flags := libvirt.CONNECT_LIST_DOMAINS_ACTIVE
 	if all {
@@ -164,8 +165,8 @@ func (h *Host) List(all bool) ([]Domain, error) {
 	return out, nil
 }
 
-// Find looks a domain up as virsh does: by id if the text is a number, then by name,
-// then by UUID.
+// Find looks a domain up as virsh does: by id if the text is a number, then by name, then
+// by UUID. The error wraps ErrNotFound if there is none.
 func (h *Host) Find(text string) (Domain, error) {
 	d, err := h.lookup(text)
 	if err != nil {
@@ -175,7 +176,8 @@ func (h *Host) Find(text string) (Domain, error) {
 	return describe(d)
 }
 
-// FindUUID looks a domain up by its UUID alone.
+// FindUUID looks a domain up by its UUID only. The error wraps ErrNotFound if there is
+// none.
 func (h *Host) FindUUID(uuid string) (Domain, error) {
 	d, err := h.conn.LookupDomainByUUIDString(uuid)
 	if err != nil {
@@ -204,7 +206,7 @@ func (h *Host) lookup(text string) (*libvirt.Domain, error) {
 	return nil, fmt.Errorf("look up domain %q on %s: %w", text, h.uri, ErrNotFound)
 }
 
-// free releases a domain handle; it cannot fail in a way that anyone could act on.
+// free releases a domain handle. Nobody could act on its failure.
 func free(d *libvirt.Domain) { _ = d.Free() }
 
 var states = map[libvirt.DomainState]string{

@@ -19,7 +19,7 @@ import (
 	"vmav.dev/vmav/internal/source/qemu"
 )
 
-// Backend is a way to a domain's memory.
+// Backend is a way to read a domain's memory.
 type Backend string
 
 // Backends.
@@ -29,7 +29,7 @@ const (
 	QEMU    Backend = "qemu"    // the QEMU process: read-only, no hooks, no actions
 )
 
-// ParseBackend reads a backend's name.
+// ParseBackend returns the backend with a name, or an error that lists the known names.
 func ParseBackend(s string) (Backend, error) {
 	switch b := Backend(s); b {
 	case Auto, Memhook, QEMU:
@@ -38,17 +38,17 @@ func ParseBackend(s string) (Backend, error) {
 	return "", fmt.Errorf("source %q: known are auto, memhook and qemu", s)
 }
 
-// Use chooses the backend of the domains opened from now on; a new Host has Auto. Where
-// the module cannot be had and Auto falls back on the QEMU process, fallback, unless
-// nil, is told why: once for a Host, of the first domain.
+// Use chooses the backend for domains that are opened from now on. A new Host has Auto. If
+// Auto cannot use the module and reads the QEMU process instead, it calls fallback with the
+// reason, once for a Host. fallback may be nil.
 func (h *Host) Use(b Backend, fallback func(error)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.backend, h.fallback = b, fallback
 }
 
-// Open gives access to the memory of a running domain. The caller closes the Source,
-// before the Host.
+// Open opens the memory of a running domain. The error wraps ErrNotRunning, ErrDenied, or
+// an error of the backend. The caller closes the Source before the Host.
 func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 	if err := h.local(); err != nil {
 		return nil, err
@@ -64,8 +64,8 @@ func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The process that was opened is the one that was found, and not a later one of the
-	// same id: it is still the domain's, and src would know had it ended.
+	// This proves that the opened process is the one that was found, and not a later one
+	// with the same id: it still belongs to the domain, and src would report its end.
 	if again, err := findQEMU(d); err != nil || again != pid {
 		src.Close()
 		return nil, fmt.Errorf("domain %s: its QEMU process went away: %w", d.Name, source.ErrGone)
@@ -73,7 +73,7 @@ func (h *Host) Open(ctx context.Context, d Domain) (source.Source, error) {
 	return src, nil
 }
 
-// openProcess opens a domain's QEMU process by the backend that was chosen.
+// openProcess opens a domain's QEMU process with the chosen backend.
 func (h *Host) openProcess(ctx context.Context, d Domain, pid int) (source.Source, error) {
 	h.mu.Lock()
 	backend := h.backend
@@ -105,7 +105,7 @@ func (h *Host) openProcess(ctx context.Context, d Domain, pid int) (source.Sourc
 	return src, nil
 }
 
-// fellBack tells once why the module is not used.
+// fellBack reports once why the module is not used.
 func (h *Host) fellBack(why error) {
 	h.mu.Lock()
 	tell := h.fallback
@@ -116,8 +116,8 @@ func (h *Host) fellBack(why error) {
 	}
 }
 
-// monitor runs commands of QEMU's human monitor through libvirt. libvirt's call
-// cannot be interrupted: where ctx ends first, the answer is dropped when it comes.
+// monitor runs commands of QEMU's human monitor through libvirt. The libvirt call cannot be
+// interrupted. If ctx ends first, its answer is discarded.
 func (h *Host) monitor(d Domain) func(context.Context, string) (string, error) {
 	return func(ctx context.Context, command string) (string, error) {
 		type answer struct {
@@ -157,9 +157,9 @@ func (h *Host) monitor(d Domain) func(context.Context, string) (string, error) {
 	}
 }
 
-// findQEMU returns the process that runs a domain: a QEMU program that was started with
-// the domain's UUID, as libvirt does. Any user can start one like it; where there are
-// several, libvirt's own pid file decides, and without it none is read.
+// findQEMU returns the process that runs a domain: a QEMU program that was started with the
+// domain's UUID, as libvirt does. Any user can start such a process. If there are several,
+// libvirt's pid file decides; without one, none is read.
 func findQEMU(d Domain) (int, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -199,7 +199,8 @@ func findQEMU(d Domain) (int, error) {
 	return 0, fmt.Errorf("processes %v all claim to run it, and libvirt's pid file names none of them", found)
 }
 
-// pidFiles are where libvirt's system and session daemons keep a domain's pid.
+// pidFiles are the paths of the pid files that libvirt's system and session daemons write
+// for a domain.
 func pidFiles(name string) []string {
 	name = filepath.Base(name) + ".pid"
 	files := []string{filepath.Join("/run/libvirt/qemu", name)}

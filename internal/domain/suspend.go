@@ -5,9 +5,9 @@ import (
 	"fmt"
 )
 
-// Suspend pauses a running domain, as virsh suspend does. It must still be the run of
-// the domain that d was read of. libvirt's call cannot be interrupted: where ctx ends
-// first, it may still take effect.
+// Suspend pauses a running domain, as virsh suspend does. The domain must not have been
+// restarted since d was read. The libvirt call cannot be interrupted: if ctx ends first, it
+// may still take effect.
 func (h *Host) Suspend(ctx context.Context, d Domain) error {
 	if err := h.begin(); err != nil {
 		return err

@@ -13,29 +13,30 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// WatchOptions say how a Watcher connects.
+// WatchOptions configure a Watcher.
 type WatchOptions struct {
 	URI      string        // as Connect takes it
 	Backend  Backend       // "" for Auto
-	Fallback func(error)   // told once for each connection why the module is not used; may be nil
-	Resync   time.Duration // how often the domains are listed although no event came; 0 for a minute
+	Fallback func(error)   // called once for each connection with why the module is not used; may be nil
+	Resync   time.Duration // interval between listings without an event; 0 for a minute
 	Log      *slog.Logger
 }
 
-// Update is something that happened, with the domain as it is now. Events are hints: what
-// a receiver goes by is the domain's state.
+// Update reports something that happened, with the domain as it is now. Events are hints;
+// the receiver acts on the domain's state.
 type Update struct {
 	Kind   EventKind
 	Detail string // why, in libvirt's words; may be ""
 	Domain Domain // of all kinds but EventListed and EventLost
 
-	// Domains are all that run, of EventListed: whatever else was known has stopped.
+	// Domains has all running domains, for EventListed. Any other domain known before has
+	// stopped.
 	Domains []Domain
 	Err     error // of EventLost
 }
 
-// Watcher follows the domains of a libvirt over a connection that it makes again whenever
-// it breaks. What happened meanwhile is made up for by a list of the domains.
+// Watcher follows the domains of a libvirt daemon. When its connection breaks it connects
+// again, and lists the domains to make up for events that it missed.
 type Watcher struct {
 	opt     WatchOptions
 	updates chan Update
@@ -51,8 +52,8 @@ const (
 	maxQueued  = 4096 // events; beyond, the domains are listed anew
 )
 
-// Watch starts to follow. The caller receives from Updates until it calls Close; Updates
-// that nobody takes hold up nothing but later ones.
+// Watch starts a Watcher. The caller receives from Updates until it calls Close. If it does
+// not receive, only later updates are delayed.
 func Watch(ctx context.Context, opt WatchOptions) (*Watcher, error) {
 	if opt.Resync <= 0 {
 		opt.Resync = time.Minute
@@ -69,21 +70,22 @@ func Watch(ctx context.Context, opt WatchOptions) (*Watcher, error) {
 	return w, nil
 }
 
-// Updates is where updates come from. It is closed after Close, or when the context ends.
+// Updates returns the channel of updates. It is closed after Close, or when the context
+// ends.
 func (w *Watcher) Updates() <-chan Update { return w.updates }
 
-// Host is the connection of now, or nil while there is none. It is the Watcher's, who
-// closes it when it breaks; sources that were opened through it stay.
+// Host returns the present connection, or nil if there is none. It belongs to the Watcher,
+// which closes it when it breaks. Sources that were opened through it stay open.
 func (w *Watcher) Host() *Host { return w.host.Load() }
 
-// Close ends the connection.
+// Close ends the Watcher and its connection.
 func (w *Watcher) Close() {
 	w.stop()
 	<-w.done
 }
 
-// The event loop is one for the process, and there for good: libvirt wants it to be
-// registered before the first connection that is to have events.
+// There is one event loop for the whole process, and it never ends: libvirt requires that
+// it is registered before the first connection that subscribes to events.
 var startLoop = sync.OnceValue(func() error {
 	if err := libvirt.EventRegisterDefaultImpl(); err != nil {
 		return err
@@ -136,8 +138,8 @@ func (w *Watcher) send(ctx context.Context, u Update) bool {
 // errClosed reports a connection that libvirt says is closed.
 var errClosed = errors.New("libvirt closed the connection")
 
-// follow makes one connection and hands out what it tells until it breaks. connected
-// tells whether it was there at all.
+// follow makes one connection and passes on its events until it breaks. connected reports
+// whether the connection was made.
 func (w *Watcher) follow(ctx context.Context) (connected bool, err error) {
 	h, err := Connect(w.opt.URI)
 	if err != nil {

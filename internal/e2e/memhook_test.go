@@ -17,6 +17,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/memhook"
+	"vmav.dev/vmav/internal/source/window"
 )
 
 // openBy opens a guest through one backend.
@@ -46,12 +47,24 @@ func sourceBy(t testing.TB, g *guest, b domain.Backend) source.Source {
 	return src
 }
 
+// mapShared maps a guest's memory as a worker does that its source is shared with.
+func mapShared(t testing.TB, src source.Source) *window.Guest {
+	t.Helper()
+	file, runs, err := src.(source.Sharer).Share()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	return window.Map(int(file.Fd()), runs)
+}
+
 // All of RAM through the module, by every way to read, is what QEMU's monitor saves of
 // it; holes are errors by every way.
 func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 	lab(t)
 	g := start(t, "10.0.19041")
 	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
+	mapped := mapShared(t, hook)
 	virsh(t, "suspend", g.name)
 	dir := openDir(t)
 	const chunk = 8 << 20
@@ -91,9 +104,8 @@ func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 			if !bytes.Equal(got[:n], want[:n]) {
 				t.Errorf("batches differ in [%#x, +%#x)", r.Start+at, n)
 			}
-			view := hook.(source.Mapper).View(r.Start+at, n)
-			if view == nil || !source.CopyView(got[:n], view) || !bytes.Equal(got[:n], want[:n]) {
-				t.Errorf("the view differs in [%#x, +%#x)", r.Start+at, n)
+			if !mapped.Read(got[:n], r.Start+at) || !bytes.Equal(got[:n], want[:n]) {
+				t.Errorf("shared memory differs in [%#x, +%#x)", r.Start+at, n)
 			}
 			total += n
 		}
@@ -117,8 +129,8 @@ func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 		if err := source.ReadBatch(hook, reqs); err != nil || !errors.Is(reqs[0].Err, source.ErrHole) || reqs[1].Err != nil {
 			t.Errorf("batch at %#x: %v, %v, %v", addr, err, reqs[0].Err, reqs[1].Err)
 		}
-		if v := hook.(source.Mapper).View(addr, 16); v != nil {
-			t.Errorf("a view at %#x", addr)
+		if mapped.Read(p, addr) {
+			t.Errorf("shared memory at %#x", addr)
 		}
 	}
 }
@@ -144,6 +156,10 @@ func TestLabSourceEndsCleanly(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations a read", n)
+	}
+	mapped := mapShared(t, src)
+	if !mapped.Read(p, 0x1000) {
+		t.Error("shared memory cannot be read")
 	}
 	other := sourceBy(t, g, domain.Memhook)
 	var wg sync.WaitGroup
@@ -207,8 +223,8 @@ func TestLabSourceEndsCleanly(t *testing.T) {
 	if err := source.ReadBatch(src, reqs); !errors.Is(err, source.ErrGone) {
 		t.Errorf("a batch after the end: %v", err)
 	}
-	if source.CopyView(p, src.(source.Mapper).View(0x1000, 64)) {
-		t.Error("a view can be read after the end")
+	if mapped.Read(p, 0x1000) {
+		t.Error("shared memory can be read after the end")
 	}
 	if regs, err := src.Registers(context.Background()); !errors.Is(err, source.ErrGone) {
 		t.Errorf("registers after the end: %v, %v", regs, err)
@@ -395,10 +411,7 @@ func TestLabReadCost(t *testing.T) {
 			}
 		}
 	}
-	view := hook.(source.Mapper).View(base, size)
-	if view == nil {
-		t.Fatal("no view")
-	}
+	mapped := mapShared(t, hook)
 	var memcpy time.Duration
 	for _, way := range []struct {
 		name string
@@ -409,10 +422,10 @@ func TestLabReadCost(t *testing.T) {
 				copy(to, own[at:])
 			}
 		}},
-		{"a view, a batch at a time", func() {
-			for at := 0; at < size; at += len(to) {
-				if !source.CopyView(to, view[at:at+len(to)]) {
-					t.Fatal("the view has holes")
+		{"shared memory, a batch at a time", func() {
+			for at := uint64(base); at < base+size; at += uint64(len(to)) {
+				if !mapped.Read(to, at) {
+					t.Fatal("shared memory has holes")
 				}
 			}
 		}},

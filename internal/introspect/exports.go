@@ -2,7 +2,6 @@ package introspect
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"strings"
 )
@@ -12,50 +11,43 @@ const maxExports = 1 << 14 // names; kernels have some 3,000
 // exportTable finds names in the export directory of the kernel image: the only symbols
 // that an image carries itself.
 type exportTable struct {
-	as                          *AddressSpace
-	base                        uint64
-	size                        uint32
+	*peHeader
 	names                       uint32 // how many
 	functions, nameRVAs, ordRVA uint32 // RVAs of the three tables
 	entries                     uint32 // of functions
 }
 
-// readExports reads the export directory (Microsoft, "PE Format").
-func readExports(as *AddressSpace, base uint64, size uint32) (*exportTable, error) {
-	var head [pageSize]byte
-	if err := as.Read(head[:], base); err != nil {
+// readExportDirectory reads an image's IMAGE_EXPORT_DIRECTORY.
+func readExportDirectory(h *peHeader) (record, error) {
+	rva, _, ok := h.directory(dirExport, 40)
+	if !ok {
+		return record{}, fmt.Errorf("image at %#x exports nothing", h.base)
+	}
+	dir := h.as.newRecord(40)
+	if err := h.read(dir.b, uint64(rva)); err != nil {
+		return record{}, fmt.Errorf("read export directory: %w", err)
+	}
+	return dir, nil
+}
+
+// readExports reads the export directory of the image at base.
+func readExports(as *AddressSpace, base uint64) (*exportTable, error) {
+	h, err := readPEHeader(as, base)
+	if err != nil {
 		return nil, err
 	}
-	le := binary.LittleEndian
-	pe := uint64(le.Uint32(head[0x3c:]))
-	if pe > pageSize-0x108-8 {
-		return nil, errors.New("no PE header")
+	dir, err := readExportDirectory(h)
+	if err != nil {
+		return nil, err
 	}
-	dirs := pe + 24 + 112
-	if le.Uint16(head[pe+24:]) == 0x10b {
-		dirs = pe + 24 + 96
-	}
-	var dir [40]byte
-	if err := as.Read(dir[:], base+uint64(le.Uint32(head[dirs:]))%uint64(size)); err != nil {
-		return nil, fmt.Errorf("read export directory: %w", err)
-	}
-	e := &exportTable{as: as, base: base, size: size, entries: le.Uint32(dir[20:]), names: le.Uint32(dir[24:]),
-		functions: le.Uint32(dir[28:]), nameRVAs: le.Uint32(dir[32:]), ordRVA: le.Uint32(dir[36:])}
+	e := &exportTable{peHeader: h, entries: dir.u32(20), names: dir.u32(24), functions: dir.u32(28), nameRVAs: dir.u32(32), ordRVA: dir.u32(36)}
 	if e.names == 0 || e.names > maxExports || e.entries > maxExports {
 		return nil, fmt.Errorf("an export directory with %d names", e.names)
 	}
 	return e, nil
 }
 
-// read fills p from an RVA of the image.
-func (e *exportTable) read(p []byte, rva uint64) error {
-	if rva+uint64(len(p)) > uint64(e.size) {
-		return fmt.Errorf("RVA %#x is outside the image", rva)
-	}
-	return e.as.Read(p, e.base+rva)
-}
-
-// find returns the RVA of an exported name, 0 where there is none. Names are sorted.
+// find returns the RVA of an exported name, or 0 if there is none. The names are sorted.
 func (e *exportTable) find(name string) (uint64, error) {
 	low, high := uint32(0), e.names
 	for low < high {
@@ -90,6 +82,7 @@ func (e *exportTable) name(i uint32, n int) (string, error) {
 	return bare, nil
 }
 
+// function returns the RVA of the function that the i-th name belongs to.
 func (e *exportTable) function(i uint32) (uint64, error) {
 	var b [4]byte
 	if err := e.read(b[:2], uint64(e.ordRVA)+2*uint64(i)); err != nil {

@@ -5,11 +5,11 @@ import (
 	"math"
 )
 
-// format is a form of address space: how its page tables are built, how Windows writes
-// entries of it that are not valid, and where Windows keeps what (Intel SDM volume 3,
-// chapter 4; the software forms are _MMPTE_TRANSITION, _MMPTE_PROTOTYPE and
-// _MMPTE_SOFTWARE of the kernels' symbols, whose bits are the same on every build of one
-// form but where a field says otherwise).
+// format describes one kind of address space: how its page tables are built, how Windows
+// writes entries that are not valid, and which addresses Windows uses for what. Page tables
+// are those of the Intel SDM, volume 3, chapter 4. The software forms are
+// _MMPTE_TRANSITION, _MMPTE_PROTOTYPE and _MMPTE_SOFTWARE of the kernel's symbols; their
+// bits are the same on every build of one format, except where a field says otherwise.
 type format struct {
 	name string // as Kernel.Paging has it
 	va   uint   // bits of an address
@@ -18,30 +18,31 @@ type format struct {
 	pte  uint64 // bytes of an entry
 	ptr  uint32 // bytes of a pointer
 
-	root       uint64 // the bits of CR3 that are the top table's address
-	transition uint64 // the bits of a transition entry that are the frame's address
-	fileShift  uint   // where the offset in a page file begins
+	root       uint64 // mask of the top table's address in CR3
+	transition uint64 // mask of the frame's address in a transition entry
+	fileShift  uint   // lowest bit of the offset in a page file
 	noExec     bool   // entries can forbid execution
 
-	kernelLow   uint64 // the kernel's addresses are not below
-	userHigh    uint64 // and those of user mode not above
-	align       uint64 // of pool blocks, and so of objects
+	kernelLow   uint64 // lowest kernel address
+	userHigh    uint64 // highest user-mode address
+	align       uint64 // of pool blocks, and therefore of objects
 	kuser       uint64 // KUSER_SHARED_DATA in the kernel
 	images      uint64 // the region where the kernel's image lies
 	imagesBytes uint64
 }
 
-// long is what the two forms of 64-bit mode share.
-func long(name string, levels uint) *format {
+// format64 returns what both 64-bit formats have in common.
+func format64(name string, levels uint) *format {
 	return &format{name: name, va: 12 + 9*levels, top: 3 + 9*levels, step: 9, pte: 8, ptr: 8,
 		root: pfnMask, transition: 0x0000fffffffff000, fileShift: 32, noExec: true,
 		kernelLow: 0xffff800000000000, userHigh: 1<<47 - 1, align: 16, kuser: 0xfffff78000000000,
 		images: 0xfffff80000000000, imagesBytes: 1 << 39}
 }
 
-// legacy is what the two forms of 32-bit mode share. The kernel has the upper half, or the
-// upper quarter of it where the boot option /3GB moved the border.
-func legacy(f format) *format {
+// format32 completes f with what both 32-bit formats have in common. The kernel has the
+// upper half of the address space, or only the upper quarter if the guest was booted with
+// the option /3GB.
+func format32(f format) *format {
 	f.va, f.ptr = 32, 4
 	f.kernelLow, f.userHigh, f.align = 1<<31, 0xbfffffff, 8
 	f.kuser, f.images, f.imagesBytes = 0xffdf0000, 1<<31, 1<<31
@@ -49,13 +50,13 @@ func legacy(f format) *format {
 }
 
 var (
-	formatX64  = long("x64", 4)
-	formatLA57 = long("x64-la57", 5)
-	formatPAE  = legacy(format{name: "x86-pae", top: 30, step: 9, pte: 8, root: 0xffffffe0, transition: 0x3ffffff000, fileShift: 32, noExec: true})
-	formatX86  = legacy(format{name: "x86", top: 22, step: 10, pte: 4, root: 0xfffff000, transition: 0xfffff000, fileShift: 12})
+	formatX64  = format64("x64", 4)
+	formatLA57 = format64("x64-la57", 5)
+	formatPAE  = format32(format{name: "x86-pae", top: 30, step: 9, pte: 8, root: 0xffffffe0, transition: 0x3ffffff000, fileShift: 32, noExec: true})
+	formatX86  = format32(format{name: "x86", top: 22, step: 10, pte: 4, root: 0xfffff000, transition: 0xfffff000, fileShift: 12})
 )
 
-// formatNamed is the form of a name, or nil.
+// formatNamed returns the format with a name, or nil.
 func formatNamed(name string) *format {
 	for _, f := range []*format{formatX64, formatLA57, formatPAE, formatX86} {
 		if f.name == name {
@@ -65,10 +66,10 @@ func formatNamed(name string) *format {
 	return nil
 }
 
-// wide tells whether it is of 64-bit mode.
+// wide reports whether this is a format of 64-bit mode.
 func (f *format) wide() bool { return f.ptr == 8 }
 
-// canonical tells whether va is an address that the processor accepts.
+// canonical reports whether the processor accepts va as an address.
 func (f *format) canonical(va uint64) bool {
 	if !f.wide() {
 		return va <= math.MaxUint32
@@ -77,23 +78,24 @@ func (f *format) canonical(va uint64) bool {
 	return top == 0 || top == -1
 }
 
-// kernelObject tells whether v can be the address of something that the kernel allocated.
+// kernelObject reports whether v can be the address of an object that the kernel allocated.
 func (f *format) kernelObject(v uint64) bool {
 	return f.kernelImage(v) && v%f.align == 0
 }
 
-// kernelImage tells whether v can be an address of the kernel's.
+// kernelImage reports whether v is in the kernel's part of the address space.
 func (f *format) kernelImage(v uint64) bool { return v >= f.kernelLow && f.canonical(v) }
 
-// user tells whether v can be an address of user mode.
+// user reports whether v is in the user-mode part of the address space.
 func (f *format) user(v uint64) bool { return v <= f.userHigh }
 
-// entryAt is the address of the entry for va in a table whose entries stand for 1<<shift bytes.
+// entryAt returns the address of the entry for va in a table whose entries map 1<<shift
+// bytes each.
 func (f *format) entryAt(table, va uint64, shift uint) uint64 {
 	return table + va>>shift&(1<<f.step-1)*f.pte
 }
 
-// entryIn is an entry of a table, by its index.
+// entryIn returns the i-th entry of a table.
 func (f *format) entryIn(table *[pageSize]byte, i uint64) uint64 {
 	if f.pte == 4 {
 		return uint64(binary.LittleEndian.Uint32(table[4*i:]))
@@ -101,7 +103,7 @@ func (f *format) entryIn(table *[pageSize]byte, i uint64) uint64 {
 	return binary.LittleEndian.Uint64(table[8*i:])
 }
 
-// large tells whether a valid entry above the last level maps memory itself.
+// large reports whether a valid entry above the last level maps a large page.
 func (f *format) large(pte uint64, shift uint) bool {
 	if pte&pteLarge == 0 {
 		return false
@@ -109,7 +111,8 @@ func (f *format) large(pte uint64, shift uint) bool {
 	return shift == 21 || shift == 22 || shift == 30 && f.wide()
 }
 
-// frame is where the page of 1<<shift bytes lies that a valid entry maps.
+// frame returns the guest-physical address of the page of 1<<shift bytes that a valid entry
+// maps.
 func (f *format) frame(pte uint64, shift uint) uint64 {
 	at := pte & pfnMask &^ (1<<shift - 1)
 	if shift == 22 {
@@ -118,9 +121,9 @@ func (f *format) frame(pte uint64, shift uint) uint64 {
 	return at
 }
 
-// prototype is the kernel address of the prototype entry that an entry which is not valid
-// leads to. ok is false where only the address space descriptor knows it: the entry says
-// so, or it holds a distance from a base that the kernel keeps to itself (x86 without PAE).
+// prototype returns the kernel address of the prototype entry to which an invalid entry
+// refers. ok is false if only the VAD knows that address: the entry says so, or it holds a
+// distance from a base that the kernel does not publish (x86 without PAE).
 func (f *format) prototype(pte uint64) (at uint64, ok bool) {
 	switch {
 	case f.wide():
@@ -136,6 +139,6 @@ func (f *format) prototype(pte uint64) (at uint64, ok bool) {
 	return at, ok
 }
 
-// fastRef is the address in an EX_FAST_REF, which counts references in the bits that the
-// alignment of objects leaves: four, or three on x86.
+// fastRef returns the address in an EX_FAST_REF. The low bits, which the alignment of
+// objects leaves free, count references: four bits, or three on x86.
 func (f *format) fastRef(v uint64) uint64 { return v &^ (f.align - 1) }

@@ -9,25 +9,26 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Frame is where a page of virtual memory lies.
+// Frame says where a page of virtual memory is in guest-physical memory.
 type Frame struct {
 	GPA    uint64 // guest-physical address of the page; only where InMemory
 	Origin PageOrigin
-	// Executable tells whether the process's own entry for the page, where it has one,
-	// lets code run there.
+	// Executable reports whether the process's own entry for the page allows execution. It
+	// is meaningless for a page that only the section has an entry for.
 	Executable bool
 }
 
-// InMemory tells whether there is a page to read.
+// InMemory reports whether there is a page to read.
 func (f Frame) InMemory() bool { return f.Origin.inMemory() }
 
-// tableBuffers hold page tables: those in the cache of tables, and copies of them, for
-// what the cache has is overwritten while others walk.
+// tableBuffers holds pages for the cache of page tables, and for copies of cached tables. A
+// walk needs a copy, because another goroutine may replace the cached page meanwhile.
 var tableBuffers = sync.Pool{New: func() any { return new([pageSize]byte) }}
 
-// SectionFrames finds the pages of the section that v maps, as its prototype entries
-// have them, from the page at v.Start on. It returns how many of frames have an entry;
-// the others are pages of the range that are not the section's.
+// SectionFrames finds the pages of the section that v maps, starting with the page at
+// v.Start, through the section's prototype entries. It fills frames and returns for how
+// many of them the section has an entry. Pages behind those belong to the range and not to
+// the section. Only a source that fails is an error.
 func (g *Guest) SectionFrames(v *VAD, frames []Frame) (n int, err error) {
 	if v.proto == 0 || v.lastProto < v.proto {
 		return 0, nil
@@ -39,37 +40,41 @@ func (g *Guest) SectionFrames(v *VAD, frames []Frame) (n int, err error) {
 	return n, nil
 }
 
-// SectionID is all that SectionFrames, Subsections and FileFrames go by: two ranges with
-// the same one get the same answers.
+// SectionID identifies the section that a range maps. SectionFrames, Subsections and
+// FileFrames give equal answers for two ranges with equal SectionIDs.
 type SectionID struct {
 	Control, First, Last, File uint64
 }
 
-// Section identifies the section that a range maps.
+// Section returns the identity of the section that the range maps.
 func (v *VAD) Section() SectionID { return SectionID{v.control, v.proto, v.lastProto, v.file} }
 
-// ImageFrames finds the pages at [base, base+len(frames) pages) of a process. section
-// are those of the section that is mapped from start on, as SectionFrames found them;
-// by it copies of the process's own are told from the section's pages, and pages found
-// that the process has not touched. It may be empty.
+// ImageFrames finds the pages at [base, base+len(frames) pages) of a process; base is a
+// multiple of the page size. section has the pages of the section that is mapped from the
+// address start on, as SectionFrames found them; it may be empty. With it, private copies
+// are told apart from the section's pages, and pages are found that the process has not
+// touched. Only a source that fails is an error.
 func (g *Guest) ImageFrames(ctx context.Context, p *Process, base uint64, frames []Frame, start uint64, section []Frame) error {
 	return g.space(p.DTB).frames(ctx, base, frames, start, section)
 }
 
-// RangeFrames finds the pages at [base, base+len(frames) pages) of a process, which lie
-// in a range of its address space. v, where not nil, is that range's descriptor.
+// RangeFrames finds the pages at [base, base+len(frames) pages) of a process, which lie in
+// one range of its address space. v is the descriptor of that range, or nil if there is
+// none. Only a source that fails is an error.
 func (g *Guest) RangeFrames(ctx context.Context, p *Process, v *VAD, base uint64, frames []Frame) error {
 	return g.space(p.DTB).rangeFrames(ctx, v, base, frames)
 }
 
-// DriverFrames finds the pages of a driver.
+// DriverFrames finds the pages at [base, base+len(frames) pages) in the System process's
+// address space. Drivers of session space are not mapped there: their pages come out as
+// absent.
 func (g *Guest) DriverFrames(ctx context.Context, base uint64, frames []Frame) error {
 	return g.as.frames(ctx, base, frames, 0, nil)
 }
 
-// ReadFrames copies pages into mem, which has room for all of them; those that are not
-// in memory become zeros. A page that is behind no RAM becomes one that is not in
-// memory; only a source that fails is an error.
+// ReadFrames copies the pages of frames into mem, which must have room for all of them.
+// Pages that are not in memory become zeros. A frame behind which there is no guest RAM is
+// changed to PageAbsent. Only a source that fails is an error.
 func (g *Guest) ReadFrames(ctx context.Context, mem []byte, frames []Frame) error {
 	return readFrames(ctx, g.src, mem, frames)
 }
@@ -116,9 +121,8 @@ func readFrames(ctx context.Context, src source.Source, mem []byte, frames []Fra
 	return flush()
 }
 
-// frames finds pages one table at a time. A page that a process has in memory and that
-// is not the frame that the section's prototype entry leads to is a copy of its own: a
-// valid entry for a shared page implies a valid prototype.
+// frames finds the pages at base, one page table at a time. section has the pages of the
+// section that is mapped from start on; it may be empty.
 func (as *AddressSpace) frames(ctx context.Context, base uint64, frames []Frame, start uint64, section []Frame) error {
 	if base%pageSize != 0 {
 		return fmt.Errorf("find pages at %#x: not on a page boundary", base)
@@ -137,37 +141,48 @@ func (as *AddressSpace) frames(ctx context.Context, base uint64, frames []Frame,
 		}
 		i += n
 	}
-	for i := range frames {
-		f := &frames[i]
-		n := (base-start)/pageSize + uint64(i)
-		if base+uint64(i)*pageSize < start || n >= uint64(len(section)) {
-			if f.Origin == pagePagedOut {
-				f.Origin = PageAbsent
-			}
-			continue
-		}
-		shared := section[n]
-		switch f.Origin {
-		case PageAbsent:
-			*f = shared
-		case pagePagedOut:
-			if *f = shared; f.Origin == PagePrototype {
-				f.Origin = PageStandIn
-			}
-		case PageResident, PageTransition:
-			if shared.GPA != f.GPA {
-				f.Origin = PagePrivate
-			}
-		}
-		if f.Origin == pagePagedOut {
-			f.Origin = PageAbsent
-		}
-	}
+	addSection(base, frames, start, section)
 	return nil
 }
 
-// tableFrames finds the pages from va on that one table of last entries maps, as the
-// process's own tables have them.
+// addSection combines what the process's own entries say of the pages at base with the
+// pages of the section that is mapped from start on. No frame has the origin pagePagedOut
+// afterwards.
+func addSection(base uint64, frames []Frame, start uint64, section []Frame) {
+	for i := range frames {
+		va := base + uint64(i)*pageSize
+		if n := (va - start) / pageSize; va >= start && n < uint64(len(section)) {
+			frames[i] = frames[i].withSection(section[n])
+		} else if frames[i].Origin == pagePagedOut {
+			frames[i].Origin = PageAbsent
+		}
+	}
+}
+
+// withSection returns the page that a process sees if its own entry says f and the section
+// has shared. A resident page that is not the section's is a private copy: a valid entry
+// for a shared page implies a valid prototype entry.
+func (f Frame) withSection(shared Frame) Frame {
+	switch f.Origin {
+	case PageAbsent:
+		f = shared
+	case pagePagedOut:
+		if f = shared; f.Origin == PagePrototype {
+			f.Origin = PageStandIn
+		}
+	case PageResident, PageTransition:
+		if shared.GPA != f.GPA {
+			f.Origin = PagePrivate
+		}
+	}
+	if f.Origin == pagePagedOut {
+		f.Origin = PageAbsent
+	}
+	return f
+}
+
+// tableFrames finds the pages from va on that a single last-level table maps, through the
+// process's own entries. buf receives a copy of the table.
 func (as *AddressSpace) tableFrames(buf *[pageSize]byte, va uint64, frames []Frame) error {
 	f := as.f
 	entry, shift, ok, err := as.walkTo(va, pageShift+f.step)
@@ -192,9 +207,14 @@ func (as *AddressSpace) tableFrames(buf *[pageSize]byte, va uint64, frames []Fra
 		}
 		clear(buf[:])
 	}
-	at := va >> pageShift % (pageSize / f.pte)
+	return as.entryFrames(buf, va, frames)
+}
+
+// entryFrames decodes the entries for the pages from va on in a copied last-level table.
+func (as *AddressSpace) entryFrames(table *[pageSize]byte, va uint64, frames []Frame) error {
+	first := va >> pageShift % (pageSize / as.f.pte)
 	for i := range frames {
-		pte := f.entryIn(buf, at+uint64(i))
+		pte := as.f.entryIn(table, first+uint64(i))
 		switch {
 		case pte&pteValid != 0:
 			frames[i] = Frame{pte & pfnMask, PageResident, pte&pteNX == 0}
@@ -211,7 +231,8 @@ func (as *AddressSpace) tableFrames(buf *[pageSize]byte, va uint64, frames []Fra
 	return nil
 }
 
-// prototypes resolves prototype entries that follow each other at a kernel address.
+// prototypes resolves consecutive prototype entries, of which the first is at a kernel
+// address.
 func (as *AddressSpace) prototypes(address uint64, frames []Frame) error {
 	buf := tableBuffers.Get().(*[pageSize]byte)
 	defer tableBuffers.Put(buf)
@@ -229,13 +250,12 @@ func (as *AddressSpace) prototypes(address uint64, frames []Frame) error {
 
 // prototypePage resolves prototype entries that lie on one page.
 func (as *AddressSpace) prototypePage(buf *[pageSize]byte, address uint64, frames []Frame) error {
-	entry, shift, ok, err := as.walk(address)
+	at, ok, err := as.prototypeGPA(address)
 	if err != nil {
 		return err
 	}
-	ok = ok && entry&pteValid != 0
 	if ok {
-		if err := as.t.copyTable(buf, (as.f.frame(entry, shift)|address&(1<<shift-1))&^(pageSize-1)); err != nil {
+		if err := as.t.copyTable(buf, at&^(pageSize-1)); err != nil {
 			if !errors.Is(err, source.ErrHole) {
 				return err
 			}
@@ -254,7 +274,17 @@ func (as *AddressSpace) prototypePage(buf *[pageSize]byte, address uint64, frame
 	return nil
 }
 
-// prototypeFrame is where a prototype entry says that its page lies.
+// prototypeGPA returns the guest-physical address of the prototype entry at a kernel
+// address. ok is false if no valid page is mapped there.
+func (as *AddressSpace) prototypeGPA(address uint64) (pa uint64, ok bool, err error) {
+	entry, shift, ok, err := as.kernelSpace().walk(address)
+	if err != nil || !ok || entry&pteValid == 0 {
+		return 0, false, err
+	}
+	return as.f.frame(entry, shift) | address&(1<<shift-1)&^(as.f.pte-1), true, nil
+}
+
+// prototypeFrame decodes a prototype entry.
 func (as *AddressSpace) prototypeFrame(pte uint64) (Frame, error) {
 	if pte&pteValid != 0 {
 		return Frame{GPA: pte & pfnMask, Origin: PagePrototype}, nil
@@ -266,7 +296,7 @@ func (as *AddressSpace) prototypeFrame(pte uint64) (Frame, error) {
 	return Frame{GPA: pa, Origin: origin}, err
 }
 
-// copyTable copies the page at a guest-physical address by way of the cache.
+// copyTable copies the page at a guest-physical address through the cache.
 func (t *tables) copyTable(buf *[pageSize]byte, pa uint64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -9,31 +9,30 @@ import (
 
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
-// patched is a guest's memory with words changed: what a hostile guest can do.
-type patched struct {
-	*machine
-	words map[uint64]uint64 // by guest-physical address, multiples of eight
+// patched is a guest's memory with words changed: what a hostile guest can do. data says
+// which of the places become what, at most limit of them: a value from data, or what other
+// makes of another place.
+func (s *machine) patched(data []byte, places []uint64, limit int, other func(place uint64) uint64) *sourcetest.Guest {
+	p := sourcetest.New(s.m, s.m.Memory)
+	for ; len(data) >= 10 && limit > 0; limit-- {
+		at := places[int(binary.LittleEndian.Uint16(data))*31%len(places)]
+		v := binary.LittleEndian.Uint64(data[2:])
+		if v&3 == 1 {
+			v = other(places[int(v>>2%uint64(len(places)))%len(places)])
+		}
+		p.Put(at, v, 8)
+		data = data[10:]
+	}
+	return p
 }
 
-func (s *patched) ReadPhys(p []byte, addr uint64) error {
-	if err := s.machine.ReadPhys(p, addr); err != nil {
-		return err
-	}
-	for at, v := range s.words {
-		var b [8]byte
-		binary.LittleEndian.PutUint64(b[:], v)
-		for i := range b {
-			if off := at + uint64(i) - addr; at+uint64(i) >= addr && off < uint64(len(p)) {
-				p[off] = b[i]
-			}
-		}
-	}
-	return nil
-}
+// address makes of a place its address.
+func address(place uint64) uint64 { return place }
 
 // hostile is a sound guest and where in its memory structures lie that an enumeration
 // reads.
@@ -101,17 +100,7 @@ func FuzzHostileGuest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, form uint8) {
 		h := forms[int(form)%len(forms)]
-		places := h.places
-		p := &patched{machine: h.machine, words: map[uint64]uint64{}}
-		for len(data) >= 10 && len(p.words) < 32 {
-			at := places[int(binary.LittleEndian.Uint16(data))*31%len(places)]
-			v := binary.LittleEndian.Uint64(data[2:])
-			if v&3 == 1 {
-				v = places[int(v>>2%uint64(len(places)))%len(places)] // another structure's address
-			}
-			p.words[at] = v
-			data = data[10:]
-		}
+		p := h.patched(data, h.places, 32, address)
 		g, err := Open(context.Background(), p, winstructtest.With{Store: winstruct.BuiltIn(), Profile: h.m.Profile()})
 		if err != nil {
 			return
@@ -187,7 +176,7 @@ func FuzzIdentifyKernel(f *testing.F) {
 		for i := range uint64(16) {
 			le.PutUint64(mem[0x16000+8*i:], (0x4000+i<<12)|3)
 		}
-		as := newSpace(newTables(&memory{data: mem}), formatX64, 0x1000)
+		as := newSpace(newTables(sourcetest.New(sourcetest.Bytes(mem), uint64(len(mem)))), formatX64, 0x1000)
 		id, size, err := identifyKernel(as, 0xffff800000000000)
 		if err == nil && (size > maxKernelSize || !kernelPDBs[id.PDB] || len(id.GUID) != 32) {
 			t.Fatalf("%+v, %d", id, size)

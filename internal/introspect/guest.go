@@ -20,20 +20,22 @@ const (
 	maxVADs      = 1 << 17
 )
 
-// Problem is one thing that could not be read. It does not stop the enumeration it
-// came up in, but what it touches is incomplete.
+// Problem says what could not be read. It does not end the enumeration in which it came up,
+// but the object it names is incomplete.
 type Problem struct {
 	What    string // "process 812 (win32.exe)", "driver at 0x…"
 	Err     error
-	Process Identity // of the process that it is about; zero for none
+	Process Identity // the process that it concerns; zero if none
 }
 
+// Error implements error.
 func (p Problem) Error() string { return p.What + ": " + p.Err.Error() }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (p Problem) Unwrap() error { return p.Err }
 
-// Guest is a Windows guest whose kernel was found and whose build is known. It is
-// safe for concurrent use. It does not own its source.
+// Guest is a Windows guest whose kernel has been found and whose build is known. It is safe
+// for concurrent use. It does not own its source: the caller closes that.
 type Guest struct {
 	src    source.Source
 	t      *tables
@@ -42,12 +44,12 @@ type Guest struct {
 	off    *Offsets
 }
 
-// Open finds the kernel of the guest behind src and the profile of its build. It
-// fails with ErrNotWindows, ErrBooting or a *winstruct.MissingError where those are
-// the reason; the last says that this is a Windows, and which.
+// Open finds the kernel of the guest behind src and the profile of its build. The error
+// wraps ErrNotWindows, ErrBooting or *winstruct.MissingError where that is the reason. A
+// MissingError names the Windows build that was found.
 //
-// Where profiles is Neighbours too and has no profile of the build, the offsets of the
-// builds nearest to it are tried (see Neighbours); Kernel.Inferred then says so.
+// If profiles also implements Neighbours and has no profile of the build, Open tries the
+// offsets of the nearest builds (see Neighbours). Kernel.Inferred is then set.
 func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*Guest, error) {
 	t := newTables(src)
 	k, err := locate(ctx, t)
@@ -57,11 +59,11 @@ func Open(ctx context.Context, src source.Source, profiles winstruct.Finder) (*G
 	return openKernel(ctx, src, t, k, profiles)
 }
 
-// OpenAt is Open of a guest whose kernel was found before. A place that no kernel is at costs
-// a look, and the kernel is then found as Open does it.
+// OpenAt does what Open does for a guest whose kernel was found before. It looks at that
+// place first. If no kernel is there, it searches as Open does.
 func OpenAt(ctx context.Context, src source.Source, profiles winstruct.Finder, at Place) (*Guest, error) {
 	t := newTables(src)
-	if k := revisit(t, at); k != nil {
+	if k := kernelAt(t, at); k != nil {
 		return openKernel(ctx, src, t, k, profiles)
 	}
 	return Open(ctx, src, profiles)
@@ -92,14 +94,14 @@ func openKernel(ctx context.Context, src source.Source, t *tables, k *located, p
 	if g.off, err = compile(p); err != nil {
 		return nil, err
 	}
-	if err := g.bind(); err != nil {
+	if err := g.adoptSystem(); err != nil {
 		return nil, err
 	}
 	return g, nil
 }
 
-// Identify finds the kernel of the guest behind src and tells its build, for which no
-// profile need be there.
+// Identify finds the kernel of the guest behind src and returns the identity of its build.
+// It needs no profile. The errors are those of Open.
 func Identify(ctx context.Context, src source.Source) (winstruct.Identity, error) {
 	k, err := locate(ctx, newTables(src))
 	if err != nil {
@@ -108,9 +110,9 @@ func Identify(ctx context.Context, src source.Source) (winstruct.Identity, error
 	return k.id, nil
 }
 
-// bind finds the System process and adopts its page tables: those of the vCPU or of
-// the scan may be any process's.
-func (g *Guest) bind() error {
+// adoptSystem finds the System process and switches to its page tables. Those that the
+// kernel was found with may belong to any process.
+func (g *Guest) adoptSystem() error {
 	head := g.kernel.Base + g.off.Sym.ActiveProcessHead
 	first, err := g.as.word(head)
 	if err != nil {
@@ -120,7 +122,7 @@ func (g *Guest) bind() error {
 		return fmt.Errorf("%w: its kernel has no process yet", ErrBooting)
 	}
 	eprocess := first - uint64(g.off.Process.Links)
-	v, err := g.as.record(eprocess, g.off.Process.Size)
+	v, err := g.as.readRecord(eprocess, g.off.Process.Size)
 	if err != nil {
 		return fmt.Errorf("read the System process at %#x: %w", eprocess, err)
 	}
@@ -153,8 +155,8 @@ func (g *Guest) bind() error {
 	return nil
 }
 
-// version is "major.minor.build" from KUSER_SHARED_DATA (NtMajorVersion at 0x26c and
-// NtMinorVersion at 0x270 on every build).
+// version returns "major.minor.build". Major and minor are read from KUSER_SHARED_DATA:
+// NtMajorVersion is at 0x26c and NtMinorVersion at 0x270 on every build.
 func (g *Guest) version() string {
 	var b [8]byte
 	if g.as.Read(b[:], g.as.f.kuser+0x26c) != nil {
@@ -164,9 +166,10 @@ func (g *Guest) version() string {
 	return fmt.Sprintf("%d.%d.%d", le.Uint32(b[:]), le.Uint32(b[4:]), g.kernel.Build)
 }
 
-// Time is the guest's clock: SystemTime of KUSER_SHARED_DATA, a KSYSTEM_TIME at 0x14 on every
-// build (WDK, ntddk.h), whose high half is there twice and is read until it is the same.
-// What it says is the guest's to choose; it is the zero time where it says no time.
+// Time reads the guest's clock: SystemTime of KUSER_SHARED_DATA, a KSYSTEM_TIME at 0x14 on
+// every build (WDK, ntddk.h). The structure holds its upper half twice, and it is read
+// again until both agree. The guest can set any time it likes. The result is the zero time
+// if the guest's value is no plausible time.
 func (g *Guest) Time() (time.Time, error) {
 	var b [12]byte
 	for range 100 {
@@ -180,9 +183,10 @@ func (g *Guest) Time() (time.Time, error) {
 	return time.Time{}, nil
 }
 
-// usesNoExec tells whether entries of page tables that lack the bit to forbid execution mean
-// that code is meant to run there: 32-bit guests may have no use of the bit, and then say so
-// in KUSER_SHARED_DATA.ProcessorFeatures (at 0x274) by PF_NX_ENABLED (Windows SDK, winnt.h).
+// usesNoExec reports whether the guest sets the no-execute bit of page table entries, so
+// that an entry without it marks code. A 32-bit guest may leave that bit unused.
+// KUSER_SHARED_DATA.ProcessorFeatures (at 0x274) says so at index PF_NX_ENABLED (Windows
+// SDK, winnt.h).
 func (g *Guest) usesNoExec() bool {
 	const pfNXEnabled = 12
 	if !g.as.f.noExec || g.as.f.wide() {
@@ -192,18 +196,18 @@ func (g *Guest) usesNoExec() bool {
 	return g.as.Read(enabled[:], g.as.f.kuser+0x274+pfNXEnabled) == nil && enabled[0] != 0
 }
 
-// Kernel says what was established about the guest's kernel.
+// Kernel returns what is known of the guest's kernel.
 func (g *Guest) Kernel() Kernel { return g.kernel }
 
-// Memory is the System process's address space: the kernel's own.
+// Memory returns the address space of the System process, which is the kernel's own.
 func (g *Guest) Memory() *AddressSpace { return g.as }
 
-// Refresh forgets every copy of the guest's page tables, so that what is read next
-// is what the guest has now.
+// Refresh drops all cached page tables, so that the next read sees the guest's present
+// ones.
 func (g *Guest) Refresh() { g.t.flush() }
 
-// Through is the same guest read through another source, which shares nothing of the
-// first one's caches: for reading what is there now behind a source that keeps pages.
+// Through returns the same guest, read through another source. The two share no cached page
+// tables. It serves to read the present content of memory past a source that caches pages.
 func (g *Guest) Through(src source.Source) *Guest {
 	n := *g
 	n.src, n.t = src, newTables(src)
@@ -213,11 +217,11 @@ func (g *Guest) Through(src source.Source) *Guest {
 	return &n
 }
 
-// Space is the address space of a process as its kernel mode has it. The user half is
-// the one that user mode has, but with KVA shadow it is mapped non-executable.
+// Space returns the address space that a process has in kernel mode. Its user half equals
+// that of user mode, except that KVA shadow maps it as non-executable.
 func (g *Guest) Space(p *Process) *AddressSpace { return g.space(p.DTB) }
 
-// UserSpace is the address space that a process's user mode runs on.
+// UserSpace returns the address space that a process has in user mode.
 func (g *Guest) UserSpace(p *Process) *AddressSpace {
 	if p.UserDTB != 0 {
 		return g.space(p.UserDTB)
@@ -225,7 +229,7 @@ func (g *Guest) UserSpace(p *Process) *AddressSpace {
 	return g.space(p.DTB)
 }
 
-// space is the address space under a process's page tables.
+// space returns the address space of the page tables at dtb.
 func (g *Guest) space(dtb uint64) *AddressSpace {
 	as := newSpace(g.t, g.as.f, dtb)
 	as.soft, as.noExec, as.kernel = g.as.soft, g.as.noExec, g.as

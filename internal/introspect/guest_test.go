@@ -12,31 +12,18 @@ import (
 
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
-// machine is the test guest's memory as a Source.
+// machine is a laid-out test guest and its memory as a source.
 type machine struct {
-	m    *ntguest.Machine
-	regs []source.Registers
+	*sourcetest.Guest
+	m *ntguest.Machine
 }
 
-func (s *machine) ReadPhys(p []byte, addr uint64) error {
-	if err := s.m.ReadPhys(p, addr); err != nil {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	return nil
-}
-func (s *machine) Ranges() []source.Range { return []source.Range{{Start: 0, Size: s.m.Memory}} }
-func (s *machine) Registers(context.Context) ([]source.Registers, error) {
-	if s.regs == nil {
-		return nil, source.ErrNoRegisters
-	}
-	return s.regs, nil
-}
-func (s *machine) Info() source.Info { return source.Info{Kind: "image", Name: "ntguest"} }
-func (s *machine) Close() error      { return nil }
+func machineOf(m *ntguest.Machine) *machine { return &machine{sourcetest.New(m, m.Memory), m} }
 
 // laid are the machines that were laid out already: nothing here writes to one.
 var laid = make(map[ntguest.Options]*ntguest.Machine)
@@ -51,7 +38,7 @@ func lay(t testing.TB, opts ntguest.Options) *machine {
 		}
 		laid[opts] = m
 	}
-	return &machine{m: m}
+	return machineOf(m)
 }
 
 func open(t testing.TB, s *machine) *Guest {
@@ -287,7 +274,7 @@ func TestKernelIsFoundFromAnyAddressSpace(t *testing.T) {
 		if la57 {
 			cr4 |= 1 << 12
 		}
-		s.regs = []source.Registers{{CR0: 0x80050033, CR3: cr3, CR4: cr4, RIP: 0x7ff600001000, CPL: 3}}
+		s.Regs = []source.Registers{{CR0: 0x80050033, CR3: cr3, CR4: cr4, RIP: 0x7ff600001000, CPL: 3}}
 		if k := open(t, s).Kernel(); k.Base != s.m.Truth.Kernel.Base || k.DTB != s.m.Truth.Kernel.DTB {
 			t.Errorf("shadow %v, la57 %v: kernel %+v", shadow, la57, k)
 		}
@@ -356,31 +343,6 @@ func TestUnknownBuildIsNamed(t *testing.T) {
 	}
 }
 
-// memory is plain bytes as a Source.
-type memory struct {
-	data []byte
-	regs []source.Registers
-}
-
-func (s *memory) ReadPhys(p []byte, addr uint64) error {
-	if addr > uint64(len(s.data)) || uint64(len(p)) > uint64(len(s.data))-addr {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	copy(p, s.data[addr:])
-	return nil
-}
-func (s *memory) Ranges() []source.Range {
-	return []source.Range{{Size: uint64(len(s.data)) &^ (pageSize - 1)}}
-}
-func (s *memory) Registers(context.Context) ([]source.Registers, error) {
-	if s.regs == nil {
-		return nil, source.ErrNoRegisters
-	}
-	return s.regs, nil
-}
-func (s *memory) Info() source.Info { return source.Info{} }
-func (s *memory) Close() error      { return nil }
-
 func TestOtherGuestsAreToldApart(t *testing.T) {
 	linux := make([]byte, 4<<20)
 	copy(linux[3<<20:], "Linux version 6.1.0-18-amd64")
@@ -388,16 +350,19 @@ func TestOtherGuestsAreToldApart(t *testing.T) {
 	copy(other[3<<20:], "FreeDOS")
 	for _, tt := range []struct {
 		name string
-		s    *memory
+		mem  sourcetest.Bytes
+		regs []source.Registers
 		want error
 		text string
 	}{
-		{"Linux", &memory{data: linux}, ErrNotWindows, "looks like Linux"},
-		{"other", &memory{data: other}, ErrNotWindows, "no page tables"},
-		{"empty", &memory{data: make([]byte, 4<<20)}, ErrBooting, "empty"},
-		{"firmware", &memory{data: other, regs: []source.Registers{{CR0: 0x10}}}, ErrBooting, "firmware"},
+		{"Linux", linux, nil, ErrNotWindows, "looks like Linux"},
+		{"other", other, nil, ErrNotWindows, "no page tables"},
+		{"empty", make([]byte, 4<<20), nil, ErrBooting, "empty"},
+		{"firmware", other, []source.Registers{{CR0: 0x10}}, ErrBooting, "firmware"},
 	} {
-		_, err := Open(context.Background(), tt.s, winstruct.BuiltIn())
+		src := sourcetest.New(tt.mem, uint64(len(tt.mem)))
+		src.Regs = tt.regs
+		_, err := Open(context.Background(), src, winstruct.BuiltIn())
 		if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%s: Open = %v, want %v with %q", tt.name, err, tt.want, tt.text)
 		}

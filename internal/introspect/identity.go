@@ -8,23 +8,23 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// ErrOtherProcess reports an EPROCESS that is no longer the process it was: Windows has
-// freed it, or made another process of it.
+// ErrOtherProcess reports that an EPROCESS no longer belongs to the process it belonged to:
+// Windows has freed it or used it for a new process.
 var ErrOtherProcess = errors.New("the process object is another one now")
 
-// ErrActions32 reports a 32-bit guest, which is read and not written to.
+// ErrActions32 reports an action on a 32-bit guest. Such guests are only read.
 var ErrActions32 = errors.New("actions in 32-bit guests are not supported")
 
-// Identity tells a process from every other that ever was in its guest: its object, its
-// id and when it was made. Pids and objects are used again, all three together are not.
+// Identity distinguishes a process from every other process that ever ran in its guest.
+// Windows reuses process ids and objects, but not both together with the creation time.
 type Identity struct {
 	EPROCESS   uint64
 	PID        uint64
-	CreateTime uint64 // as Windows has it: 100 ns since 1601
+	CreateTime uint64 // FILETIME: units of 100 ns since 1601, UTC
 	DTB        uint64 // without flag bits
 }
 
-// State is what changes over the life of a process.
+// State is the part of an EPROCESS that changes while the process lives and ends.
 type State struct {
 	Critical   bool
 	Exiting    bool   // its end has begun
@@ -32,9 +32,10 @@ type State struct {
 	ExitStatus uint32 // NTSTATUS; meaningful once ExitTime is set
 }
 
-// Identify reads the identity and the state of the process at an EPROCESS, from one copy.
+// Identify reads the identity and the state of the process whose EPROCESS is at a kernel
+// address. Both come from one copy of the EPROCESS.
 func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
-	rec, err := g.as.record(eprocess, g.off.Process.Size)
+	rec, err := g.as.readRecord(eprocess, g.off.Process.Size)
 	if err != nil {
 		return Identity{}, State{}, fmt.Errorf("read process at %#x: %w", eprocess, err)
 	}
@@ -46,7 +47,7 @@ func (g *Guest) Identify(eprocess uint64) (Identity, State, error) {
 }
 
 // Recheck reads the state of a process that was identified before. The error wraps
-// ErrOtherProcess where the object is not that process any more.
+// ErrOtherProcess if the EPROCESS no longer belongs to that process.
 func (g *Guest) Recheck(id Identity) (State, error) {
 	now, st, err := g.Identify(id.EPROCESS)
 	if err != nil {
@@ -58,17 +59,17 @@ func (g *Guest) Recheck(id Identity) (State, error) {
 	return st, nil
 }
 
-// Ended tells whether a process is no more, or its end has begun: its address space goes
-// away then, and what could not be read of it is no gap in what is known of the guest. A
-// process whose object cannot be read has not ended, for all that is known.
+// Ended reports whether a process has ended or has begun to end. Its address space goes
+// away then, so pages of it that could not be read are no gap in a scan. A process whose
+// EPROCESS cannot be read counts as living.
 func (g *Guest) Ended(id Identity) bool {
 	st, err := g.Recheck(id)
 	return errors.Is(err, ErrOtherProcess) || err == nil && st.Exiting
 }
 
-// Guards are conditions that hold while a process lives, is not critical and is the one
-// that was meant. They are for the moment of an action, when nothing that was read before
-// counts.
+// Guards are conditions that hold as long as a process is the one that was meant, lives and
+// is not critical. They are checked at the moment of an action, because anything read
+// earlier may be outdated.
 type Guards struct {
 	Created source.Guard // its creation time is the same
 	PID     source.Guard // its id is the same
@@ -76,14 +77,14 @@ type Guards struct {
 	Alive   source.Guard // its end has not begun, and it is not critical
 }
 
-// Identity are the guards that the process is the one that was meant, whether it lives or
-// not.
+// Identity returns the guards that say that the process is the one that was meant, whether
+// it lives or not.
 func (g *Guards) Identity() []source.Guard { return []source.Guard{g.Created, g.PID, g.DTB} }
 
-// All are all of the guards.
+// All returns all of the guards.
 func (g *Guards) All() []source.Guard { return append(g.Identity(), g.Alive) }
 
-// Guards are the guards of a process. It fails with ErrActions32 for a 32-bit guest.
+// Guards returns the guards of a process. For a 32-bit guest the error wraps ErrActions32.
 func (g *Guest) Guards(id Identity) (*Guards, error) {
 	if !g.as.f.wide() {
 		return nil, fmt.Errorf("guard pid %d: %w", id.PID, ErrActions32)
@@ -124,8 +125,8 @@ func (g *Guest) Guards(id Identity) (*Guards, error) {
 	return &out, nil
 }
 
-// physical is where a kernel address lies in guest-physical memory now. Only a valid
-// mapping counts: a page that can be taken away is no ground to act on.
+// physical returns the guest-physical address that a kernel address has now. Only a valid
+// mapping counts: a page that Windows can take away at any time is no basis for an action.
 func (g *Guest) physical(va uint64) (uint64, error) {
 	m, err := g.as.Mapping(va)
 	return m.GPA, err

@@ -9,7 +9,7 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// holds tells whether a guard's condition is true of a source's memory.
+// holds reports whether a guard's condition is true of a source's memory.
 func holds(t *testing.T, s source.Source, gd source.Guard) bool {
 	t.Helper()
 	var b [8]byte
@@ -60,7 +60,8 @@ func TestGuardsHoldForTheirProcessOnly(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				other := &patched{s, map[uint64]uint64{at: 0x1_0000_1004}}
+				other := machineOf(s.m)
+				other.Put(at, 0x1_0000_1004, 8)
 				all := true
 				for _, gd := range guards {
 					all = all && holds(t, other, gd)
@@ -194,7 +195,9 @@ func TestHandlesLeadToTheirObjects(t *testing.T) {
 				if !holds(t, s, still) {
 					t.Errorf("pid %d, handle %#x: its condition does not hold", procs[i].PID, h)
 				}
-				if holds(t, &patched{s, map[uint64]uint64{still.GPA: ^still.Value & still.Mask}}, still) {
+				other := machineOf(s.m)
+				other.Put(still.GPA, ^still.Value&still.Mask, 8)
+				if holds(t, other, still) {
 					t.Errorf("pid %d, handle %#x: its condition holds for another object", procs[i].PID, h)
 				}
 			}

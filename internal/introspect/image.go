@@ -8,20 +8,14 @@ import (
 // batch is how many pages are read at once.
 const batch = 128
 
-// ReadImage copies the pages of an image at [base, base+len(mem)) of a process into
-// mem and notes in origins, one for each page, how each was found. mem must be a
-// multiple of the page size. Pages that are not in RAM are zeroed and marked; only a
-// source that fails is an error. vad, where not nil, is the range's descriptor,
-// through whose prototype entries pages are found that the process has not touched,
-// and by which copies of its own are told from the section's pages.
+// ReadImage copies the pages of an image at [base, base+len(mem)) of a process into mem.
+// base and len(mem) are multiples of the page size. origins has one element for each page
+// and receives how the page was found. Pages that are not in RAM are zeroed. vad is the
+// descriptor of the range, or nil. With it, private copies are told apart from the
+// section's pages, and pages are found that the process has not touched. Only a source that
+// fails is an error.
 func (g *Guest) ReadImage(ctx context.Context, p *Process, vad *VAD, base uint64, mem []byte, origins []PageOrigin) error {
 	return g.space(p.DTB).readImage(ctx, vad, base, mem, origins)
-}
-
-// ReadDriver is ReadImage for the kernel's own address space. Drivers of session
-// space are mapped only in the processes of a session: their pages are absent here.
-func (g *Guest) ReadDriver(ctx context.Context, base uint64, mem []byte, origins []PageOrigin) error {
-	return g.as.readImage(ctx, nil, base, mem, origins)
 }
 
 func (as *AddressSpace) readImage(ctx context.Context, vad *VAD, base uint64, mem []byte, origins []PageOrigin) error {
@@ -48,8 +42,8 @@ func (as *AddressSpace) readImage(ctx context.Context, vad *VAD, base uint64, me
 	return nil
 }
 
-// rangeFrames finds pages of a range, those of the section that vad, where not nil, maps
-// there included.
+// rangeFrames finds the pages of a range. If vad is not nil, these include pages of the
+// section that it maps.
 func (as *AddressSpace) rangeFrames(ctx context.Context, vad *VAD, base uint64, frames []Frame) error {
 	var section [batch]Frame
 	for i := 0; i < len(frames); i += batch {
@@ -65,8 +59,9 @@ func (as *AddressSpace) rangeFrames(ctx context.Context, vad *VAD, base uint64, 
 	return nil
 }
 
-// sectionAt finds the pages of the section that vad, where not nil, maps at va and
-// behind. The first of them is mapped at start.
+// sectionAt finds the pages of vad's section for [va, va+len(frames) pages), with frames as
+// room for the result. start is the address at which the first of them is mapped. Without a
+// vad or a section there are none.
 func (as *AddressSpace) sectionAt(vad *VAD, va uint64, frames []Frame) (start uint64, section []Frame, err error) {
 	if vad == nil {
 		return 0, nil, nil
@@ -79,46 +74,11 @@ func (as *AddressSpace) sectionAt(vad *VAD, va uint64, frames []Frame) (start ui
 		n := min((end-start)/pageSize, (vad.lastProto-at)/as.f.pte+1, (vad.End-start)/pageSize+1)
 		section = frames[:n]
 	}
-	k := as.kernel
-	if k == nil {
-		k = as
-	}
-	return start, section, k.prototypes(at, section)
+	return start, section, as.prototypes(at, section)
 }
 
-// imagePage finds a page of a section that is mapped at va. A page that a process has
-// in memory and that is not the frame that the section's prototype entry leads to is a
-// copy of its own: a valid entry for a shared page implies a valid prototype.
-func (as *AddressSpace) imagePage(vad *VAD, va uint64) (pa uint64, origin PageOrigin, err error) {
-	pa, origin, err = as.translate(va)
-	if err != nil || vad == nil {
-		return pa, origin, err
-	}
-	at, ok := vad.prototype(as.f, va)
-	if !ok {
-		return pa, origin, nil
-	}
-	switch origin {
-	case PageAbsent:
-		return as.prototype(at, va)
-	case pagePagedOut:
-		if pa, origin, err = as.prototype(at, va); origin == PagePrototype {
-			origin = PageStandIn
-		}
-	case PageResident, PageTransition:
-		shared, _, err := as.prototype(at, va)
-		if err != nil {
-			return 0, PageAbsent, err
-		}
-		if shared != pa {
-			origin = PagePrivate
-		}
-	}
-	return pa, origin, err
-}
-
-// prototype is the address of the prototype entry for va; ok is false where the range
-// has none.
+// prototype returns the address of the prototype entry for va. ok is false if the range has
+// none.
 func (v *VAD) prototype(f *format, va uint64) (at uint64, ok bool) {
 	if v.proto == 0 || va < v.Start || va > v.End {
 		return 0, false

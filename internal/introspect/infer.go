@@ -10,32 +10,37 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Neighbours offers the profiles of other builds, those nearest to a version first. A
-// guest whose own build has no profile is read with the offsets of the first one that
-// can be proven: every offset is held against what the guest's memory must be if it is
-// right. System is pid 4, lists close, names are names, times are times, pointers lead
-// where they must. An offset that reading cannot do without and that is not proven rules
-// the profile out; another is not used, and Kernel.Unproven names it. Symbols are taken
-// from no other build: they are found in the guest, or not used.
+// Neighbours offers profiles of other builds, ordered by how near they are to a version. If
+// a guest's build has no profile, Open reads the guest with the offsets of the first
+// neighbour that fits.
+//
+// Whether a profile fits is proven in the guest's memory: each offset leads to a value with
+// known properties. System has pid 4, lists close, names are printable, times are
+// plausible, pointers lead to the right structures. A profile is rejected if an
+// indispensable offset is not proven. Any other offset that is not proven is left unused,
+// and Kernel.Unproven names it. Symbols are never taken from another build: they are found
+// in the guest, or not used.
 type Neighbours interface {
 	winstruct.Finder
+	// Near returns the builds in the order of their distance from a version, "10.0.19041".
 	Near(version string) []winstruct.Entry
+	// Open loads the profile of one of them.
 	Open(winstruct.Entry) (*winstruct.Profile, error)
 }
 
-// ErrNoNeighbour reports a guest that the offsets of no known build fit.
+// ErrNoNeighbour reports a guest that the offsets of none of the known builds fit.
 var ErrNoNeighbour = errors.New("the offsets of no build that is known could be proven in it")
 
-// Bounds on the search: different layouts that are tried, and the time for all of them,
-// which only a hostile guest uses up.
+// Bounds on the search: the number of different layouts that are tried, and the time for
+// all of them. Only a hostile guest uses up that time.
 const (
 	maxNeighbours = 12
 	maxInfer      = 10 * time.Second
 )
 
-// infer makes g a guest that is read with the offsets of a near build.
+// infer sets g up to be read with the offsets of a near build.
 func (g *Guest) infer(ctx context.Context, near Neighbours) error {
-	ex, err := readExports(g.as, g.kernel.Base, g.kernel.Size)
+	ex, err := readExports(g.as, g.kernel.Base)
 	if err != nil {
 		return fmt.Errorf("infer a profile: %w", err)
 	}
@@ -98,7 +103,7 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 			continue
 		}
 		tried[*off] = true
-		trial, pr, err := g.try(ctx, off, system)
+		trial, pr, err := g.tryOffsets(ctx, off, system)
 		if err != nil {
 			if len(tried) == 1 {
 				reason = fmt.Errorf("%w: with those of %s, %w", ErrNoNeighbour, entry.Version, err)
@@ -106,7 +111,7 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 			continue
 		}
 		trial.kernel.Inferred, trial.kernel.Unproven = entry.Version, pr.unproven
-		if err := trial.bind(); err != nil {
+		if err := trial.adoptSystem(); err != nil {
 			return fmt.Errorf("infer a profile: %w", err)
 		}
 		if off.InvalidPteMask != winstruct.Missing {
@@ -119,14 +124,15 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 	return reason
 }
 
-// try holds offsets against the guest. Where they fit as far as System goes they are
-// tried again: a guest that runs may have changed a list in the middle of a proof.
-func (g *Guest) try(ctx context.Context, off *Offsets, system uint64) (trial *Guest, pr *prover, err error) {
+// tryOffsets proves offsets in the guest. If the System process can be read with them but a
+// later proof fails, it tries again: a running guest may have changed a list during the
+// proof.
+func (g *Guest) tryOffsets(ctx context.Context, off *Offsets, system uint64) (trial *Guest, pr *prover, err error) {
 	for range 3 {
 		mine := *off
 		trial = &Guest{src: g.src, t: g.t, as: g.as, kernel: g.kernel, off: &mine}
 		pr = &prover{ctx: ctx, g: trial, system: system}
-		if err = pr.prove(); err == nil || !pr.near || ctx.Err() != nil {
+		if err = pr.prove(); err == nil || !pr.systemRead || ctx.Err() != nil {
 			break
 		}
 		g.Refresh()
@@ -134,8 +140,8 @@ func (g *Guest) try(ctx context.Context, off *Offsets, system uint64) (trial *Gu
 	return trial, pr, err
 }
 
-// nearVersion is what the guest says its version is: KUSER_SHARED_DATA and the exported
-// build number. It decides the order of what is tried, and nothing else.
+// nearVersion returns the version that the guest claims, from KUSER_SHARED_DATA and the
+// exported build number. It only decides the order in which neighbours are tried.
 func (g *Guest) nearVersion(number uint64) string {
 	var b [8]byte
 	if number != 0 && g.as.Read(b[:4], g.kernel.Base+number) == nil {

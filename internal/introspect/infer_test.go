@@ -302,7 +302,7 @@ func FuzzInfer(f *testing.F) {
 		}
 	}
 	add(g.as, g.kernel.Base, pageSize)
-	ex, err := readExports(g.as, g.kernel.Base, g.kernel.Size)
+	ex, err := readExports(g.as, g.kernel.Base)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -313,16 +313,7 @@ func FuzzInfer(f *testing.F) {
 	binary.LittleEndian.PutUint16(seed, 3)
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p := &patched{machine: s, words: map[uint64]uint64{}}
-		for len(data) >= 10 && len(p.words) < 16 {
-			at := places[int(binary.LittleEndian.Uint16(data))*31%len(places)]
-			v := binary.LittleEndian.Uint64(data[2:])
-			if v&3 == 1 {
-				v = places[int(v>>2%uint64(len(places)))%len(places)]
-			}
-			p.words[at] = v
-			data = data[10:]
-		}
+		p := s.patched(data, places, 16, address)
 		g, err := Open(context.Background(), p, near)
 		if (g == nil) == (err == nil) {
 			t.Fatalf("Open = %v, %v", g, err)

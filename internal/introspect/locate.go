@@ -11,27 +11,27 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// What a guest can be instead of a running Windows; test with errors.Is.
+// Reasons why a guest is no running Windows. Test for them with errors.Is.
 var (
-	// ErrNotWindows reports a guest that runs something else. Its text says what it
-	// looks like, where that can be told.
+	// ErrNotWindows reports a guest that runs something else. The error's text says what it
+	// looks like, if that can be told.
 	ErrNotWindows = errors.New("the guest is not Windows")
-	// ErrBooting reports a guest that is not up yet: in its firmware or boot loader,
-	// or a Windows kernel without a System process.
+	// ErrBooting reports a guest that is still in its firmware or boot loader, or whose
+	// Windows kernel has no System process yet.
 	ErrBooting = errors.New("the guest is still booting")
 )
 
-// located is a kernel that was found, before its profile is known.
+// located is a kernel that was found and whose profile is not known yet.
 type located struct {
-	as   *AddressSpace // a tree that maps the kernel; not always the System process's
+	as   *AddressSpace // page tables that map the kernel, of the System process or any other
 	base uint64
 	size uint32
 	id   winstruct.Identity
 	how  string
 }
 
-// locate finds the Windows kernel: from the page tables that a vCPU uses, or by
-// searching physical memory for tables that map themselves, as Windows' do.
+// locate finds the Windows kernel. It looks at the page tables that the vCPUs use, and else
+// searches physical memory for page tables that map themselves, as those of Windows do.
 func locate(ctx context.Context, t *tables) (*located, error) {
 	regs, err := t.src.Registers(ctx)
 	if err != nil && !errors.Is(err, source.ErrNoRegisters) {
@@ -68,8 +68,8 @@ func locate(ctx context.Context, t *tables) (*located, error) {
 	return searchPhysical(ctx, t, len(regs) > 0)
 }
 
-// revisit is the kernel at the place where one was found before, or nil.
-func revisit(t *tables, at Place) *located {
+// kernelAt returns the kernel at a place where one was found before, or nil.
+func kernelAt(t *tables, at Place) *located {
 	f := formatNamed(at.Paging)
 	if f == nil {
 		return nil
@@ -81,8 +81,9 @@ func revisit(t *tables, at Place) *located {
 	return k
 }
 
-// formats are the forms of address space that a vCPU with these registers may use. EFER
-// tells 64-bit mode from PAE, where the source carries it: 0 may mean either.
+// formats returns the address space formats that a vCPU with these registers may use. EFER
+// distinguishes 64-bit mode from PAE. A source that does not carry EFER has 0 there, so
+// both are possible.
 func formats(r *source.Registers) []*format {
 	const cr4PAE, cr4LA57, eferLMA = 1 << 5, 1 << 12, 1 << 10
 	wide := formatX64
@@ -100,7 +101,7 @@ func formats(r *source.Registers) []*format {
 	return []*format{wide, formatPAE}
 }
 
-// idtHandler is the address of the page fault handler, or 0.
+// idtHandler returns the address of the page fault handler in an IDT, or 0.
 func idtHandler(as *AddressSpace, idt uint64) uint64 {
 	var gate [16]byte
 	size := uint64(16)
@@ -114,8 +115,8 @@ func idtHandler(as *AddressSpace, idt uint64) uint64 {
 	return uint64(le.Uint16(gate[:])) | uint64(le.Uint16(gate[6:]))<<16 | uint64(le.Uint32(gate[8:]))<<32
 }
 
-// scanBack looks for the kernel image that holds the code at va: its header lies at
-// a page boundary below, perhaps behind pages that are not in RAM.
+// scanBack finds the kernel image that contains the code at va. Its header is at a page
+// boundary below va; pages in between may not be in RAM.
 func scanBack(as *AddressSpace, va uint64) *located {
 	if !as.f.kernelImage(va) {
 		return nil
@@ -145,12 +146,12 @@ func tryKernel(as *AddressSpace, base uint64) *located {
 	return &located{as: as, base: base, size: size, id: id}
 }
 
-// searchBudget bounds the entries that one search for the kernel looks at, over all
-// the trees it tries: a guest can fill its memory with tables.
+// searchBudget bounds the page table entries that one search for the kernel looks at in all
+// the trees it tries. A hostile guest can fill its memory with page tables.
 const searchBudget = 1 << 20
 
-// searchSpace walks what a tree maps in the region of system images and returns the
-// kernel in it, or nil. Each page and each gap costs one of the budget.
+// searchSpace walks the page tables of the region in which Windows loads system images, and
+// returns the kernel in it, or nil. Each page and each gap takes one from the budget.
 func searchSpace(as *AddressSpace, budget *int) *located {
 	first := as.f.images
 	for va := first; va-first < as.f.imagesBytes; {
@@ -162,7 +163,7 @@ func searchSpace(as *AddressSpace, budget *int) *located {
 			return nil
 		}
 		if !ok {
-			// Nothing below this entry: go on behind it.
+			// Nothing is mapped below this entry: go on behind it.
 			va = (va | (1<<shiftOf(shift) - 1)) + 1
 			continue
 		}
@@ -184,7 +185,8 @@ func searchSpace(as *AddressSpace, budget *int) *located {
 	return nil
 }
 
-// shiftOf is the size that an entry without a table below stands for.
+// shiftOf returns the size of the gap that walk found, as a shift. An address that is not
+// canonical has shift 0 and counts as a gap of one page.
 func shiftOf(shift uint) uint {
 	if shift == 0 {
 		return pageShift
@@ -194,14 +196,14 @@ func shiftOf(shift uint) uint {
 
 const scanChunk = 1 << 20 // bytes read at once
 
-// searchPhysical looks through RAM for a top-level page table of Windows, lowest
-// addresses first: one that leads to itself, under which KUSER_SHARED_DATA and a kernel
-// are mapped.
+// searchPhysical searches RAM, lowest addresses first, for a top-level page table of
+// Windows: one that maps itself, and below which KUSER_SHARED_DATA and a kernel are mapped.
+// running says that the vCPUs have paging on.
 func searchPhysical(ctx context.Context, t *tables, running bool) (*located, error) {
 	var k *located
 	buf := make([]byte, scanChunk)
 	linux, empty, budget := false, true, searchBudget
-	firmware := uint64(1 << 20) // what lies below is the firmware's work
+	firmware := uint64(1 << 20) // memory below is written by the firmware
 	if rs := t.src.Ranges(); len(rs) > 0 && rs[len(rs)-1].End() <= firmware {
 		firmware = 0
 	}
@@ -218,7 +220,7 @@ func searchPhysical(ctx context.Context, t *tables, running bool) (*located, err
 				return nil, fmt.Errorf("search physical memory for the kernel: %w", err)
 			}
 			for off := 0; off+pageSize <= len(chunk); off += pageSize {
-				roots(t, chunk[off:off+pageSize], at+uint64(off), func(as *AddressSpace) bool {
+				eachRoot(t, chunk[off:off+pageSize], at+uint64(off), func(as *AddressSpace) bool {
 					if _, origin, err := as.translate(as.f.kuser); err != nil || origin != PageResident {
 						return false
 					}

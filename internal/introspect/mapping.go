@@ -14,21 +14,21 @@ const (
 	pteNoExec = 1 << 63
 )
 
-// Mapping is how the processor maps one address: what it would find, with the rights
-// of all levels of the tables.
+// Mapping is how the processor maps one address. Its rights are those that remain after all
+// levels of page tables.
 type Mapping struct {
-	GPA        uint64 // of the byte
+	GPA        uint64 // guest-physical address of the byte
 	User       bool   // user mode may access it
 	Writable   bool
 	Executable bool
 	Entry      uint64 // guest-physical address of the last entry
 	PTE        uint64 // its value
-	size       uint64 // its bytes
+	size       uint64 // bytes of the entry, 4 or 8
 }
 
-// Mapping reads how va is mapped, from the tables themselves and not from a copy of
-// them. The error wraps ErrNotPresent where the processor would fault; Entry and PTE are
-// then those of the entry for which it would, and Entry is 0 where there is none.
+// Mapping reads how va is mapped, from the page tables in the guest and not from cached
+// copies. The error wraps ErrNotPresent if the processor would fault. Entry and PTE are
+// then those of the entry at which it would; Entry is 0 if there is none.
 func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 	m := Mapping{User: true, Writable: true, Executable: true, size: as.f.pte}
 	absent := &AddressError{VA: va, DTB: as.dtb, Err: ErrNotPresent}
@@ -65,14 +65,14 @@ func (as *AddressSpace) Mapping(va uint64) (Mapping, error) {
 	}
 }
 
-// Guard is the condition that the mapping still is what it was: the same frame, with
-// the rights that user mode needs to write there, too, where it had them.
+// Guard returns the condition that the mapping stays as it is: the same frame, and no loss
+// of the user-mode and write rights that it has.
 func (m Mapping) Guard() source.Guard {
 	return guard(m.Entry, m.size, pfnMask|pteValid|pteUser|pteWrite, m.PTE)
 }
 
-// guard is the condition that the bits of mask of a value of size bytes, 4 or 8, stay as they
-// are. Guards are of aligned words of eight.
+// guard returns the condition that the bits in mask of a value stay as they are. size is
+// the value's size in bytes, 4 or 8. Guards are of aligned 8-byte words.
 func guard(gpa, size, mask, value uint64) source.Guard {
 	if size == 4 {
 		mask &= 1<<32 - 1
@@ -83,17 +83,17 @@ func guard(gpa, size, mask, value uint64) source.Guard {
 	return source.Guard{GPA: gpa, Mask: mask, Value: value & mask}
 }
 
-// ReadFile fills p from va, all within v, with what the mapped file has there: through
-// the section's prototype entries, whatever the process itself has made of its copy. The
-// error wraps ErrNotPresent where a page of the file is not in RAM.
+// ReadFile fills p with the mapped file's content at va, as the section has it, whatever
+// the process has changed in its own copy. All of [va, va+len(p)) lies in v. The error
+// wraps ErrNotPresent if a page of the file is not in RAM.
 func (g *Guest) ReadFile(p []byte, v *VAD, va uint64) error {
 	if v.proto == 0 || va < v.Start || va > v.End || uint64(len(p)) > v.End-va+1 {
 		return fmt.Errorf("read file behind %#x: no file is mapped there", va)
 	}
 	for len(p) > 0 {
 		n := min(uint64(len(p)), pageSize-va%pageSize)
-		at := v.proto + (va-v.Start)/pageSize*g.as.f.pte
-		if at > v.lastProto {
+		at, ok := v.prototype(g.as.f, va)
+		if !ok {
 			return &AddressError{VA: va, Err: ErrNotPresent}
 		}
 		pa, origin, err := g.as.prototype(at, va)

@@ -16,8 +16,8 @@ const (
 	FlagUnmapped = "unmapped" // on a loader list, but no image is mapped there
 )
 
-// The 32-bit forms of the loader's structures in a wow64 process; kernel symbols do
-// not hold them, and no build changed them (Windows Internals; ntdll.dll's symbols).
+// Offsets in the 32-bit loader structures of a wow64 process. Kernel symbols do not contain
+// these structures, and no build changed them (Windows Internals; ntdll.dll's symbols).
 const (
 	ldr32Load, ldr32Memory, ldr32Init       = 0x0c, 0x14, 0x1c
 	entry32Load, entry32Memory, entry32Init = 0x00, 0x08, 0x10
@@ -26,15 +26,17 @@ const (
 	entry32Size                             = 0x34
 )
 
-// Modules lists the images of a process in the order of their addresses: those its
-// loader lists name, those of both widths, and image ranges of its address space that none
-// does. A process that has exited or has no user part has none.
+// Modules lists the images of a process in the order of their addresses: those on its
+// loader lists, 64-bit and 32-bit, and image ranges of its address space that are on no
+// list. A process that has exited or has no user part has none. What could not be read
+// comes back as problems; only the end of ctx is an error.
 func (g *Guest) Modules(ctx context.Context, p *Process) ([]Module, []Problem, error) {
 	mods, _, problems, err := g.ModulesAndVADs(ctx, p)
 	return mods, problems, err
 }
 
-// ModulesAndVADs is Modules with all ranges of the process, as VADs lists them.
+// ModulesAndVADs returns the images as Modules does, and all ranges of the process as VADs
+// does.
 func (g *Guest) ModulesAndVADs(ctx context.Context, p *Process) ([]Module, []VAD, []Problem, error) {
 	if p.PEB == 0 || !p.Exited.IsZero() {
 		return nil, nil, nil, nil
@@ -48,11 +50,11 @@ func (g *Guest) ModulesAndVADs(ctx context.Context, p *Process) ([]Module, []VAD
 			problems = append(problems, Problem{What: what, Err: fmt.Errorf("%s: %w", doing, err), Process: p.Identity()})
 		}
 	}
-	native := g.native(as)
-	note(fmt.Sprintf("%d-bit loader lists", 8*as.ptr), native.lists(ctx, p.PEB, found))
+	native := g.nativeLoader(as)
+	note(fmt.Sprintf("%d-bit loader lists", 8*as.ptr), native.addModules(ctx, p.PEB, found))
 	if p.PEB32 != 0 && g.off.PEB32.Ldr != winstruct.Missing {
-		wow64 := g.wow64(as)
-		note("32-bit loader lists", wow64.lists(ctx, p.PEB32, found))
+		wow64 := g.wow64Loader(as)
+		note("32-bit loader lists", wow64.addModules(ctx, p.PEB32, found))
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, nil, nil, err
@@ -89,37 +91,37 @@ func (g *Guest) ModulesAndVADs(ctx context.Context, p *Process) ([]Module, []VAD
 	return out, vads, problems, nil
 }
 
-// loader is where a loader's structures have their members, and the form of the address
-// space that they lie in.
+// loader has the offsets of a loader's structures and the address space in which they lie.
 type loader struct {
 	as                 *AddressSpace
 	ldr                uint32 // in the PEB
 	heads, links       [3]uint32
 	size               uint32 // of an entry
 	base, image, entry uint32
-	original           uint32 // winstruct.Missing where it is not noted
+	original           uint32 // winstruct.Missing if the loader does not record it
 	full, name         uint32
 	wow64              bool
 }
 
-// native is the loader of the guest's own width.
-func (g *Guest) native(as *AddressSpace) loader {
+// nativeLoader returns the loader of the guest's own pointer size.
+func (g *Guest) nativeLoader(as *AddressSpace) loader {
 	o := &g.off.Entry
 	return loader{as: as, ldr: g.off.PEB.Ldr, heads: [3]uint32{g.off.Ldr.Load, g.off.Ldr.Memory, g.off.Ldr.Init},
 		links: [3]uint32{o.Load, o.Memory, o.Init}, size: o.Size, base: o.Base, image: o.Image, entry: o.Entry, original: o.Original,
 		full: o.FullName, name: o.BaseName}
 }
 
-// wow64 is the 32-bit loader of a 64-bit guest.
-func (g *Guest) wow64(as *AddressSpace) loader {
-	return loader{as: as.narrow(), ldr: g.off.PEB32.Ldr, heads: [3]uint32{ldr32Load, ldr32Memory, ldr32Init},
+// wow64Loader returns the 32-bit loader of a 64-bit guest.
+func (g *Guest) wow64Loader(as *AddressSpace) loader {
+	return loader{as: as.as32(), ldr: g.off.PEB32.Ldr, heads: [3]uint32{ldr32Load, ldr32Memory, ldr32Init},
 		links: [3]uint32{entry32Load, entry32Memory, entry32Init}, size: entry32Size, base: entry32Base, image: entry32Image, entry: entry32Entry,
 		original: winstruct.Missing, full: entry32Full, name: entry32Name, wow64: true}
 }
 
-// lists adds what the three lists of the loader with a PEB name. They are the process's own
-// memory: it can cut any of them. The program of a wow64 process is on both sides' lists.
-func (l *loader) lists(ctx context.Context, peb uint64, found map[uint64]*Module) error {
+// addModules adds the modules on the three lists of the loader that a PEB refers to. The lists
+// are in the process's own memory, and it can cut any of them. The program of a wow64
+// process is on the lists of both loaders.
+func (l *loader) addModules(ctx context.Context, peb uint64, found map[uint64]*Module) error {
 	ldr, err := l.as.word(peb + uint64(l.ldr))
 	if err != nil {
 		return fmt.Errorf("read PEB at %#x: %w", peb, err)
@@ -130,7 +132,7 @@ func (l *loader) lists(ctx context.Context, peb uint64, found map[uint64]*Module
 	rec := l.as.newRecord(l.size)
 	var errs []error
 	for i, head := range l.heads {
-		errs = append(errs, l.as.list(ctx, ldr+uint64(head), 0, maxModules, func(entry uint64) bool {
+		errs = append(errs, l.as.walkList(ctx, ldr+uint64(head), 0, maxModules, func(entry uint64) bool {
 			at := entry - uint64(l.links[i])
 			if err := l.as.Read(rec.b, at); err != nil {
 				errs = append(errs, fmt.Errorf("loader entry at %#x: %w", at, err))
@@ -165,7 +167,8 @@ func nameError(base uint64, err error) error {
 	return fmt.Errorf("name of the module at %#x: %w", base, err)
 }
 
-// Drivers lists the kernel and its drivers in load order.
+// Drivers lists the kernel and its drivers in load order. What could not be read comes back
+// as problems; it is an error if nothing could.
 func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 	o := &g.off.Driver
 	var out []Module
@@ -174,7 +177,7 @@ func (g *Guest) Drivers(ctx context.Context) ([]Module, []Problem, error) {
 		return nil, []Problem{{What: "loaded module list", Err: errors.New("where it lies could not be proven: drivers are not listed")}}, nil
 	}
 	rec := g.as.newRecord(o.Size)
-	err := g.as.list(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
+	err := g.as.walkList(ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
 		at := entry - uint64(o.Links)
 		if err := g.as.Read(rec.b, at); err != nil {
 			problems = append(problems, Problem{What: fmt.Sprintf("driver entry at %#x", at), Err: err})

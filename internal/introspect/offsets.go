@@ -7,9 +7,10 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Offsets is all that introspection needs of a build, resolved once from its
-// profile. What is not optional a profile must have; winstruct.Compile names what
-// is missing.
+// Offsets has all symbols and structure offsets of one build that introspection needs. They
+// are resolved once from the build's profile. Those that are not optional must be there;
+// winstruct.Compile names the missing ones. Symbols are RVAs of the kernel image, offsets
+// are in bytes.
 type Offsets struct {
 	Sym struct {
 		ActiveProcessHead uint64 `win:"sym(PsActiveProcessHead),optional"`
@@ -125,7 +126,7 @@ type Offsets struct {
 		Protection winstruct.Field `win:"_MMVAD_FLAGS.Protection"`
 		Private    winstruct.Field `win:"_MMVAD_FLAGS.PrivateMemory"`
 		Subsection uint32          `win:"_MMVAD.Subsection,optional"`
-		Control    uint32          `win:"_MMVAD.ControlArea,optional"` // until Windows Server 2003, in the place of Subsection
+		Control    uint32          `win:"_MMVAD.ControlArea,optional"` // until Windows Server 2003, in place of Subsection
 		FirstPTE   uint32          `win:"_MMVAD.FirstPrototypePte"`
 		LastPTE    uint32          `win:"_MMVAD.LastContiguousPte"`
 	}
@@ -150,8 +151,8 @@ type Offsets struct {
 		Flags uint32          `win:"_CONTROL_AREA.u"`
 		Image winstruct.Field `win:"_MMSECTION_FLAGS.Image"`
 	}
-	// A FILE_OBJECT leads to the file's own pages: those of its data section, and the
-	// cache manager's views of them.
+	// From a FILE_OBJECT to the pages of the file: those of its data section, and the cache
+	// manager's views of it.
 	FilePointers uint32 `win:"_FILE_OBJECT.SectionObjectPointer"`
 	Pointers     struct {
 		Size  uint32 `win:"sizeof(_SECTION_OBJECT_POINTERS)"`
@@ -174,7 +175,7 @@ type Offsets struct {
 	SwizzleBit     winstruct.Field `win:"_MMPTE_TRANSITION.SwizzleBit,optional"`
 }
 
-// Usable tells whether a profile has all that introspection needs; it fails with a
+// Usable checks that a profile has all that introspection needs. The error is a
 // *winstruct.MissingFactsError that names what is missing.
 func Usable(p *winstruct.Profile) error {
 	_, err := compile(p)
@@ -204,10 +205,12 @@ func compile(p *winstruct.Profile) (*Offsets, error) {
 	return o, nil
 }
 
-// neededSymbols are those that reading a guest takes, unless they are found in it: see infer.
+// neededSymbols are the symbols without which a guest cannot be read, unless infer finds
+// them in the guest.
 var neededSymbols = []string{"PsActiveProcessHead", "PsLoadedModuleList", "PspCidTable"}
 
-// compileOffsets resolves the offsets of a build, and what symbols of it are known.
+// compileOffsets resolves the offsets of a build and those of its symbols that the profile
+// has.
 func compileOffsets(p *winstruct.Profile) (*Offsets, error) {
 	o := new(Offsets)
 	if err := winstruct.Compile(p, o); err != nil {

@@ -6,13 +6,14 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// PageInGuards are the conditions under which a read of va in a process has its guest
-// read a page of the section in that is mapped there, and does nothing else: the process
-// is what it was, and its entry for the page says nothing but that the section has it. in
-// says that the page is present, and then there is nothing to do. The error wraps
-// ErrNotPresent where the entry says something else: the process may have changed its
-// rights to the page, or have a copy of its own in a page file.
-func (g *Guest) PageInGuards(id Identity, va uint64) (guards []source.Guard, in bool, err error) {
+// PageInGuards returns the conditions under which a read access to va by a process makes
+// the guest read in a page of the section that is mapped there, and has no other effect:
+// the process is still the same, and its page table entry leaves everything to the section.
+//
+// If the page is present already, present is true and there is nothing to do. If the entry
+// says anything else, the error wraps ErrNotPresent: the process may have changed its
+// rights to the page, or have a private copy in a page file.
+func (g *Guest) PageInGuards(id Identity, va uint64) (guards []source.Guard, present bool, err error) {
 	m, err := g.space(id.DTB).Mapping(va)
 	if err == nil {
 		return nil, true, nil
@@ -24,14 +25,15 @@ func (g *Guest) PageInGuards(id Identity, va uint64) (guards []source.Guard, in 
 	if err != nil {
 		return nil, false, err
 	}
-	// That its DTB is loaded is a condition of every action; the page has its place.
+	// A page-in needs a guard for the entry, and an action takes only source.MaxGuards. The
+	// DTB's guard can go: every action requires that the DTB is loaded.
 	return []source.Guard{of.Created, of.PID, of.Alive, {GPA: m.Entry, Mask: ^uint64(0), Value: m.PTE}}, false, nil
 }
 
-// sectionAlone tells whether an entry that is not valid leaves all to the section: zero
-// leaves it to the range's descriptor, and so does a table that is not there; else it
-// leads to the section's prototype entry. One that says "see the VAD" in the place of that
-// address has rights of its own.
+// sectionAlone reports whether an invalid entry leaves everything to the section. An entry
+// of zero leaves it to the range's descriptor, and so does a page table that is not there.
+// Any other such entry refers to the section's prototype entry. If it says "see the VAD" in
+// place of an address, the page has rights of its own.
 func sectionAlone(pte uint64) bool {
 	if pte == 0 {
 		return true

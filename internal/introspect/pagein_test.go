@@ -35,7 +35,7 @@ func TestPageInGuardsAreForSectionPagesOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &machine{m: m}
+		s := machineOf(m)
 		g := open(t, s)
 		procs, _, err := g.Processes(context.Background())
 		if err != nil {

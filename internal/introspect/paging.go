@@ -15,8 +15,7 @@ const (
 	pfnMask   = 0x000ffffffffff000 // bits 12 to 51 of a page table entry
 )
 
-// ErrNotPresent reports a virtual address whose page is nowhere in RAM, or that is
-// not mapped at all.
+// ErrNotPresent reports a virtual address that is not mapped, or whose page is not in RAM.
 var ErrNotPresent = errors.New("page not present")
 
 // PageOrigin says how a page of virtual memory was found.
@@ -24,35 +23,35 @@ type PageOrigin uint8
 
 // Origins of a page.
 const (
-	PageAbsent     PageOrigin = iota // not in RAM, or not mapped
+	PageAbsent     PageOrigin = iota // not mapped, or not in RAM
 	PageResident                     // through a valid entry
-	PageTransition                   // through a transition entry: out of the working set, still in RAM
+	PageTransition                   // through a transition entry: trimmed from the working set and still in RAM
 	PagePrototype                    // through the section's prototype entry
-	PageDemandZero                   // never touched: the guest would see zeros
-	PagePrivate                      // a copy of the process's own of a page that belongs to a section
-	PageStandIn                      // through the prototype entry, for the process's own copy is in a page file
-	pagePagedOut                     // in a page file; becomes one of the others before anybody sees it
+	PageDemandZero                   // never touched: the guest reads zeros
+	PagePrivate                      // the process's private copy of a page of a section
+	PageStandIn                      // through the prototype entry, in place of a private copy that is in a page file
+	pagePagedOut                     // in a page file; internal, replaced before a Frame is handed out
 )
 
-// inMemory tells whether a page with this origin has a frame.
+// inMemory reports whether a page of this origin is in RAM.
 func (o PageOrigin) inMemory() bool {
 	return o != PageAbsent && o != PageDemandZero && o != pagePagedOut
 }
 
-// Bits of a page table entry, and of the software forms that Windows gives one that is
-// not valid (_MMPTE_TRANSITION, _MMPTE_PROTOTYPE; the same bits in every format and on
-// every build).
+// Bits of a page table entry, and of the forms that Windows gives an entry that is not
+// valid (_MMPTE_TRANSITION, _MMPTE_PROTOTYPE; the same bits in every format and on every
+// build).
 const (
 	pteValid      = 1 << 0
 	pteLarge      = 1 << 7
 	ptePrototype  = 1 << 10
 	pteTransition = 1 << 11
-	protoShift    = 16 // of the prototype entry's address, on x64
+	protoShift    = 16 // position of the prototype entry's address, on x64
 )
 
-// tables caches pages of page tables, which are read again and again, for all the
-// address spaces of one guest. It is bounded, and safe for concurrent use. What it
-// holds is a copy of some moment: flush ends its life.
+// tables caches page tables for all address spaces of one guest, since they are read again
+// and again. It is bounded and safe for concurrent use. Its pages are copies from the time
+// they were read, until flush drops them.
 type tables struct {
 	src source.Source
 
@@ -68,8 +67,8 @@ func newTables(src source.Source) *tables {
 	return &tables{src: src, pages: make(map[uint64]*[pageSize]byte), ring: make([]uint64, 0, maxTables)}
 }
 
-// entry returns the table entry of so many bytes, 4 or 8, at a guest-physical address, a
-// multiple of that.
+// entry returns the page table entry at a guest-physical address. size is that of the
+// entry, 4 or 8 bytes; pa is a multiple of it.
 func (t *tables) entry(pa, size uint64) (uint64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,11 +111,11 @@ func (t *tables) page(pfn uint64) (*[pageSize]byte, error) {
 	return p, nil
 }
 
-// flush forgets every page: the guest may have changed its tables.
+// flush drops all pages, since the guest may have changed its page tables.
 func (t *tables) flush() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, p := range t.pages { // nobody holds one beyond the lock
+	for _, p := range t.pages { // nobody uses a page without the lock
 		tableBuffers.Put(p)
 	}
 	clear(t.pages)
@@ -124,14 +123,14 @@ func (t *tables) flush() {
 	t.next = 0
 }
 
-// softPTE is how a build writes entries that are not valid.
+// softPTE describes how a build writes entries that are not valid.
 type softPTE struct {
-	invalidMask uint64 // MiState.Hardware.InvalidPteMask; 0 where the build inverts nothing
-	swizzle     uint64 // mask of the bit that says an entry is not inverted; 0 for none
-	unknown     bool   // the build may invert and how is not known: no such entry is believed
+	invalidMask uint64 // MiState.Hardware.InvalidPteMask; 0 if the build inverts nothing
+	swizzle     uint64 // mask of the bit that marks an entry as not inverted; 0 if none
+	unknown     bool   // the build may invert, and how is not known: no such entry is used
 }
 
-// frame is the entry with its frame's bits as they are meant.
+// frame returns the entry with the frame's bits no longer inverted.
 func (s softPTE) frame(pte uint64) uint64 {
 	if s.invalidMask != 0 && pte&s.swizzle == 0 {
 		pte ^= s.invalidMask
@@ -139,40 +138,48 @@ func (s softPTE) frame(pte uint64) uint64 {
 	return pte
 }
 
-// AddressSpace translates the virtual addresses of one page table tree. It is safe
-// for concurrent use and holds no resources.
+// AddressSpace translates the virtual addresses of one page table tree. It is safe for
+// concurrent use and holds no resources. It reads through its guest's source.
 type AddressSpace struct {
 	t      *tables
 	dtb    uint64 // physical, without flag bits
 	f      *format
-	ptr    uint32 // bytes of a pointer in its structures: those of f, but see narrow
+	ptr    uint32 // bytes of a pointer in the structures that are read: as f, except after as32
 	soft   softPTE
-	noExec bool          // the guest uses the bit that forbids execution
-	kernel *AddressSpace // for the addresses of prototype entries; nil for the kernel's own
+	noExec bool          // the guest uses the no-execute bit
+	kernel *AddressSpace // in which prototype entries lie; nil if this is the kernel's own
 }
 
-// newSpace is the address space under the top table that a value of CR3 names.
+// newSpace returns the address space of the page tables that a value of CR3 refers to.
 func newSpace(t *tables, f *format, cr3 uint64) *AddressSpace {
 	return &AddressSpace{t: t, dtb: cr3 & f.root, f: f, ptr: f.ptr, noExec: f.noExec}
 }
 
-// narrow is the same address space for the 32-bit structures of a wow64 process.
-func (as *AddressSpace) narrow() *AddressSpace {
+// as32 returns the same address space for reading 32-bit structures of a wow64 process.
+func (as *AddressSpace) as32() *AddressSpace {
 	n := *as
 	n.ptr = 4
 	return &n
 }
 
-// DTB is the physical address of the top table.
+// kernelSpace returns the address space in which kernel addresses are resolved.
+func (as *AddressSpace) kernelSpace() *AddressSpace {
+	if as.kernel == nil {
+		return as
+	}
+	return as.kernel
+}
+
+// DTB returns the guest-physical address of the top-level page table.
 func (as *AddressSpace) DTB() uint64 { return as.dtb }
 
-// walk finds the last entry for va: its value, and the size of the page as a shift.
-// ok is false where a table above it is missing.
+// walk returns the last page table entry for va, and the size of its page as a shift. ok is
+// false if a table above it is missing.
 func (as *AddressSpace) walk(va uint64) (pte uint64, shift uint, ok bool, err error) {
 	return as.walkTo(va, pageShift)
 }
 
-// walkTo is walk that goes no deeper than to the entries of a size, as a shift.
+// walkTo does what walk does, and stops at entries that map 1<<deepest bytes.
 func (as *AddressSpace) walkTo(va uint64, deepest uint) (pte uint64, shift uint, ok bool, err error) {
 	f := as.f
 	if !f.canonical(va) {
@@ -200,9 +207,9 @@ func (as *AddressSpace) walkTo(va uint64, deepest uint) (pte uint64, shift uint,
 	}
 }
 
-// translate finds where va lies in guest-physical memory, by way of every form of
-// entry that Windows uses. It does not allocate. A page that is not in RAM has an
-// origin of PageAbsent, PageDemandZero or pagePagedOut and no address.
+// translate returns the guest-physical address of va, whatever kind of entry leads to the
+// page. It does not allocate. For a page that is not in RAM the origin is PageAbsent,
+// PageDemandZero or pagePagedOut, and there is no address.
 func (as *AddressSpace) translate(va uint64) (pa uint64, origin PageOrigin, err error) {
 	pte, shift, ok, err := as.walk(va)
 	if err != nil || !ok {
@@ -214,12 +221,12 @@ func (as *AddressSpace) translate(va uint64) (pa uint64, origin PageOrigin, err 
 	return as.invalid(pte, va, true)
 }
 
-// invalid resolves an entry that is not valid. proto allows one step through a
-// prototype entry.
+// invalid resolves an entry that is not valid. proto allows one step through a prototype
+// entry.
 func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin PageOrigin, err error) {
 	switch {
 	case pte == 0:
-		return 0, PageAbsent, nil // only the VAD knows
+		return 0, PageAbsent, nil // only the VAD tells
 	case pte&ptePrototype != 0:
 		if !proto {
 			return 0, PageAbsent, nil // a subsection entry: the page is in its file only
@@ -242,34 +249,26 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 
 // prototype resolves va through the prototype entry at a kernel address.
 func (as *AddressSpace) prototype(address, va uint64) (pa uint64, origin PageOrigin, err error) {
-	k := as.kernel
-	if k == nil {
-		k = as
-	}
-	entry, shift, ok, err := k.walk(address)
-	if err != nil || !ok || entry&pteValid == 0 {
+	at, ok, err := as.prototypeGPA(address)
+	if err != nil || !ok {
 		return 0, PageAbsent, err
 	}
-	size := k.f.pte
-	pte, err := as.t.entry(k.f.frame(entry, shift)|address&(1<<shift-1)&^(size-1), size)
+	pte, err := as.t.entry(at, as.f.pte)
 	if err != nil {
 		if errors.Is(err, source.ErrHole) {
 			return 0, PageAbsent, nil
 		}
 		return 0, PageAbsent, err
 	}
-	if pte&pteValid != 0 {
-		return pte&pfnMask | va%pageSize, PagePrototype, nil
+	frame, err := as.prototypeFrame(pte)
+	if !frame.InMemory() {
+		return 0, frame.Origin, err
 	}
-	pa, origin, err = as.invalid(pte, va, false)
-	if origin == PageTransition {
-		origin = PagePrototype
-	}
-	return pa, origin, err
+	return frame.GPA | va%pageSize, frame.Origin, err
 }
 
-// Translate returns the guest-physical address of va. The error wraps ErrNotPresent
-// where the page is not in RAM.
+// Translate returns the guest-physical address of va. The error wraps ErrNotPresent if the
+// page is not in RAM.
 func (as *AddressSpace) Translate(va uint64) (uint64, error) {
 	pa, origin, err := as.translate(va)
 	if err != nil {
@@ -281,20 +280,24 @@ func (as *AddressSpace) Translate(va uint64) (uint64, error) {
 	return pa, nil
 }
 
-// AddressError says which virtual address could not be read.
+// AddressError says which virtual address could not be read. Err is ErrNotPresent or an
+// error of the source.
 type AddressError struct {
 	VA, DTB uint64
 	Err     error
 }
 
+// Error implements error.
 func (e *AddressError) Error() string {
 	return fmt.Sprintf("address %#x (DTB %#x): %v", e.VA, e.DTB, e.Err)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *AddressError) Unwrap() error { return e.Err }
 
-// Read fills p from va, all or nothing: on error p is undefined. Pages that the
-// guest would see as zeros read as zeros. It does not allocate when it succeeds.
+// Read fills p from the virtual address va, or fails as a whole; on error the content of p
+// is undefined. Demand-zero pages read as zeros. The error is an *AddressError. Read does
+// not allocate when it succeeds.
 func (as *AddressSpace) Read(p []byte, va uint64) error {
 	if va+uint64(len(p)) < va {
 		return &AddressError{VA: va, DTB: as.dtb, Err: errors.New("wraps around the address space")}
@@ -319,6 +322,6 @@ func (as *AddressSpace) Read(p []byte, va uint64) error {
 	return nil
 }
 
-// wordPool keeps single reads off the heap: a buffer that goes through an interface
-// escapes.
+// wordPool keeps buffers for single words off the heap: a buffer passed through an
+// interface escapes.
 var wordPool = sync.Pool{New: func() any { return new([8]byte) }}

@@ -10,7 +10,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Where a process was found.
+// Ways in which a process was found.
 const (
 	SourceList = "list" // PsActiveProcessHead
 	SourceCID  = "cid"  // PspCidTable, the table of process and thread ids
@@ -26,13 +26,14 @@ const (
 	FlagInferred  = "inferred"  // read with the offsets of another build
 )
 
-// Processes enumerates the guest's processes in the order of their ids, from the
-// process list in both directions and from the table of ids. What could not be read
-// comes back as problems; an error means that nothing could.
+// Processes lists the guest's processes in the order of their ids. It reads the process
+// list in both directions, and the table of process and thread ids, so that unlinked
+// processes are found. What could not be read comes back as problems; it is an error if
+// nothing could.
 func (g *Guest) Processes(ctx context.Context) ([]Process, []Problem, error) {
 	var problems []Problem
 	found := make(map[uint64][]string) // EPROCESS → where
-	if err := g.walkList(ctx, found, &problems); err != nil {
+	if err := g.processList(ctx, found, &problems); err != nil {
 		return nil, nil, err
 	}
 	objects, err := g.cidTable(ctx)
@@ -72,8 +73,8 @@ func (g *Guest) Processes(ctx context.Context) ([]Process, []Problem, error) {
 	return out, problems, nil
 }
 
-// walkList follows the process list forwards and, where that way is cut, backwards.
-func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problems *[]Problem) error {
+// processList follows the process list forwards and, if that way is cut, backwards.
+func (g *Guest) processList(ctx context.Context, found map[uint64][]string, problems *[]Problem) error {
 	head := g.kernel.Base + g.off.Sym.ActiveProcessHead
 	visit := func(entry uint64) bool {
 		at := entry - uint64(g.off.Process.Links)
@@ -83,7 +84,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 		found[at] = []string{SourceList}
 		return true
 	}
-	ferr := g.as.list(ctx, head, 0, maxProcesses, visit)
+	ferr := g.as.walkList(ctx, head, 0, maxProcesses, visit)
 	if ferr == nil {
 		return nil
 	}
@@ -91,7 +92,7 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 		return ctx.Err()
 	}
 	*problems = append(*problems, Problem{What: "process list", Err: ferr})
-	if berr := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, visit); berr != nil && ctx.Err() != nil {
+	if berr := g.as.walkList(ctx, head, uint64(g.as.ptr), maxProcesses, visit); berr != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if len(found) == 0 {
@@ -100,13 +101,13 @@ func (g *Guest) walkList(ctx context.Context, found map[uint64][]string, problem
 	return nil
 }
 
-// errList reports a list that does not close as a list should.
+// errList reports a list that does not lead back to its head.
 var errList = errors.New("the list does not close")
 
-// list follows a LIST_ENTRY chain from its head: by Flink with link 0, by Blink with
-// the size of a pointer. visit is given the address of each entry; it returns false for one that
-// was seen before by another way, which ends the walk.
-func (as *AddressSpace) list(ctx context.Context, head, link uint64, limit int, visit func(entry uint64) bool) error {
+// walkList follows a LIST_ENTRY chain from its head: by Flink if link is 0, by Blink if link is
+// the size of a pointer. It calls visit with the address of each entry. If visit returns
+// false the walk ends: the entry was reached before from the other direction.
+func (as *AddressSpace) walkList(ctx context.Context, head, link uint64, limit int, visit func(entry uint64) bool) error {
 	at, err := as.word(head + link)
 	if err != nil {
 		return err
@@ -132,13 +133,14 @@ func (as *AddressSpace) list(ctx context.Context, head, link uint64, limit int, 
 	return nil
 }
 
-// ProcessAt reads the process whose EPROCESS is at an address anew.
+// ProcessAt reads the process whose EPROCESS is at a kernel address. What could not be read
+// comes back as problems.
 func (g *Guest) ProcessAt(eprocess uint64) (Process, []Problem) {
 	return g.process(g.as.newRecord(g.off.Process.Size), eprocess)
 }
 
-// isProcess tells a process from the threads in the table of ids: its dispatcher
-// header says 3 (ProcessObject), and its id is there.
+// isProcess distinguishes a process from the threads in the table of ids: its dispatcher
+// header has type 3 (ProcessObject), and it has an id and a DTB.
 func (g *Guest) isProcess(rec record, at uint64) bool {
 	var kind [8]byte
 	if g.as.Read(kind[:], at) != nil || kind[0]&0x7f != 3 {
@@ -187,8 +189,8 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	}
 	if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
 		if s := rec.ptr(o.Session); s != 0 {
-			// Session space is mapped in the processes of the session alone, and one that has
-			// exited may have no tables any more.
+			// Session space is mapped only in the processes of the session. A process that
+			// has exited may have no page tables left.
 			id, err := g.space(p.DTB).integer(s+uint64(g.off.SessionID), 4)
 			if err != nil {
 				if p.Exited.IsZero() {
@@ -224,22 +226,22 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	return p, problems
 }
 
-// imagePath is the full path of the process's program, as the kernel keeps it for
-// audits; "" for a process without one.
+// imagePath returns the full path of the process's program, which the kernel keeps for
+// audits, or "" if there is none.
 func (g *Guest) imagePath(rec record) (string, error) {
 	info := rec.ptr(g.off.Process.AuditName)
 	if info == 0 {
 		return "", nil
 	}
-	name, err := g.as.record(info+uint64(g.off.AuditName), g.as.unicodeSize())
+	name, err := g.as.readRecord(info+uint64(g.off.AuditName), g.as.unicodeSize())
 	if err != nil {
 		return "", err
 	}
 	return name.unicode(g.as, 0)
 }
 
-// wow64PEB is the address of the 32-bit PEB, 0 for a 64-bit process. Until Windows 8
-// the process refers to it itself, later to a record that does.
+// wow64PEB returns the address of the 32-bit PEB, or 0 for a 64-bit process. Until Windows
+// 8 the EPROCESS refers to it; later it refers to a structure that does.
 func (g *Guest) wow64PEB(rec record) (uint64, error) {
 	at := rec.ptr(g.off.Process.Wow64)
 	if at == 0 || g.off.Process.Wow64HasObject == winstruct.Missing || g.off.Ewow64PEB == winstruct.Missing {
@@ -254,7 +256,7 @@ func (g *Guest) commandLine(p *Process) (string, error) {
 	if err != nil || params == 0 {
 		return "", err
 	}
-	line, err := as.record(params+uint64(g.off.Params.CommandLine), as.unicodeSize())
+	line, err := as.readRecord(params+uint64(g.off.Params.CommandLine), as.unicodeSize())
 	if err != nil {
 		return "", err
 	}

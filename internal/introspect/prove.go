@@ -10,18 +10,18 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// prover holds the offsets of a guest against its memory.
+// prover checks the offsets of a near build against the guest's memory.
 type prover struct {
-	ctx      context.Context
-	g        *Guest
-	system   uint64 // EPROCESS of System, from the kernel's export
-	near     bool   // System is where and what it must be
-	now      uint64 // FILETIME of the guest
-	samples  []sample
-	unproven []string
+	ctx        context.Context
+	g          *Guest
+	system     uint64 // EPROCESS of System, from the kernel's export
+	systemRead bool   // System was read with these offsets
+	now        uint64 // FILETIME of the guest
+	samples    []sample
+	unproven   []string
 }
 
-// sample is a process whose structures the offsets are held against.
+// sample is a process whose structures are checked against the offsets.
 type sample struct {
 	at    uint64
 	rec   record
@@ -30,18 +30,18 @@ type sample struct {
 	live  bool
 	as    *AddressSpace
 	peb   uint64
-	base  uint64 // of its program
-	image *VAD   // that the program is mapped by
+	base  uint64 // address of its program
+	image *VAD   // range in which the program is mapped
 	vads  []VAD
 }
 
 const (
-	maxSamples = 96 // processes that are looked at
+	maxSamples = 96 // processes that are checked
 	maxThreads = 1 << 14
-	deepProofs = 12 // processes of which address space and loader lists are, too
+	deepProofs = 12 // processes whose address space and loader lists are checked, too
 )
 
-// tally counts what speaks for an offset and what against it.
+// tally counts the observations for and against an offset.
 type tally struct{ good, bad int }
 
 func (t *tally) add(ok bool) {
@@ -52,18 +52,19 @@ func (t *tally) add(ok bool) {
 	}
 }
 
-// proven tells whether enough speaks for the offset and next to nothing against it: a
-// process that is just being made or torn down may not be in order.
+// proven reports whether there are enough observations for the offset and few against it. A
+// few may contradict: a process that is being created or torn down can be inconsistent.
 func (t tally) proven(atLeast int) bool { return t.good >= atLeast && t.bad*10 <= t.good }
 
-func (t tally) must(what string, atLeast int) error {
+// required returns an error if an indispensable offset is not proven.
+func (t tally) required(what string, atLeast int) error {
 	if t.proven(atLeast) {
 		return nil
 	}
 	return fmt.Errorf("%s is not proven: %d processes bear it out, %d contradict", what, t.good, t.bad)
 }
 
-// optional notes a fact that is not used because it is not proven.
+// optional drops an offset that is not proven and that reading can do without.
 func (p *prover) optional(what string, t tally, atLeast int, forget func()) {
 	if !t.proven(atLeast) {
 		forget()
@@ -71,8 +72,7 @@ func (p *prover) optional(what string, t tally, atLeast int, forget func()) {
 	}
 }
 
-// prove runs every proof; the first that fails for something that is needed is the
-// error.
+// prove runs all proofs. The error is the first that failed for an indispensable offset.
 func (p *prover) prove() error {
 	for _, step := range []func() error{p.proveTables, p.proveRing, p.proveProcess, p.provePEB, p.proveVADs, p.proveLoader, p.proveDrivers} {
 		if err := p.ctx.Err(); err != nil {
@@ -88,19 +88,19 @@ func (p *prover) prove() error {
 	return p.proveCID()
 }
 
-// kernelPointer tells whether v can be the address of something in the kernel.
+// kernelPointer reports whether v can be a pointer to something in the kernel.
 func (p *prover) kernelPointer(v uint64) bool {
 	return p.g.as.f.kernelImage(v) && v%uint64(p.g.as.ptr) == 0
 }
 
-// proveTables adopts System's page tables: they map the kernel where it is, and System
-// itself.
+// proveTables switches to the page tables of the System process. They must map the kernel
+// where it is, and System itself.
 func (p *prover) proveTables() error {
 	o := &p.g.off.Process
 	if !p.g.as.f.kernelObject(p.system) {
 		return fmt.Errorf("PsInitialSystemProcess is %#x, no object", p.system)
 	}
-	rec, err := p.g.as.record(p.system, o.Size)
+	rec, err := p.g.as.readRecord(p.system, o.Size)
 	if err != nil {
 		return fmt.Errorf("read System at %#x: %w", p.system, err)
 	}
@@ -108,7 +108,7 @@ func (p *prover) proveTables() error {
 		return fmt.Errorf("at %#x is pid %d %q, not System", p.system, pid, name)
 	}
 	as := newSpace(p.g.t, p.g.as.f, rec.ptr(o.DTB))
-	// Whether the build inverts frame numbers is in a variable that is not exported.
+	// A variable that is not exported says whether the build inverts frame numbers.
 	as.soft.unknown = p.g.off.InvalidPteMask != winstruct.Missing
 	for _, va := range []uint64{p.g.kernel.Base, p.system} {
 		a, err := p.g.as.Translate(va)
@@ -119,7 +119,7 @@ func (p *prover) proveTables() error {
 			return fmt.Errorf("_KPROCESS.DirectoryTableBase of System, %#x, does not map the kernel", as.dtb)
 		}
 	}
-	p.g.as, p.near = as, true
+	p.g.as, p.systemRead = as, true
 	var b [8]byte
 	if err := as.Read(b[:], as.f.kuser+0x14); err != nil { // KUSER_SHARED_DATA.SystemTime
 		return fmt.Errorf("read the guest's time: %w", err)
@@ -128,9 +128,9 @@ func (p *prover) proveTables() error {
 	return nil
 }
 
-// proveRing follows the process list from System and back to it: each entry's neighbour
-// points back, one entry is the list's head in the kernel image, and the others are
-// processes.
+// proveRing follows the process list from System back to System. The neighbour of each
+// entry must point back, one entry must be the list's head in the kernel image, and the
+// others are processes.
 func (p *prover) proveRing() error {
 	g, o := p.g, &p.g.off.Process
 	first := p.system + uint64(o.Links)
@@ -177,7 +177,7 @@ func (p *prover) proveRing() error {
 	return nil
 }
 
-// proveProcess holds the plain fields of EPROCESS against what they say.
+// proveProcess checks the plain fields of EPROCESS for plausible values.
 func (p *prover) proveProcess() error {
 	g, o := p.g, &p.g.off.Process
 	pids := make(map[uint64]int)
@@ -190,7 +190,7 @@ func (p *prover) proveProcess() error {
 	day := uint64(24 * 3600 * 10_000_000)
 	born := p.samples[0].rec.u64(o.CreateTime)
 	var pid, ppid, name, table, created, exited, status, threads tally
-	var gone tally // what speaks for ExitTime among the processes that have exited
+	var gone tally // observations for ExitTime in processes that have exited
 	for i := range p.samples {
 		s := &p.samples[i]
 		pid.add(s.pid&3 == 0 && s.pid != 0 && s.pid < 1<<32 && pids[s.pid] == 1)
@@ -222,24 +222,24 @@ func (p *prover) proveProcess() error {
 		table.add(aerr == nil && berr == nil && a == b)
 	}
 	if !gone.proven(1) {
-		exited = tally{} // nothing tells the field from any that is zero
+		exited = tally{} // any field that is always zero would look the same
 	}
 	p.optional("_EPROCESS.ExitTime", exited, 3, func() { o.ExitTime = winstruct.Missing })
-	return errors.Join(pid.must("_EPROCESS.UniqueProcessId", 3), ppid.must("_EPROCESS.InheritedFromUniqueProcessId", 2),
-		name.must("_EPROCESS.ImageFileName", 3), table.must("_KPROCESS.DirectoryTableBase", 3), created.must("_EPROCESS.CreateTime", 3),
-		status.must("_EPROCESS.ExitStatus", 3), threads.must("_EPROCESS.ActiveThreads", 3))
+	return errors.Join(pid.required("_EPROCESS.UniqueProcessId", 3), ppid.required("_EPROCESS.InheritedFromUniqueProcessId", 2),
+		name.required("_EPROCESS.ImageFileName", 3), table.required("_KPROCESS.DirectoryTableBase", 3), created.required("_EPROCESS.CreateTime", 3),
+		status.required("_EPROCESS.ExitStatus", 3), threads.required("_EPROCESS.ActiveThreads", 3))
 }
 
-// length counts the entries of a list, -1 for one that does not close.
+// length returns the number of entries of a list, or -1 if it does not close.
 func (p *prover) length(head uint64) int {
 	n := 0
-	if p.g.as.list(p.ctx, head, 0, maxThreads, func(uint64) bool { n++; return true }) != nil {
+	if p.g.as.walkList(p.ctx, head, 0, maxThreads, func(uint64) bool { n++; return true }) != nil {
 		return -1
 	}
 	return n
 }
 
-// printable tells whether a field holds a name: printable characters up to a zero.
+// printable reports whether a field holds a name: printable characters up to a zero.
 func printable(rec record, f winstruct.Field) bool {
 	text := rec.text8(f)
 	if text == "" || len(text) >= int(f.Size) {
@@ -253,8 +253,8 @@ func printable(rec record, f winstruct.Field) bool {
 	return true
 }
 
-// sameName tells whether a path ends in the name that a process has, which holds its
-// first bytes only.
+// sameName reports whether a path ends in a process's name, of which EPROCESS keeps only
+// the first bytes.
 func sameName(path, name string) bool {
 	base := path[strings.LastIndexAny(path, `\/`)+1:]
 	if len(name) < 14 {
@@ -263,13 +263,14 @@ func sameName(path, name string) bool {
 	return len(base) >= len(name) && strings.EqualFold(base[:len(name)], name)
 }
 
-// stem is the lower-case name of a program without its extension.
+// stem returns a program's name in lower case and without its extension.
 func stem(name string) string {
 	name, _, _ = strings.Cut(strings.ToLower(name), ".")
 	return name
 }
 
-// provePEB holds the process environment block against the kernel's own notes.
+// provePEB checks the process environment block against what the kernel records of the
+// process.
 func (p *prover) provePEB() error {
 	g, o := p.g, &p.g.off.Process
 	var peb, params, audit tally
@@ -284,7 +285,7 @@ func (p *prover) provePEB() error {
 		}
 		at, base := s.rec.ptr(o.PEB), s.rec.ptr(o.SectionBase)
 		if at == 0 && base == 0 {
-			continue // of the kernel
+			continue // a process of the kernel
 		}
 		if f := g.as.f; at == 0 || !f.user(at) || at%pageSize != 0 || base == 0 || !f.user(base) || base&0xffff != 0 {
 			peb.bad++
@@ -312,15 +313,15 @@ func (p *prover) provePEB() error {
 		differ = differ || line != path
 	}
 	if !differ {
-		params.bad += params.good + 1 // the line could be any other copy of the path
+		params.bad += params.good + 1 // the command line could be any other copy of the path
 	}
-	return errors.Join(peb.must("_EPROCESS.Peb with SectionBaseAddress", 2), params.must("_RTL_USER_PROCESS_PARAMETERS", 2),
-		audit.must("_EPROCESS.SeAuditProcessCreationInfo", 2))
+	return errors.Join(peb.required("_EPROCESS.Peb with SectionBaseAddress", 2), params.required("_RTL_USER_PROCESS_PARAMETERS", 2),
+		audit.required("_EPROCESS.SeAuditProcessCreationInfo", 2))
 }
 
-// unicodeAt reads a UNICODE_STRING that must be in order.
+// unicodeAt reads a UNICODE_STRING whose lengths must be consistent.
 func (p *prover) unicodeAt(as *AddressSpace, at uint64) (string, error) {
-	rec, err := as.record(at, as.unicodeSize())
+	rec, err := as.readRecord(at, as.unicodeSize())
 	if err != nil {
 		return "", err
 	}

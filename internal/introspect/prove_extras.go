@@ -8,8 +8,8 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// proveExtras holds what reading can do without against the guest, and forgets what is
-// not borne out.
+// proveExtras checks the offsets that reading can do without, and drops those that are not
+// proven.
 func (p *prover) proveExtras() {
 	g, o := p.g, &p.g.off.Process
 	var shadow, session, wow64, critical, ordinary, protection, ldr32 tally
@@ -57,14 +57,14 @@ func (p *prover) proveExtras() {
 		if o.Wow64 != winstruct.Missing && s.rec.ptr(o.Wow64) != 0 {
 			peb32, err := g.wow64PEB(s.rec)
 			var base [4]byte
-			// PEB.ImageBaseAddress of the 32-bit form has been at 8 since NT 3.1.
+			// ImageBaseAddress of the 32-bit PEB has been at 8 since NT 3.1.
 			ok := err == nil && peb32 != 0 && peb32>>32 == 0 && peb32%pageSize == 0 && s.as.Read(base[:], peb32+8) == nil &&
 				uint64(binary.LittleEndian.Uint32(base[:])) == s.base
 			wow64.add(ok)
 			if ok && g.off.PEB32.Ldr != winstruct.Missing {
 				found := make(map[uint64]*Module)
-				wow64 := g.wow64(s.as)
-				err := wow64.lists(p.ctx, peb32, found)
+				wow64 := g.wow64Loader(s.as)
+				err := wow64.addModules(p.ctx, peb32, found)
 				ldr32.add(err == nil && found[s.base] != nil)
 			}
 		}
@@ -93,28 +93,44 @@ func (p *prover) proveExtras() {
 }
 
 const (
-	maxCIDPages      = 1 << 13 // pages of the kernel's data that are searched
-	maxCIDCandidates = 1 << 16 // words in them that are followed
+	maxCIDPages      = 1 << 13 // pages of the kernel's data to search
+	maxCIDCandidates = 1 << 16 // words in them to follow
 )
 
-// proveCID finds PspCidTable, which is not exported: the variable of the kernel that
-// refers to a handle table in which every process of the list has its entry at its id.
+// proveCID finds PspCidTable, which is not exported: it is the variable of the kernel that
+// refers to a handle table in which each process of the list has its entry at its id.
 func (p *prover) proveCID() error {
-	g := p.g
-	if g.off.HandleTableCode == winstruct.Missing || g.off.HandleEntrySize != 2*g.as.ptr {
+	rva, err := p.findCIDTable()
+	if err != nil {
+		return err
+	}
+	if p.g.off.Sym.CidTable = rva; rva == 0 {
 		p.unproven = append(p.unproven, "PspCidTable")
-		return nil
+	}
+	return nil
+}
+
+// findCIDTable returns the RVA of PspCidTable, or 0 if it is not found. Only the end of the
+// prover's context is an error.
+func (p *prover) findCIDTable() (uint64, error) {
+	g := p.g
+	header, err := readPEHeader(g.as, g.kernel.Base)
+	if err != nil || g.off.HandleTableCode == winstruct.Missing || g.off.HandleEntrySize != 2*g.as.ptr {
+		return 0, nil
 	}
 	seen := make(map[uint64]bool)
 	page := g.as.newRecord(pageSize)
 	pages := 0
-	for _, r := range p.writable() {
-		for rva := r[0] &^ (pageSize - 1); rva < r[1]; rva += pageSize {
+	for _, s := range header.sections() {
+		if !s.writable() || s.end() > uint64(g.kernel.Size) {
+			continue
+		}
+		for rva := s.rva &^ (pageSize - 1); rva < s.end(); rva += pageSize {
 			if err := p.ctx.Err(); err != nil {
-				return err
+				return 0, err
 			}
 			if pages++; pages > maxCIDPages || len(seen) > maxCIDCandidates {
-				break
+				return 0, nil
 			}
 			if g.as.Read(page.b, g.kernel.Base+rva) != nil {
 				continue
@@ -126,53 +142,25 @@ func (p *prover) proveCID() error {
 				}
 				seen[at] = true
 				if p.isCIDTable(at) {
-					g.off.Sym.CidTable = rva + uint64(off)
-					return nil
+					return rva + uint64(off), nil
 				}
 			}
 		}
 	}
-	p.unproven = append(p.unproven, "PspCidTable")
-	return nil
+	return 0, nil
 }
 
-// writable are the ranges of the kernel image that its section headers call writable.
-func (p *prover) writable() (out [][2]uint64) {
-	g := p.g
-	var head [pageSize]byte
-	if g.as.Read(head[:], g.kernel.Base) != nil {
-		return nil
-	}
-	le := binary.LittleEndian
-	pe := uint64(le.Uint32(head[0x3c:]))
-	if pe > pageSize-0x108-8 {
-		return nil
-	}
-	table := pe + 24 + uint64(le.Uint16(head[pe+20:]))
-	for i := range uint64(min(le.Uint16(head[pe+6:]), 96)) {
-		at := table + 40*i
-		if at+40 > pageSize {
-			break
-		}
-		size, rva, flags := uint64(le.Uint32(head[at+8:])), uint64(le.Uint32(head[at+12:])), le.Uint32(head[at+36:])
-		if flags>>31 != 0 && rva+size <= uint64(g.kernel.Size) { // IMAGE_SCN_MEM_WRITE
-			out = append(out, [2]uint64{rva, rva + size})
-		}
-	}
-	return out
-}
-
-// isCIDTable tells whether the handle table at an address is that of ids: System is at
-// 4, every other process at its own.
+// isCIDTable reports whether the handle table at an address is that of process and thread
+// ids: the entry of every process's id refers to that process.
 func (p *prover) isCIDTable(at uint64) bool {
-	code, err := p.g.as.word(at + uint64(p.g.off.HandleTableCode))
-	if err != nil || code&3 > 2 || !p.kernelPointer(code&^3) || code&^3%pageSize != 0 {
+	table, err := p.g.handleTableAt(at)
+	if err != nil || !p.kernelPointer(table.top) || table.top%pageSize != 0 {
 		return false
 	}
 	var t tally
 	for i := range p.samples {
 		s := &p.samples[i]
-		t.add(p.idEntry(code, s.pid) == s.at)
+		t.add(p.objectOfID(table, s.pid) == s.at)
 		if t.bad > 3 {
 			return false
 		}
@@ -180,32 +168,15 @@ func (p *prover) isCIDTable(at uint64) bool {
 	return t.proven(3)
 }
 
-// idEntry is the object at an id of a table of ids; 0 for none.
-func (p *prover) idEntry(code, pid uint64) uint64 {
-	width := uint64(p.g.as.ptr)
-	entries, pointers := pageSize/(2*width), pageSize/width
-	index := pid / 4
-	table := code &^ 3
-	for level := code & 3; level > 0; level-- {
-		span := entries
-		for range level - 1 {
-			span *= pointers
-		}
-		if index/span >= pointers {
-			return 0
-		}
-		next, err := p.g.as.word(table + index/span*width)
-		if err != nil || !p.kernelPointer(next) {
-			return 0
-		}
-		table, index = next, index%span
-	}
-	if index >= entries {
+// objectOfID returns the object at an id in a table of ids, or 0.
+func (p *prover) objectOfID(table handleTable, id uint64) uint64 {
+	entry, err := table.entry(id)
+	if err != nil || entry == 0 {
 		return 0
 	}
-	word, err := p.g.as.word(table + index*2*width)
+	word, err := p.g.as.word(entry)
 	if err != nil {
 		return 0
 	}
-	return p.g.handleObject(word)
+	return p.g.entryObject(word)
 }

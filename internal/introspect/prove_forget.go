@@ -2,8 +2,8 @@ package introspect
 
 import "vmav.dev/vmav/internal/winstruct"
 
-// forgetFiles forgets what leads from a mapping to its file: subsections, file objects' caches
-// and entry points are of use, but nothing that is known without them proves them. A
+// forgetFiles drops the offsets that lead from a mapping to its file: subsections, cache
+// maps and entry points. They are useful, but nothing else in the guest proves them, and a
 // wrong layout or a wrong page would be worse than none.
 func (p *prover) forgetFiles() {
 	o := p.g.off
@@ -20,13 +20,13 @@ func (p *prover) forgetFiles() {
 	p.unproven = append(p.unproven, "_SUBSECTION", "_SHARED_CACHE_MAP")
 }
 
-// forgetKills forgets what kills alone read: they refuse a guest whose offsets are
-// inferred, so that none of it is worth a proof.
+// forgetKills drops the offsets that only a kill reads. A guest with inferred offsets
+// refuses kills, so a proof of them is not worth its cost.
 func (p *prover) forgetKills() {
 	o := p.g.off
 	none := winstruct.Field{}
 	o.Process.Token, o.Process.Exiting, o.Process.Delete = winstruct.Missing, none, none
-	o.Process.VadCount = none // a hint for those who come back; its loss costs them time
+	o.Process.VadCount = none // a hint for Pulse; without it, a change is seen later
 	o.Token.Count, o.Token.Users, o.Token.SID = winstruct.Missing, winstruct.Missing, winstruct.Missing
 	t := &o.TEB
 	t.Self, t.StackBase, t.StackLimit, t.PID = winstruct.Missing, winstruct.Missing, winstruct.Missing, winstruct.Missing

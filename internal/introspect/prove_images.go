@@ -8,9 +8,9 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// proveVADs holds the trees of address space descriptors against what is known of
-// some processes: the PEB is private memory, the program a mapped image whose file has
-// the process's name and whose first page is the section's.
+// proveVADs checks the VAD trees of some processes: the PEB must be in private memory, and
+// the program in a mapped image whose file has the process's name and whose first page is
+// the section's.
 func (p *prover) proveVADs() error {
 	g := p.g
 	var tree, image, private, file, proto tally
@@ -23,7 +23,7 @@ func (p *prover) proveVADs() error {
 		vads, problems, err := g.VADs(p.ctx, &proc)
 		sound := err == nil && len(vads) > 1
 		for _, pr := range problems {
-			sound = sound && errors.Is(pr, ErrNotPresent) // what is paged out says nothing
+			sound = sound && errors.Is(pr, ErrNotPresent) // what is paged out proves nothing
 		}
 		for j := 1; sound && j < len(vads); j++ {
 			sound = vads[j-1].End < vads[j].Start
@@ -54,7 +54,7 @@ func (p *prover) proveVADs() error {
 		if v.Path != "" {
 			file.add(strings.HasPrefix(v.Path, `\`) && sameName(v.Path, s.name))
 		}
-		// The header of an image is seldom written to: it is the section's page.
+		// A process seldom writes to the header of an image, so that page is the section's.
 		if pa, origin, err := s.as.translate(s.base); err == nil && origin == PageResident {
 			if section, origin, err := s.as.prototype(v.proto, s.base); err == nil && origin != PageAbsent && section == pa {
 				proto.good++
@@ -62,11 +62,11 @@ func (p *prover) proveVADs() error {
 		}
 		s.vads = vads
 	}
-	return errors.Join(tree.must("_EPROCESS.VadRoot", 2), private.must("_MMVAD_FLAGS.PrivateMemory", 2), image.must("_MMVAD of a program", 2),
-		file.must("the file of a _MMVAD", 2), proto.must("_MMVAD.FirstPrototypePte", 1))
+	return errors.Join(tree.required("_EPROCESS.VadRoot", 2), private.required("_MMVAD_FLAGS.PrivateMemory", 2), image.required("_MMVAD of a program", 2),
+		file.required("the file of a _MMVAD", 2), proto.required("_MMVAD.FirstPrototypePte", 1))
 }
 
-// proveLoader holds the three loader lists against the images that are mapped.
+// proveLoader checks the three loader lists against the images that are mapped.
 func (p *prover) proveLoader() error {
 	g, o := p.g, &p.g.off.Entry
 	lists := []struct {
@@ -95,7 +95,7 @@ func (p *prover) proveLoader() error {
 		for k := range lists {
 			l := &lists[k]
 			n, absent, sound := 0, false, true
-			err := s.as.list(p.ctx, ldr+uint64(l.head), 0, maxModules, func(entry uint64) bool {
+			err := s.as.walkList(p.ctx, ldr+uint64(l.head), 0, maxModules, func(entry uint64) bool {
 				if err := s.as.Read(rec.b, entry-uint64(l.link)); err != nil {
 					absent = true
 					return false
@@ -124,16 +124,16 @@ func (p *prover) proveLoader() error {
 	}
 	var errs []error
 	for _, l := range lists {
-		errs = append(errs, l.must("_LDR_DATA_TABLE_ENTRY."+l.what, 2))
+		errs = append(errs, l.required("_LDR_DATA_TABLE_ENTRY."+l.what, 2))
 	}
 	if o.Original != winstruct.Missing {
 		p.optional("_LDR_DATA_TABLE_ENTRY.OriginalBase", original, 2, func() { o.Original = winstruct.Missing })
 	}
-	return errors.Join(append(errs, names.must("_LDR_DATA_TABLE_ENTRY.BaseDllName", 2))...)
+	return errors.Join(append(errs, names.required("_LDR_DATA_TABLE_ENTRY.BaseDllName", 2))...)
 }
 
-// proveDrivers holds the list of loaded modules, which the kernel exports, against the
-// kernel itself: its own image comes first.
+// proveDrivers checks the list of loaded modules, which the kernel exports. Its first entry
+// must be the kernel's own image.
 func (p *prover) proveDrivers() error {
 	g, o := p.g, &p.g.off.Driver
 	if g.off.Sym.LoadedModuleList == 0 {
@@ -142,7 +142,7 @@ func (p *prover) proveDrivers() error {
 	}
 	rec := g.as.newRecord(o.Size)
 	var first, others tally
-	err := g.as.list(p.ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
+	err := g.as.walkList(p.ctx, g.kernel.Base+g.off.Sym.LoadedModuleList, 0, maxModules, func(entry uint64) bool {
 		if err := g.as.Read(rec.b, entry-uint64(o.Links)); err != nil {
 			others.bad++
 			return true
@@ -164,5 +164,5 @@ func (p *prover) proveDrivers() error {
 	if err != nil {
 		return fmt.Errorf("_KLDR_DATA_TABLE_ENTRY: %w", err)
 	}
-	return errors.Join(first.must("_KLDR_DATA_TABLE_ENTRY of the kernel", 1), others.must("_KLDR_DATA_TABLE_ENTRY", 1))
+	return errors.Join(first.required("_KLDR_DATA_TABLE_ENTRY of the kernel", 1), others.required("_KLDR_DATA_TABLE_ENTRY", 1))
 }

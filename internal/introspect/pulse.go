@@ -9,42 +9,44 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Pulse notices cheaply that processes came into a guest and that address spaces changed:
-// it reads a few words where they lie in physical memory, translates nothing and
-// enumerates nothing. What it says are hints; the guest can forge and hide them, so its
-// caller enumerates in full now and then. It is for one goroutine.
+// Pulse notices cheaply that processes were created in a guest and that address spaces
+// changed. It reads a few words at known guest-physical addresses, without translating
+// addresses or enumerating anything. Its results are hints. The guest can forge or hide
+// changes, so the caller also enumerates everything from time to time. A Pulse is for one
+// goroutine.
 //
-// Windows appends a process to the list behind PsActiveProcessHead when its address space
-// is made and before its first thread runs, so the head's Blink is the newest one.
+// Windows appends a process to the list of PsActiveProcessHead when it makes the address
+// space and before the first thread runs. The head's Blink therefore refers to the newest
+// process.
 type Pulse struct {
 	g     *Guest
 	blink uint64 // guest-physical address of PsActiveProcessHead.Blink
 
 	newest Identity // of the last process on the list
 	spaces []space
-	words  []byte // of the spaces, as they are read
+	words  []byte // buffer for the words of all spaces
 	reqs   []source.Request
 }
 
-// space is what is known of one process between two looks.
+// space is what Pulse remembers of one process between two calls of Spaces.
 type space struct {
 	id      Identity
-	changes uint64 // a sum over its root and count of VADs
+	changes uint64 // a hash of the root and the count of its VADs
 	exited  bool
 }
 
-// wordsOfSpace is how many words are read of each process: the root of its VADs, their
-// count, and its exit time.
+// wordsOfSpace is the number of words that are read of each process: the root of its VADs,
+// their count, and its exit time.
 const wordsOfSpace = 3
 
-// Change is what a look at the address spaces saw.
+// Change is what one call of Spaces saw.
 type Change struct {
 	Spaces []Identity // processes that mapped or unmapped something
 	Exited []Identity // processes that have ended since
 }
 
-// NewPulse makes a pulse of a guest. It reads through src, which must keep no pages: what
-// counts is what is there now.
+// NewPulse makes a Pulse of a guest. It reads through src, which must not cache pages. src
+// stays the caller's.
 func (g *Guest) NewPulse(src source.Source) (*Pulse, error) {
 	p := &Pulse{g: g.Through(src)}
 	if err := p.locate(); err != nil {
@@ -63,7 +65,8 @@ func (p *Pulse) locate() error {
 	return nil
 }
 
-// Beat tells whether a process has come since the last call. It costs two reads.
+// Beat reports whether a process may have been created since the last call. It costs two
+// reads. The error is of the source; source.ErrGone means that the guest has ended.
 func (p *Pulse) Beat() (bool, error) {
 	var word [8]byte
 	if err := p.g.src.ReadPhys(word[:p.g.as.ptr], p.blink); err != nil {
@@ -77,7 +80,8 @@ func (p *Pulse) Beat() (bool, error) {
 	p.g.Refresh()
 	id, _, err := p.g.Identify(at)
 	if err != nil {
-		// The list is being changed, or its end is no process: those who enumerate will see.
+		// The list is being changed, or its end is no process. The caller's enumeration
+		// will tell.
 		p.newest = Identity{EPROCESS: at}
 		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) {
 			return false, err
@@ -89,15 +93,15 @@ func (p *Pulse) Beat() (bool, error) {
 	return changed, nil
 }
 
-// same tells whether the newest process is still the one it was: its object can have been
-// freed and used again.
+// same reports whether the newest process is still the same one: Windows may have freed its
+// object and used it again.
 func (p *Pulse) same(at uint64) bool {
 	created, err := p.g.as.u64(at + uint64(p.g.off.Process.CreateTime))
 	return err == nil && created == p.newest.CreateTime
 }
 
-// Watch sets the processes whose address spaces Spaces looks at, and finds out where their
-// words lie now. Those that cannot be found are left out.
+// Watch sets the processes that Spaces looks at, and finds their words in guest-physical
+// memory. Processes whose words are not found are left out.
 func (p *Pulse) Watch(procs []Identity) error {
 	p.g.Refresh()
 	if err := p.locate(); err != nil {
@@ -145,8 +149,8 @@ func (p *Pulse) Watch(procs []Identity) error {
 	return nil
 }
 
-// Spaces tells which of the watched processes changed their address space or ended since
-// the last call. The first call tells of every process.
+// Spaces returns which of the watched processes have changed their address space or ended
+// since the last call. The first call after a process was added returns it as changed.
 func (p *Pulse) Spaces() (Change, error) {
 	var c Change
 	if err := source.ReadBatch(p.g.src, p.reqs); err != nil {
@@ -164,7 +168,7 @@ func (p *Pulse) Spaces() (Change, error) {
 			c.Exited = append(c.Exited, s.id)
 			continue
 		}
-		// Never zero, so that the first look differs.
+		// Never zero, so that the first call sees a change.
 		now := le.Uint64(words)*0x9e3779b97f4a7c15 ^ le.Uint64(words[8:]) | 1
 		if now != s.changes {
 			s.changes = now
@@ -174,14 +178,15 @@ func (p *Pulse) Spaces() (Change, error) {
 	return c, nil
 }
 
-// Newest reads the processes at the end of the process list, newest first, up to the first
-// that known accepts.
+// Newest reads processes from the end of the process list, newest first, and stops before
+// the first one for which known returns true. What could not be read comes back as
+// problems; it is an error if nothing could.
 func (g *Guest) Newest(ctx context.Context, known func(Identity) bool) ([]Process, []Problem, error) {
 	var out []Process
 	var problems []Problem
 	head := g.kernel.Base + g.off.Sym.ActiveProcessHead
 	rec := g.as.newRecord(g.off.Process.Size)
-	err := g.as.list(ctx, head, uint64(g.as.ptr), maxProcesses, func(entry uint64) bool {
+	err := g.as.walkList(ctx, head, uint64(g.as.ptr), maxProcesses, func(entry uint64) bool {
 		at := entry - uint64(g.off.Process.Links)
 		id, _, err := g.Identify(at)
 		if err != nil {

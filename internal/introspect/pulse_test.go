@@ -2,58 +2,28 @@ package introspect
 
 import (
 	"context"
-	"encoding/binary"
 	"slices"
 	"testing"
 
 	"vmav.dev/vmav/internal/ntguest"
-	"vmav.dev/vmav/internal/source"
-	"vmav.dev/vmav/internal/winstruct"
-	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
-// written is a machine in whose memory a test writes.
-type written struct {
-	*machine
-	bytes map[uint64]byte
-}
-
-func (w *written) ReadPhys(p []byte, addr uint64) error {
-	if err := w.machine.ReadPhys(p, addr); err != nil {
-		return err
-	}
-	for i := range p {
-		if b, ok := w.bytes[addr+uint64(i)]; ok {
-			p[i] = b
-		}
-	}
-	return nil
-}
-
-// put writes n bytes of v at a kernel address.
-func (w *written) put(t *testing.T, g *Guest, va, v uint64, n uint32) {
+// put writes n bytes of v at a kernel address of a guest.
+func (s *machine) put(t *testing.T, g *Guest, va, v uint64, n uint32) {
 	t.Helper()
 	gpa, err := g.physical(va)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], v)
-	for i := range n {
-		w.bytes[gpa+uint64(i)] = b[i]
-	}
+	s.Put(gpa, v, int(n))
 	g.Refresh()
 }
 
 func TestPulse(t *testing.T) {
 	for _, build := range []string{"6.1.7601", "6.1.7601-x86", "10.0.19041", "10.0.22000"} {
 		t.Run(build, func(t *testing.T) {
-			m := lay(t, ntguest.Options{Build: build, Seed: 1})
-			w := &written{m, make(map[uint64]byte)}
-			g, err := Open(context.Background(), w, winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.m.Profile()})
-			if err != nil {
-				t.Fatal(err)
-			}
+			w := lay(t, ntguest.Options{Build: build, Seed: 1})
+			g := open(t, w)
 			ctx := context.Background()
 			procs, _, err := g.Processes(ctx)
 			if err != nil {
@@ -195,5 +165,3 @@ func (c *counting) ReadPhys(p []byte, addr uint64) error {
 	c.bytes += len(p)
 	return c.machine.ReadPhys(p, addr)
 }
-
-var _ source.Source = (*counting)(nil)

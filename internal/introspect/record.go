@@ -9,7 +9,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// word reads a value of the width of a pointer.
+// word reads an integer of pointer size.
 func (as *AddressSpace) word(va uint64) (uint64, error) { return as.integer(va, as.ptr) }
 
 // u64 reads a 64-bit value.
@@ -25,32 +25,32 @@ func (as *AddressSpace) integer(va uint64, size uint32) (uint64, error) {
 	return binary.LittleEndian.Uint64(b[:]), nil
 }
 
-// record is the copy of one structure of an address space with pointers of word bytes. An
-// offset outside it reads as zero: the profile, not the guest, decides where fields lie,
-// and profiles are checked.
+// record is a copy of one structure in guest memory. word is the size of a pointer in it,
+// in bytes. An offset outside the copy reads as zero; offsets come from a checked profile,
+// not from the guest.
 type record struct {
 	b    []byte
 	word uint32
 }
 
-// newRecord is an empty record of so many bytes.
+// newRecord returns an empty record of size bytes.
 func (as *AddressSpace) newRecord(size uint32) record {
 	return record{make([]byte, size), as.ptr}
 }
 
-// record reads so many bytes at an address.
-func (as *AddressSpace) record(va uint64, size uint32) (record, error) {
+// readRecord reads size bytes at an address.
+func (as *AddressSpace) readRecord(va uint64, size uint32) (record, error) {
 	r := as.newRecord(size)
 	return r, as.Read(r.b, va)
 }
 
-// part is the start of r, n bytes of it at most.
+// part returns the first n bytes of r, or all if there are fewer.
 func (r record) part(n uint32) record { return record{r.b[:min(int(n), len(r.b))], r.word} }
 
-// from is what follows the first n bytes of r.
+// from returns what follows the first n bytes of r.
 func (r record) from(n uint32) record { return record{r.b[min(int(n), len(r.b)):], r.word} }
 
-// ptr reads a pointer, or an integer of its width.
+// ptr reads a pointer, or an integer of pointer size.
 func (r record) ptr(off uint32) uint64 {
 	if r.word == 4 {
 		return uint64(r.u32(off))
@@ -114,8 +114,8 @@ func (r record) text8(f winstruct.Field) string {
 	return string(s)
 }
 
-// time reads a FILETIME: 100 ns since 1601 in UTC. Zero, and what no system of ours
-// can have seen, is the zero time.
+// time reads a FILETIME: units of 100 ns since 1601 in UTC. The result is the zero time if
+// it lies before 1970 or after 2170.
 func (r record) time(off uint32) time.Time {
 	const unixEpoch = 116444736000000000
 	t := r.u64(off)
@@ -126,16 +126,16 @@ func (r record) time(off uint32) time.Time {
 	return time.Unix(int64(t/10_000_000), int64(t%10_000_000)*100).UTC()
 }
 
-// unicode reads the UNICODE_STRING at an offset of r, whose text lies in as. Its pointer
-// follows two lengths of two bytes, aligned.
+// unicode reads the UNICODE_STRING at an offset of r; its text is in as. The structure has
+// two lengths of two bytes and an aligned pointer.
 func (r record) unicode(as *AddressSpace, off uint32) (string, error) {
 	return readUTF16(as, r.ptr(off+r.word), uint32(r.u16(off)))
 }
 
-// unicodeSize is the size of a UNICODE_STRING.
+// unicodeSize returns the size of a UNICODE_STRING in bytes.
 func (as *AddressSpace) unicodeSize() uint32 { return 2 * as.ptr }
 
-// readUTF16 reads n bytes of UTF-16. Half a surrogate pair becomes U+FFFD.
+// readUTF16 reads n bytes of UTF-16. Half of a surrogate pair becomes U+FFFD.
 func readUTF16(as *AddressSpace, at uint64, n uint32) (string, error) {
 	n &^= 1
 	if n == 0 {

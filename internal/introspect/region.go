@@ -8,24 +8,24 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Run is a run of pages of an address space that are alike.
+// Run is a sequence of adjacent pages with the same properties.
 type Run struct {
 	Start, End uint64 // End is exclusive
 	Executable bool
 	Absent     bool // committed, but in a page file
 }
 
-// RegionTables is how many page tables the ranges of one process may take to walk
-// together: what a hostile guest maps in a circle costs no more than 32 GiB that are
-// mapped honestly do.
+// RegionTables bounds the page tables that are walked for all ranges of one process. Tables
+// that a hostile guest maps in a circle cost no more than 32 GiB of honestly mapped memory.
 const RegionTables = 1 << 14
 
 // maxRegionRuns bounds the runs of one range.
 const maxRegionRuns = 1 << 16
 
-// Committed lists the pages in [v.Start, v.End] that the process has: in memory, or in
-// a page file. Address space that it has only reserved costs nothing, however large.
-// tables is what is left of RegionTables; complete is false where that does not suffice.
+// Committed lists the pages in [v.Start, v.End] that the process has, in memory or in a
+// page file. Address space that is only reserved costs nothing, however large. tables is
+// the rest of RegionTables for this process; Committed subtracts what it uses. complete is
+// false if the rest does not suffice. Only a source that fails is an error.
 func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD, tables *int) (runs []Run, complete bool, err error) {
 	as := g.space(p.DTB)
 	w := regionWalk{as: as, vad: v, budget: tables}
@@ -41,15 +41,18 @@ func (g *Guest) Committed(ctx context.Context, p *Process, v *VAD, tables *int) 
 
 var errRegionBudget = errors.New("too many page tables")
 
+// regionWalk finds the runs of one range.
 type regionWalk struct {
 	as     *AddressSpace
 	vad    *VAD
-	budget *int
+	budget *int // page tables that may still be walked
 	runs   []Run
+
+	frames, section []Frame // buffers for the pages of one table
 }
 
-// table walks the entries of one table that map parts of the range. shift is that of
-// an entry, base the address that the first entry maps.
+// table walks the entries of one table that map parts of the range. Each entry maps
+// 1<<shift bytes, and the first maps the address base.
 func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -92,14 +95,15 @@ func (w *regionWalk) table(ctx context.Context, at uint64, shift uint, base uint
 	return nil
 }
 
-// pteNX is set where code must not run. Entries that are not valid carry the index of
-// their protection in bits 5 to 9 instead.
+// pteNX forbids execution. Entries that are not valid have the index of their protection in
+// bits 5 to 9 instead.
 const (
 	pteNX        = 1 << 63
 	protectShift = 5
 )
 
-// pages looks at entries of the lowest table, of which the first maps base.
+// pages adds the pages of entries first to last of a last-level table, whose first entry
+// maps base.
 func (w *regionWalk) pages(table, base, first, last uint64) error {
 	buf := tableBuffers.Get().(*[pageSize]byte)
 	defer tableBuffers.Put(buf)
@@ -109,15 +113,28 @@ func (w *regionWalk) pages(table, base, first, last uint64) error {
 		}
 		return err
 	}
-	for i := first; i <= last; i++ {
-		if w.page(w.as.f.entryIn(buf, i), base+i<<pageShift); len(w.runs) > maxRegionRuns {
+	if w.frames == nil {
+		w.frames, w.section = make([]Frame, pageSize/w.as.f.pte), make([]Frame, pageSize/w.as.f.pte)
+	}
+	va, frames := base+first<<pageShift, w.frames[:last-first+1]
+	if err := w.as.entryFrames(buf, va, frames); err != nil {
+		return err
+	}
+	start, section, err := w.as.sectionAt(w.vad, va, w.section[:len(frames)])
+	if err != nil {
+		return err
+	}
+	addSection(va, frames, start, section)
+	for i := range frames {
+		if w.page(w.as.f.entryIn(buf, first+uint64(i)), va+uint64(i)*pageSize, frames[i].Origin); len(w.runs) > maxRegionRuns {
 			return errRegionBudget
 		}
 	}
 	return nil
 }
 
-func (w *regionWalk) page(pte, va uint64) {
+// page adds the page at va, unless the process's entry for it is empty.
+func (w *regionWalk) page(pte, va uint64, origin PageOrigin) {
 	if pte == 0 {
 		return
 	}
@@ -125,8 +142,7 @@ func (w *regionWalk) page(pte, va uint64) {
 	if pte&pteValid != 0 {
 		r.Executable = w.executable(pte)
 	} else {
-		_, origin, err := w.as.imagePage(w.vad, va)
-		if err != nil || origin == PageDemandZero {
+		if origin == PageDemandZero {
 			return
 		}
 		protection := uint8(pte >> protectShift & 31)
@@ -139,9 +155,9 @@ func (w *regionWalk) page(pte, va uint64) {
 	w.add(r)
 }
 
-// executable tells whether the page of a valid entry is meant to be executed. Where the
-// guest does not use the bit that forbids it the processor executes anything, and how the
-// range was allocated says what is meant.
+// executable reports whether the page of a valid entry is meant to be executed. In a guest
+// that does not use the no-execute bit, the processor executes any page, and the protection
+// of the range decides.
 func (w *regionWalk) executable(pte uint64) bool {
 	if !w.as.noExec {
 		return w.vad.Executable()

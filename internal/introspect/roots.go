@@ -5,11 +5,12 @@ import (
 	"slices"
 )
 
-// roots calls try with every address space whose top table can be in the page at pa, as
-// Windows makes them: each maps its own tables. It ends where try returns true.
-func roots(t *tables, page []byte, pa uint64, try func(*AddressSpace) bool) {
+// eachRoot calls try with every address space whose top-level table can be in the page at pa.
+// Windows makes each top-level table map itself, which is how it is recognised. eachRoot stops
+// if try returns true.
+func eachRoot(t *tables, page []byte, pa uint64, try func(*AddressSpace) bool) {
 	if selfMapped(page, pa) {
-		// Nothing but what lies under it tells a PML4 from a PML5.
+		// Only the tables below it distinguish a PML4 from a PML5.
 		if try(newSpace(t, formatX64, pa)) || try(newSpace(t, formatLA57, pa)) {
 			return
 		}
@@ -21,16 +22,16 @@ func roots(t *tables, page []byte, pa uint64, try func(*AddressSpace) bool) {
 		return
 	}
 	for off := uint64(0); off < pageSize; off += 32 {
-		// Most are not: the low bits of the first entry say so soonest.
+		// The low bits of the first entry rule most of them out.
 		if page[off]&0xe7 == pteValid && selfMappedPAE(t, page[off:off+32]) && try(newSpace(t, formatPAE, pa+off)) {
 			return
 		}
 	}
 }
 
-// selfMapped tells whether a page can be a top-level table of a 64-bit Windows: exactly
-// one valid entry of its upper half refers to the page, and no valid entry is of a form
-// that the processor would not take there.
+// selfMapped reports whether a page can be the top-level table of a 64-bit Windows: exactly
+// one valid entry of its upper half refers to the page itself, and no valid entry has bits
+// that the processor rejects.
 func selfMapped(page []byte, pa uint64) bool {
 	self := 0
 	for i := 256; i < 512; i++ {
@@ -52,15 +53,16 @@ func selfMapped(page []byte, pa uint64) bool {
 // part 2, chapter 10).
 const tables32 = 0xc0000000
 
-// selfMapped32 tells whether a page can be the page directory of a Windows without PAE:
-// the entry for its tables refers to the page.
+// selfMapped32 reports whether a page can be the page directory of a Windows without PAE:
+// the entry for the page tables refers to the page itself.
 func selfMapped32(page []byte, pa uint64) bool {
 	e := binary.LittleEndian.Uint32(page[tables32>>22*4:])
 	return e&(pteValid|pteLarge) == pteValid && uint64(e)&0xfffff000 == pa && pa != 0
 }
 
-// selfMappedPAE tells whether 32 bytes can be the four top entries of a Windows with PAE:
-// the directory for the upper quarter begins with the four directories themselves.
+// selfMappedPAE reports whether 32 bytes can be the four top-level entries of a Windows
+// with PAE: the directory for the upper quarter begins with entries for the four
+// directories themselves.
 func selfMappedPAE(t *tables, quad []byte) bool {
 	le := binary.LittleEndian
 	var dirs [4]uint64

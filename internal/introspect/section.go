@@ -7,41 +7,44 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Units of _SUBSECTION.StartingSector and NumberOfFullSectors: sectors of 512 bytes
-// for an image, blocks of 4 KiB for a file mapped as data, whose remainder has 12 bits
-// in SectorEndOffset for that reason.
+// Units of _SUBSECTION.StartingSector and NumberOfFullSectors: sectors of 512 bytes for an
+// image, blocks of 4 KiB for a file that is mapped as data. SectorEndOffset has the
+// remainder, which is why it has 12 bits.
 const (
 	imageSectorShift = 9
 	dataSectorShift  = 12
 )
 
-// maxSubsections bounds the chain of a control area. An image has one for each section
-// and one for the headers; a file mapped as data gets one more each time it grows.
+// maxSubsections bounds the chain of a control area. An image has one subsection for its
+// headers and one for each section. A file mapped as data gets another one each time it
+// grows.
 const maxSubsections = 1 << 12
 
-// Subsection is a run of pages of a section and where their bytes are in the file.
+// Subsection is a sequence of pages of a section, with the place of their bytes in the
+// file.
 type Subsection struct {
-	First      uint64 // page, counted from the start of the section
+	First      uint64 // index of the first page in the section
 	Pages      uint64
-	Offset     uint64 // in the file, bytes
-	Size       uint64 // of what the file has of it, bytes; the rest is zeros
+	Offset     uint64 // bytes into the file
+	Size       uint64 // bytes that come from the file; the rest is zeros
 	Protection uint8  // index into MmProtectToValue
 	proto      uint64
 }
 
-// Writable tells whether processes may write to pages of the subsection, be it to
-// copies of their own.
+// Writable reports whether processes may write to pages of the subsection, if only to
+// private copies.
 func (s *Subsection) Writable() bool { return s.Protection&7 >= 4 }
 
-// Readable tells whether processes may read its pages: the lower bits of a protection
-// index are 0 for no access, and the upper ones say guard page or no access.
+// Readable reports whether processes may read its pages. The lower bits of a protection
+// index are 0 for no access; the upper ones say guard page or no access.
 func (s *Subsection) Readable() bool { return s.Protection&7 != 0 && s.Protection>>3&2 == 0 }
 
-// Executable tells whether its pages may be executed.
+// Executable reports whether its pages may be executed.
 func (s *Subsection) Executable() bool { return executable(s.Protection) }
 
-// Subsections reads what the memory manager noted of an image's layout when the
-// section was made, whatever a process has done to the headers since.
+// Subsections reads the layout of an image that the memory manager recorded when it made
+// the section. A process cannot change that record, unlike the headers. The result is nil
+// if v maps no section or the build's structures are not known.
 func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {
 	if v.control == 0 || v.proto == 0 || g.off.Control.Size == winstruct.Missing {
 		return nil, nil
@@ -49,13 +52,13 @@ func (g *Guest) Subsections(v *VAD) ([]Subsection, error) {
 	return g.subsections(v.control, v.proto)
 }
 
-// subsections follows a control area's chain. proto is the section's first prototype
-// entry where all lie in one array, as those of an image do; 0 says that they do not,
-// and then First is counted from the file's start.
+// subsections follows a control area's chain. proto is the address of the section's first
+// prototype entry if all entries lie in one array, as those of an image do. It is 0 if they
+// do not, and First is then counted from the start of the file.
 func (g *Guest) subsections(control, proto uint64) ([]Subsection, error) {
 	o := &g.off.Subsection
 	shift := uint(dataSectorShift)
-	word, err := g.as.record(control+uint64(g.off.Control.Flags), 4)
+	word, err := g.as.readRecord(control+uint64(g.off.Control.Flags), 4)
 	if err != nil {
 		return nil, fmt.Errorf("read control area at %#x: %w", control, err)
 	}
@@ -97,23 +100,23 @@ func (g *Guest) subsections(control, proto uint64) ([]Subsection, error) {
 	return out, nil
 }
 
-// maxSectionPages bounds what a subsection may claim: 1 TiB.
+// maxSectionPages bounds the pages that a subsection may claim: 1 TiB.
 const maxSectionPages = 1 << 28
 
-// viewSize is the size of a cache manager's view (VACB_MAPPING_GRANULARITY) and
-// vacbShift the bits of an index into one level of the array of views: up to 32 MiB
-// there is one level, and one more for each seven bits beyond.
+// viewShift is the size of a cache manager's view as a shift (VACB_MAPPING_GRANULARITY).
+// vacbShift is the number of bits that index one level of the array of views. Up to 32 MiB
+// there is one level, and each seven bits more add one.
 const (
 	viewShift     = 18
 	vacbShift     = 7
 	maxCachedSize = 1 << 48 // bytes: more than a volume holds
 )
 
-// FileFrames finds the pages of the file behind a FILE_OBJECT that are in memory in
-// their on-disk form: through the prototype entries of its data section first, then
-// through the cache manager's views. At most limit bytes are looked at. size is that of
-// the file in bytes, 0 where nothing in memory tells it, and frames ends with the last
-// page that is there. A file that was never read has none.
+// FileFrames finds pages in memory that hold the file behind a FILE_OBJECT in its on-disk
+// form: first through the prototype entries of its data section, then through the cache
+// manager's views. It looks at limit bytes at most. size is the file's size in bytes, or 0
+// if nothing in memory tells it. frames ends with the last page that is in memory. A file
+// that was only ever mapped as an image has none.
 func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64, frames []Frame, err error) {
 	if g.off.FilePointers == winstruct.Missing {
 		return 0, nil, nil // the build's structures are not known well enough
@@ -125,7 +128,7 @@ func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64
 	if pointers == 0 {
 		return 0, nil, nil
 	}
-	rec, err := g.as.record(pointers, g.off.Pointers.Size)
+	rec, err := g.as.readRecord(pointers, g.off.Pointers.Size)
 	if err != nil {
 		return 0, nil, fmt.Errorf("read section object pointers at %#x: %w", pointers, err)
 	}
@@ -152,7 +155,7 @@ func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64
 	sub := 0
 	find := func(i int) (Frame, error) {
 		n := uint64(i)
-		// The chain ascends, so that the search goes on where it was.
+		// The chain is in ascending order, so the search continues where it was.
 		for sub < len(subs) && n >= subs[sub].First+subs[sub].Pages {
 			sub++
 		}
@@ -169,7 +172,7 @@ func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64
 		pa, origin, err := g.as.translate(va)
 		return Frame{GPA: pa, Origin: origin}, err
 	}
-	// What is claimed of its size costs nothing before a page is found.
+	// The guest claims the size, so nothing is allocated before a page is found.
 	for i := range int((min(size, limit) + pageSize - 1) / pageSize) {
 		f, err := find(i)
 		if err != nil {
@@ -186,13 +189,14 @@ func (g *Guest) FileFrames(ctx context.Context, file, limit uint64) (size uint64
 	return size, frames, nil
 }
 
-// vacbs finds the cache manager's views of one file.
+// vacbs finds the cache manager's views of one file. VACB is Windows' name for their
+// descriptors.
 type vacbs struct {
 	g        *Guest
 	shared   uint64 // SHARED_CACHE_MAP
 	array    uint64
 	fileSize uint64
-	top      uint // bits of an offset that the array covers
+	top      uint // bits of a file offset that the array covers
 	view     uint64
 	base     uint64 // of that view, 0 where it is not mapped
 	known    bool
@@ -200,7 +204,7 @@ type vacbs struct {
 
 func (v *vacbs) open() error {
 	o := &v.g.off.Cache
-	rec, err := v.g.as.record(v.shared, o.Size)
+	rec, err := v.g.as.readRecord(v.shared, o.Size)
 	if err != nil {
 		return fmt.Errorf("read shared cache map at %#x: %w", v.shared, err)
 	}
@@ -215,7 +219,7 @@ func (v *vacbs) open() error {
 	return nil
 }
 
-// at is the address that the file's byte at off is mapped at; 0 where it is not.
+// at returns the address at which the file's byte at off is mapped, or 0 if it is not.
 func (v *vacbs) at(off uint64) uint64 {
 	if v.array == 0 || off>>v.top != 0 {
 		return 0
@@ -240,7 +244,7 @@ func (v *vacbs) find(off uint64) uint64 {
 		at = next
 	}
 	o := &v.g.off.Vacb
-	rec, err := v.g.as.record(at, o.Size)
+	rec, err := v.g.as.readRecord(at, o.Size)
 	if err != nil || rec.ptr(o.Map) != v.shared {
 		return 0
 	}

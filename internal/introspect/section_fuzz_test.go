@@ -3,7 +3,6 @@ package introspect
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"testing"
 
 	"vmav.dev/vmav/internal/ntguest"
@@ -60,20 +59,8 @@ func FuzzSections(f *testing.F) {
 	// A cache map of more bytes than 64 bits of levels cover.
 	f.Add([]byte("\x11\x03\xff\xff\xff\xff\xca\xca\xca\xd5\xca\x03\xff\xff\xff\xff\x03\x17\x17\x17\x17\x17\x17\x17\xff\xff\xff\xff\xff\xff\xff\x7f"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p := &patched{machine: s, words: map[uint64]uint64{}}
-		for len(data) >= 10 && len(p.words) < 16 {
-			at := places[int(binary.LittleEndian.Uint16(data))*31%len(places)]
-			v := binary.LittleEndian.Uint64(data[2:])
-			if v&3 == 1 {
-				// What another place holds: a structure of the same kind, or of another.
-				var b [8]byte
-				if s.ReadPhys(b[:], places[int(v>>2%uint64(len(places)))]) == nil {
-					v = binary.LittleEndian.Uint64(b[:])
-				}
-			}
-			p.words[at] = v
-			data = data[10:]
-		}
+		// Other places hold structures of the same kind, or of another.
+		p := s.patched(data, places, 16, s.Word)
 		g, err := Open(ctx, p, winstruct.BuiltIn())
 		if err != nil {
 			return

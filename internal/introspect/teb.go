@@ -8,18 +8,19 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// TEB is what a thread's environment block says of it. It is the process's own memory.
+// TEB is a copy of a thread environment block. The process itself can write to it.
 type TEB struct {
 	Address    uint64
-	Self       uint64 // its own address, as it says
+	Self       uint64 // its own address, according to the block
 	PID, TID   uint64
 	StackBase  uint64 // the first address above the stack
-	StackLimit uint64 // the lowest that is committed
+	StackLimit uint64 // the lowest committed address
 	LastError  uint32
 	LastStatus uint32
 }
 
-// ReadTEB reads the TEB of the guest's own width at an address of a process.
+// ReadTEB reads the TEB at an address of a process. It is that of the guest's own pointer
+// size, also in a wow64 process.
 func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
 	o := &g.off.TEB
 	t := TEB{Address: at}
@@ -53,8 +54,8 @@ func (g *Guest) ReadTEB(p *Process, at uint64) (TEB, error) {
 	return t, nil
 }
 
-// RestoreTEB writes the last error and status of t to the TEB that t was read from,
-// each by one call of write.
+// RestoreTEB writes the last error and the last status of t back to the TEB that t was read
+// from, with one call of write for each.
 func (g *Guest) RestoreTEB(t TEB, write func(p []byte, va uint64) error) error {
 	for _, f := range []struct{ off, v uint32 }{{g.off.TEB.LastError, t.LastError}, {g.off.TEB.LastStatus, t.LastStatus}} {
 		if err := write(binary.LittleEndian.AppendUint32(nil, f.v), t.Address+uint64(f.off)); err != nil {

@@ -9,12 +9,12 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// LocalSystem is the SID of the account that Windows itself and its services run as
+// LocalSystem is the SID of the account under which Windows itself and its services run
 // (Windows SDK, winnt.h, SECURITY_LOCAL_SYSTEM_RID).
 const LocalSystem = "S-1-5-18"
 
-// UserSID is the SID of the account that a process runs as: the first entry of its
-// primary token's UserAndGroups, in text.
+// UserSID returns, in text form, the SID of the account under which a process runs: the
+// first entry of UserAndGroups in its primary token.
 func (g *Guest) UserSID(p *Process) (string, error) {
 	o := g.off
 	if o.Process.Token == winstruct.Missing || o.Token.Users == winstruct.Missing || o.Token.Count == winstruct.Missing || o.Token.SID == winstruct.Missing {

@@ -6,7 +6,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Kernel is what was established about the running Windows kernel.
+// Kernel describes the running Windows kernel.
 type Kernel struct {
 	Base     uint64 // virtual address of the kernel image
 	Size     uint32 // SizeOfImage, bytes
@@ -18,30 +18,31 @@ type Kernel struct {
 	Bits     int    // 64 or 32
 	Located  string // how it was found: "LSTAR of vCPU 0", "physical scan"
 
-	// Inferred is set where no profile fits this build: the version of the build nearest
-	// to it, whose offsets were proven in the guest's memory. Unproven names what such a
-	// guest is read without.
+	// Inferred is set if there is no profile for this build. It is the version of the near
+	// build whose offsets were proven in the guest's memory. Unproven names what is left
+	// out because it was not proven.
 	Inferred string
 	Unproven []string
 }
 
-// Place is where a running guest's kernel is: who knows it finds the kernel again without the
-// vCPUs' registers and without a search. It holds until the guest starts anew. The zero Place is none.
+// Place says where a guest's kernel is. With it the kernel is found again without a search
+// and without the vCPUs' registers. It is valid until the guest restarts. The zero Place
+// stands for no place.
 type Place struct {
 	Paging    string // as Kernel.Paging
 	DTB, Base uint64 // as Kernel's
 	Located   string // as Kernel.Located: how the kernel was found the first time
 }
 
-// Place is where the kernel is.
+// Place returns the place of the kernel.
 func (k Kernel) Place() Place { return Place{k.Paging, k.DTB, k.Base, k.Located} }
 
-// Process is one process of the guest, as its EPROCESS describes it. Text is
-// guest-controlled: printable only after escaping.
+// Process is one process of the guest, as its EPROCESS describes it. All text comes from
+// the guest and must be escaped before it is printed.
 type Process struct {
 	PID, PPID   uint64
 	Name        string // ImageFileName, at most 15 bytes
-	Path        string // full NT or DOS path, "" where it could not be read
+	Path        string // full NT or DOS path, "" if there is none or it could not be read
 	CommandLine string
 	Session     int32 // -1 for none
 	Created     time.Time
@@ -54,14 +55,14 @@ type Process struct {
 	EPROCESS    uint64
 	PEB         uint64
 	PEB32       uint64   // of a wow64 process
-	SectionBase uint64   // where its program is mapped
-	Sources     []string // where it was found: "list", "cid"
+	SectionBase uint64   // address of its program
+	Sources     []string // SourceList, SourceCID
 	Flags       []string // FlagExited and so on
 
-	createTime uint64 // as Windows has it
+	createTime uint64 // FILETIME
 }
 
-// Identity tells the process from every other that ever was in its guest.
+// Identity distinguishes the process from every other that ever ran in its guest.
 func (p *Process) Identity() Identity {
 	return Identity{EPROCESS: p.EPROCESS, PID: p.PID, CreateTime: p.createTime, DTB: p.DTB}
 }
@@ -75,11 +76,11 @@ type Module struct {
 	Wow64 bool   // on the 32-bit loader list
 	Flags []string
 
-	OriginalBase uint64 // the base the file prefers, as the loader noted it; 0 where unknown
-	EntryPoint   uint64 // address, as the loader noted it; 0 where unknown or none
+	OriginalBase uint64 // the file's preferred base, as the loader recorded it; 0 if unknown
+	EntryPoint   uint64 // address, as the loader recorded it; 0 if unknown or none
 	vad          *VAD
 }
 
-// VAD is the descriptor of the range the image is mapped in; nil for drivers and
-// where there is none.
+// VAD returns the descriptor of the range in which the image is mapped. It is nil for
+// drivers, and for an image that no range is known of.
 func (m *Module) VAD() *VAD { return m.vad }

@@ -9,10 +9,9 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// VAD is one range of a process's address space, as its virtual address descriptor
-// tells.
+// VAD is one range of a process's address space, from its virtual address descriptor.
 type VAD struct {
-	Start, End uint64 // of the first and the last byte
+	Start, End uint64 // addresses of the first and the last byte
 	Type       uint8  // MI_VAD_TYPE: 2 for an image
 	Protection uint8  // index into MmProtectToValue
 	Private    bool
@@ -23,35 +22,36 @@ type VAD struct {
 	file       uint64 // FILE_OBJECT, 0 where no file stands behind the range
 }
 
-// ControlArea is the address of the section's control area: two ranges that have the
-// same one map the same section. It is 0 for private memory.
+// ControlArea returns the address of the section's control area, or 0 for private memory.
+// Two ranges with the same control area map the same section.
 func (v *VAD) ControlArea() uint64 { return v.control }
 
-// FileObject is the address of the FILE_OBJECT that the section was made from; 0 for
-// private memory and for sections of the page file.
+// FileObject returns the address of the FILE_OBJECT that the section was made from, or 0
+// for private memory and for sections of the page file.
 func (v *VAD) FileObject() uint64 { return v.file }
 
 // vadImage is VadImageMap of MI_VAD_TYPE.
 const vadImage = 2
 
-// Image tells whether the range maps a PE image.
+// Image reports whether the range maps a PE image.
 func (v *VAD) Image() bool { return v.Type == vadImage }
 
-// Executable tells whether the range was mapped with any execute right.
+// Executable reports whether the range was mapped with any execute right.
 func (v *VAD) Executable() bool { return executable(v.Protection) }
 
-// executable: the third bit of a protection index means execute with the first two in
-// 2, 3, 6 and 7.
+// executable decodes a protection index: of its three low bits, the values 2, 3, 6 and 7
+// allow execution.
 func executable(protection uint8) bool {
 	return protection&7 == 2 || protection&7 == 3 || protection&7 >= 6
 }
 
-// Writable tells whether the range was mapped with any right to write, be it to a copy
-// (the third bit of a protection index; the two above it say guard page or no access).
+// Writable reports whether the range was mapped with any right to write, if only to a
+// private copy. That is the third bit of a protection index; the two above it say guard
+// page or no access.
 func (v *VAD) Writable() bool { return v.Protection&4 != 0 && v.Protection>>3&2 == 0 }
 
-// VADs enumerates the ranges of a process's address space, ascending. Problems do
-// not stop it.
+// VADs lists the ranges of a process's address space in ascending order. What could not be
+// read comes back as problems; it is an error if the tree's root could not.
 func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) {
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	root, err := g.as.word(p.EPROCESS + uint64(g.off.VAD.TreeRoot))
@@ -102,8 +102,9 @@ func (g *Guest) VADs(ctx context.Context, p *Process) ([]VAD, []Problem, error) 
 	return out, problems, nil
 }
 
-// controlArea is that of the section which a long node maps: until Windows Server 2003
-// the node refers to it itself, later to its subsection.
+// controlArea returns the address of the control area of the section that a long node maps.
+// Until Windows Server 2003 the node refers to it; later it refers to a subsection that
+// does.
 func (g *Guest) controlArea(rec record) (uint64, error) {
 	o := &g.off.VAD
 	if o.Subsection == winstruct.Missing {
@@ -120,7 +121,7 @@ func (g *Guest) controlArea(rec record) (uint64, error) {
 	return control, nil
 }
 
-// vad decodes the node at an address; the short part of rec is filled.
+// vad decodes the node at an address. rec has its short part already.
 func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 	o := &g.off.VAD
 	first, last := rec.field(o.Start), rec.field(o.End)
@@ -158,7 +159,7 @@ func (g *Guest) vad(rec record, at uint64) (VAD, error) {
 		return v, nil
 	}
 	v.file = file
-	name, err := g.as.record(file+uint64(g.off.FileName), g.as.unicodeSize())
+	name, err := g.as.readRecord(file+uint64(g.off.FileName), g.as.unicodeSize())
 	if err != nil {
 		return v, fmt.Errorf("file object: %w", err)
 	}

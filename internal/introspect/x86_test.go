@@ -2,7 +2,6 @@ package introspect
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +9,7 @@ import (
 
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -78,7 +78,8 @@ func TestKernel32IsFoundFromRegisters(t *testing.T) {
 			}
 			for _, efer := range []uint64{0, r.EFER} {
 				for _, idt := range []uint64{0, r.IDT} {
-					s := &machine{m: s.m, regs: []source.Registers{{CR0: r.CR0, CR3: r.CR3, CR4: r.CR4, EFER: efer, IDTBase: idt, RIP: r.EIP}}}
+					s := machineOf(s.m)
+					s.Regs = []source.Registers{{CR0: r.CR0, CR3: r.CR3, CR4: r.CR4, EFER: efer, IDTBase: idt, RIP: r.EIP}}
 					k := open(t, s).Kernel()
 					want := map[bool]string{true: "IDT of vCPU 0", false: "RIP of vCPU 0"}[idt != 0]
 					switch {
@@ -123,72 +124,43 @@ func TestPAEGuestAbove32GiB(t *testing.T) {
 	}
 }
 
-// sparse is memory of which some pages are there.
-type sparse struct{ pages map[uint64]*[pageSize]byte }
-
-func (s *sparse) ReadPhys(p []byte, addr uint64) error {
-	page := s.pages[addr/pageSize]
-	if page == nil || addr%pageSize+uint64(len(p)) > pageSize {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	copy(p, page[addr%pageSize:])
-	return nil
-}
-func (s *sparse) Ranges() []source.Range { return nil }
-func (s *sparse) Registers(context.Context) ([]source.Registers, error) {
-	return nil, source.ErrNoRegisters
-}
-func (s *sparse) Info() source.Info { return source.Info{} }
-func (s *sparse) Close() error      { return nil }
-
-func (s *sparse) put(pa, v uint64, size int) {
-	page := s.pages[pa/pageSize]
-	if page == nil {
-		page = new([pageSize]byte)
-		s.pages[pa/pageSize] = page
-	}
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], v)
-	copy(page[pa%pageSize:], b[:size])
-}
-
 // Entries of 32-bit page tables in every form, worked out by hand from the processor's manual
 // and from the structures' definitions.
 func TestTranslate32(t *testing.T) {
 	const gib = 1 << 30
-	mem := &sparse{pages: make(map[uint64]*[pageSize]byte)}
+	mem := sourcetest.New(nil, 0)
 	// Without PAE: a directory at 0x1000, a table at 0x2000 for 0x80000000.
-	mem.put(0x1000+0x200*4, 0x2003, 4)
-	mem.put(0x2000+0*4, 0x5003, 4)
-	mem.put(0x2000+1*4, 0x00006880, 4)                           // in transition, protection 4
-	mem.put(0x2000+2*4, 0x00003080, 4)                           // page 3 of a page file
-	mem.put(0x2000+3*4, 0x00000080, 4)                           // demand zero
-	mem.put(0x2000+4*4, 0xfffff400, 4)                           // prototype, see the VAD
-	mem.put(0x2000+5*4, 0x12345402, 4)                           // prototype at a distance that is not known
-	mem.put(0x1000+0x201*4, 0xabc00083|0x23<<13, 4)              // 4 MiB at 0x23abc00000
-	mem.put(0x1000+0x202*4, 0x00400083, 4)                       // 4 MiB at 0x400000
-	mem.put(0x1000+0x203*4, 0xfffff003, 4)                       // a table that is not there
-	mem.put(0x5000+0x10*4, 0x7021, 4)                            // a prototype entry, valid
-	mem.put(0x3000+0x20, 0x10001, 8)                             // PAE: four directories, the root at 0x3020
-	mem.put(0x3000+0x28, 0x11001, 8)                             //
-	mem.put(0x3000+0x30, 0x12001, 8)                             //
-	mem.put(0x3000+0x38, 33*gib|1, 8)                            //
-	mem.put(0x12000, 0x13003, 8)                                 // a table for 0x80000000
-	mem.put(0x12000+8, 35*gib|0x83, 8)                           // 2 MiB at 35 GiB
-	mem.put(0x12000+16, 1<<63|0x400083, 8)                       // 2 MiB, not to be executed
-	mem.put(33*gib+511*8, 34*gib|3, 8)                           // a table above 32 GiB for 0xffe00000
-	mem.put(34*gib+511*8, 36*gib|1<<63|0x103, 8)                 // 0xfffff000
-	mem.put(0x13000+0*8, 40*gib|0x103, 8)                        // 0x80000000
-	mem.put(0x13000+1*8, 41*gib|0x880, 8)                        // in transition above 32 GiB
-	mem.put(0x13000+2*8, 3<<32|0x80, 8)                          // page 3 of a page file
-	mem.put(0x13000+3*8, 0x80, 8)                                // demand zero
-	mem.put(0x13000+4*8, 0xffffffff<<32|0x400, 8)                // prototype, see the VAD
-	mem.put(0x13000+5*8, 0x80000028<<32|0x400, 8)                // prototype entry at 0x80000028, in page 0x80000
-	mem.put(40*gib+0x28, 42*gib|0x121, 8)                        // which is valid
-	mem.put(0x13000+6*8, 0x80000030<<32|0x400, 8)                //
-	mem.put(40*gib+0x30, 43*gib|0x8e0, 8)                        // in transition
-	mem.put(0x13000+7*8, 0x80000038<<32|0x400, 8)                //
-	mem.put(40*gib+0x38, 0x80000000<<32|0x400, 8)                // in its file only
+	mem.Put(0x1000+0x200*4, 0x2003, 4)
+	mem.Put(0x2000+0*4, 0x5003, 4)
+	mem.Put(0x2000+1*4, 0x00006880, 4)                           // in transition, protection 4
+	mem.Put(0x2000+2*4, 0x00003080, 4)                           // page 3 of a page file
+	mem.Put(0x2000+3*4, 0x00000080, 4)                           // demand zero
+	mem.Put(0x2000+4*4, 0xfffff400, 4)                           // prototype, see the VAD
+	mem.Put(0x2000+5*4, 0x12345402, 4)                           // prototype at a distance that is not known
+	mem.Put(0x1000+0x201*4, 0xabc00083|0x23<<13, 4)              // 4 MiB at 0x23abc00000
+	mem.Put(0x1000+0x202*4, 0x00400083, 4)                       // 4 MiB at 0x400000
+	mem.Put(0x1000+0x203*4, 0xfffff003, 4)                       // a table that is not there
+	mem.Put(0x5000+0x10*4, 0x7021, 4)                            // a prototype entry, valid
+	mem.Put(0x3000+0x20, 0x10001, 8)                             // PAE: four directories, the root at 0x3020
+	mem.Put(0x3000+0x28, 0x11001, 8)                             //
+	mem.Put(0x3000+0x30, 0x12001, 8)                             //
+	mem.Put(0x3000+0x38, 33*gib|1, 8)                            //
+	mem.Put(0x12000, 0x13003, 8)                                 // a table for 0x80000000
+	mem.Put(0x12000+8, 35*gib|0x83, 8)                           // 2 MiB at 35 GiB
+	mem.Put(0x12000+16, 1<<63|0x400083, 8)                       // 2 MiB, not to be executed
+	mem.Put(33*gib+511*8, 34*gib|3, 8)                           // a table above 32 GiB for 0xffe00000
+	mem.Put(34*gib+511*8, 36*gib|1<<63|0x103, 8)                 // 0xfffff000
+	mem.Put(0x13000+0*8, 40*gib|0x103, 8)                        // 0x80000000
+	mem.Put(0x13000+1*8, 41*gib|0x880, 8)                        // in transition above 32 GiB
+	mem.Put(0x13000+2*8, 3<<32|0x80, 8)                          // page 3 of a page file
+	mem.Put(0x13000+3*8, 0x80, 8)                                // demand zero
+	mem.Put(0x13000+4*8, 0xffffffff<<32|0x400, 8)                // prototype, see the VAD
+	mem.Put(0x13000+5*8, 0x80000028<<32|0x400, 8)                // prototype entry at 0x80000028, in page 0x80000
+	mem.Put(40*gib+0x28, 42*gib|0x121, 8)                        // which is valid
+	mem.Put(0x13000+6*8, 0x80000030<<32|0x400, 8)                //
+	mem.Put(40*gib+0x30, 43*gib|0x8e0, 8)                        // in transition
+	mem.Put(0x13000+7*8, 0x80000038<<32|0x400, 8)                //
+	mem.Put(40*gib+0x38, 0x80000000<<32|0x400, 8)                // in its file only
 	narrow := newSpace(newTables(mem), formatX86, 0x1018)        // with flags of CR3
 	pae := newSpace(newTables(mem), formatPAE, 0x3038&^0x1f|0x8) // likewise
 	for _, tt := range []struct {

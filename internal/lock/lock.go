@@ -1,6 +1,5 @@
-// Package lock keeps processes out of each other's way with flock(2) on files. The kernel
-// drops such a lock when its holder ends, however it ends, so none is ever stale. The
-// files stay.
+// Package lock has locks between processes: flock(2) on files. The kernel releases such a
+// lock when its holder ends, however it ends, so no lock is ever stale. The files stay.
 //
 // It imports no other package of the project.
 package lock
@@ -17,14 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrHeld reports a lock that another process, or another part of this one, has.
+// ErrHeld reports a lock that another process, or another part of this process, holds.
 var ErrHeld = errors.New("held by another process")
 
-// Lock is a lock that is held.
+// Lock is a lock that is held. Its holder releases it.
 type Lock struct{ file *os.File }
 
-// Try takes the lock at a path, whose directory it makes where it is missing, or fails
-// with ErrHeld.
+// Try takes the lock at a path, or fails with ErrHeld. It makes the directory if it is
+// missing.
 func Try(path string) (*Lock, error) {
 	f, err := open(path)
 	if err != nil {
@@ -40,10 +39,10 @@ func Try(path string) (*Lock, error) {
 	return &Lock{f}, nil
 }
 
-// How often a lock that is held is tried again.
+// Interval between attempts to take a lock that is held.
 const firstTry, lastTry = 5 * time.Millisecond, 250 * time.Millisecond
 
-// Wait takes the lock at a path as soon as it is free, or fails when ctx ends.
+// Wait takes the lock at a path as soon as it is free. It fails when ctx ends.
 func Wait(ctx context.Context, path string) (*Lock, error) {
 	for wait := firstTry; ; wait = min(2*wait, lastTry) {
 		l, err := Try(path)
@@ -62,7 +61,7 @@ func open(path string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// Not through a link that someone else has put there.
+	// Do not follow a link that someone else has put there.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -70,18 +69,18 @@ func open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// File is the lock's file, for what its holder wants to tell the next one.
+// File returns the lock's file. The holder can leave a message for the next one in it.
 func (l *Lock) File() *os.File { return l.file }
 
-// Release gives the lock back.
+// Release releases the lock.
 func (l *Lock) Release() {
 	if l != nil {
 		l.file.Close()
 	}
 }
 
-// Locker is a lock as a sync.Locker, also between parts of this process. Where its context
-// ends, or the lock cannot be had at all, Lock returns without it.
+// Locker is a lock as a sync.Locker. It also works between parts of this process. If its
+// context ends, or the lock cannot be taken at all, Lock returns without it.
 type Locker struct {
 	ctx  context.Context
 	path string
@@ -89,7 +88,7 @@ type Locker struct {
 	held *Lock
 }
 
-// NewLocker makes a Locker of a path.
+// NewLocker makes a Locker for the lock at a path.
 func NewLocker(ctx context.Context, path string) *Locker { return &Locker{ctx: ctx, path: path} }
 
 // Lock implements sync.Locker.

@@ -3,9 +3,9 @@ package ntguest
 // pteSwizzle is _MMPTE_*.SwizzleBit: an invalid PTE that has it is not inverted.
 const pteSwizzle = 1 << 4
 
-// invalidPTEMask is what the memory manager inverts in an invalid PTE so that it
-// names no frame that exists (the L1 terminal fault); MiState holds it. Zero on
-// builds without.
+// invalidPTEMask returns the bits that the memory manager inverts in an invalid PTE, so
+// that it refers to no existing frame (against the L1 terminal fault); MiState has it. It
+// is 0 on builds that invert nothing.
 func (b *builder) invalidPTEMask() uint64 {
 	if b.build.Major < 10 || b.sizeof("_MI_SYSTEM_INFORMATION") == 0 {
 		return 0
@@ -13,8 +13,8 @@ func (b *builder) invalidPTEMask() uint64 {
 	return 1 << 45
 }
 
-// trims decides at random whether a page is trimmed: one in eight with
-// Options.Absent, or the share that Options.Trim says. Headers stay with the former.
+// trims decides at random whether a page is trimmed: one in eight with Options.Absent, or
+// the share in Options.Trim. With Options.Absent, headers are never trimmed.
 func (b *builder) trims(page uint64) bool {
 	if b.opts.Trim > 0 {
 		return b.rng.Uint64N(100) < uint64(b.opts.Trim)
@@ -22,10 +22,9 @@ func (b *builder) trims(page uint64) bool {
 	return b.opts.Absent && page != 0 && b.rng.Uint64N(8) == 0
 }
 
-// trimmedProto decides, where absent pages are asked for, whether a page of a
-// section is in no working set. Its prototype PTE is then one in transition, with
-// the content still in a frame, or leads to the subsection: the page must be read
-// from the file.
+// trimmedProto decides, if absent pages are wanted, whether a page of a section is in no
+// working set. Its prototype PTE is then in transition, with the content still in a frame,
+// or refers to the subsection: the page must be read from the file.
 func (b *builder) trimmedProto(im *image, page, pfn uint64) (pte uint64, trimmed bool) {
 	if !b.trims(page) {
 		return 0, false
@@ -55,8 +54,8 @@ func (b *builder) filePTE(im *image, page uint64) uint64 {
 	return b.subsectionPTE(subsection, im.file.protAt(page))
 }
 
-// leaveOut decides whether a process lacks a shared page of an image: those that no
-// process has, and some more of its own.
+// leaveOut decides whether a process lacks a shared page of an image. Some pages are lacked
+// by all processes, and each process lacks some more.
 func (b *builder) leaveOut(im *image, page uint64) bool {
 	return im.trimmed[page] || b.trims(page)
 }
@@ -73,7 +72,8 @@ func (u *userSpace) leaveOutPTE(im *image, page uint64) {
 	u.s.setPTE(va, u.b.protoPTE(im.proto+u.b.pte*page))
 }
 
-// notInverted is the bit that an invalid PTE has on builds that else invert it.
+// notInverted returns the bit that marks an invalid PTE as not inverted, on builds that
+// invert.
 func (b *builder) notInverted() uint64 {
 	if b.invalidPTEMask() != 0 {
 		return pteSwizzle
@@ -81,8 +81,8 @@ func (b *builder) notInverted() uint64 {
 	return 0
 }
 
-// trimPrivate trims, with Options.Trim, a page that a process has a copy of its own
-// of: into transition, or into the page file, where nobody finds it.
+// trimPrivate trims, with Options.Trim, a private copy of a page: into transition, or into
+// the page file, from which no reader can get it.
 func (u *userSpace) trimPrivate(im *image, page, pfn uint64, prot int) (trimmed bool) {
 	b := u.b
 	if b.opts.Trim == 0 || !b.trims(page) {
@@ -101,7 +101,7 @@ func (u *userSpace) trimPrivate(im *image, page, pfn uint64, prot int) (trimmed 
 	return true
 }
 
-// withoutAbsent is modules without what changes while the guest runs.
+// withoutAbsent returns the modules without the fields that change while the guest runs.
 func withoutAbsent(modules []TruthModule) []TruthModule {
 	out := append([]TruthModule(nil), modules...)
 	for i := range out {
@@ -115,8 +115,8 @@ func (b *builder) transition(pfn uint64, prot int) uint64 {
 	return pfn<<pageShift ^ b.invalidPTEMask() | uint64(prot)<<5 | pteTransition
 }
 
-// protoPTE is an entry that leads to a prototype entry. On x86 without PAE entries have no
-// room for its address: this one says that the address space descriptor knows it
+// protoPTE returns an entry that refers to a prototype entry. On x86 without PAE an entry
+// has no room for its address: this one says that the address space descriptor has it
 // (MI_PTE_LOOKUP_NEEDED).
 func (b *builder) protoPTE(proto uint64) uint64 {
 	return b.shifted(proto, 0xfffff) | ptePrototype | b.notInverted()
@@ -129,7 +129,8 @@ func (b *builder) subsectionPTE(subsection uint64, prot int) uint64 {
 	return b.shifted(subsection, 0) | uint64(prot)<<5 | ptePrototype | b.notInverted()
 }
 
-// shifted is an address in the field of a 64-bit entry, and what stands in that of a 32-bit one.
+// shifted returns an address as it is in a field of a 64-bit entry, or the value that a
+// 32-bit entry has there.
 func (b *builder) shifted(address, without uint64) uint64 {
 	switch {
 	case b.pae():
@@ -140,7 +141,7 @@ func (b *builder) shifted(address, without uint64) uint64 {
 	return address << 16
 }
 
-// pagefilePTE is the entry of a page in a page file, at a page of it.
+// pagefilePTE returns the entry of a page that is in a page file.
 func (b *builder) pagefilePTE(page uint64, prot int) uint64 {
 	shift := 32
 	if b.pte == 4 {

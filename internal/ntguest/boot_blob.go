@@ -11,8 +11,8 @@ import (
 // code that the builder places at any page-aligned kernel address.
 type Runtime struct {
 	RuntimeHeader
-	// Image is what goes to memory, MemorySize bytes: code up to DataOffset,
-	// writable data and zeroes after it.
+	// Image is the content of the runtime's memory, MemorySize bytes: code up to
+	// DataOffset, then writable data and zeros.
 	Image []byte
 }
 
@@ -46,12 +46,6 @@ func LoadRuntime(file []byte) (*Runtime, error) {
 	copy(r.Image, file)
 	return r, nil
 }
-
-// Vector returns the offset in Image of the entry code of interrupt vector n.
-func (r *Runtime) Vector(n uint8) uint32 { return r.Vectors + 16*uint32(n) }
-
-// ShadowVector is Vector for the entry code that runs on user page tables.
-func (r *Runtime) ShadowVector(n uint8) uint32 { return r.ShadowVectors + 16*uint32(n) }
 
 // PatchShadow writes the KPCR offsets of this build into the shadow entry code:
 // KernelDirectoryTableBase, RspBaseShadow and UserRspShadow of the KPRCB, or what

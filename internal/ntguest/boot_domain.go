@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// Domain is what a libvirt domain of the guest is made of.
+// Domain describes a libvirt domain of the guest.
 type Domain struct {
 	Name      string // of the domain
 	Type      string // "qemu" (software emulation) or "kvm"; "" for "qemu"
@@ -80,7 +80,7 @@ type domainLog struct {
 	Append string `xml:"append,attr"`
 }
 
-// XML is the domain's definition, for virsh create or define as it is.
+// XML returns the domain's definition, which virsh create and virsh define accept.
 func (d Domain) XML() ([]byte, error) {
 	if d.Name == "" || d.Kernel == "" {
 		return nil, errors.New("a domain needs a name and a kernel")

@@ -28,7 +28,7 @@ type Build struct {
 // builds names the kernels by file version; their facts are in vmav's profiles.
 var builds = []string{"6.1.7601.24540", "10.0.19041.1237", "10.0.22000.978"}
 
-// Builds lists what Options.Build may name.
+// Builds returns the 64-bit builds that Options.Build may name.
 func Builds() ([]Build, error) {
 	var out []Build
 	entries := winstruct.BuiltIn().List()
@@ -47,7 +47,7 @@ func Builds() ([]Build, error) {
 	return out, nil
 }
 
-// allBuilds are those of both widths.
+// allBuilds returns the 64-bit and the 32-bit builds.
 var allBuilds = sync.OnceValues(func() ([]Build, error) {
 	wide, err := Builds()
 	if err != nil {
@@ -67,7 +67,7 @@ func newBuild(name string, e winstruct.Entry) Build {
 	return b
 }
 
-// Options choose what is laid out. The same options give the same bytes.
+// Options choose what is laid out. The same options always give the same bytes.
 type Options struct {
 	Build     string // "10.0.19041"
 	Seed      uint64
@@ -83,8 +83,8 @@ type Options struct {
 	Assets    string // directory of the guest's programs; "" to find it
 }
 
-// builder holds all of the guest while it is laid out. Its methods panic with an
-// error on anything that cannot be; Lay turns that into its result.
+// builder has all of the guest while it is laid out. Its methods panic with an error if
+// something cannot be done; Lay returns that error.
 type builder struct {
 	opts    Options
 	build   Build
@@ -255,7 +255,7 @@ func (b *builder) newRoot() uint64 {
 	return b.mem.alloc() << pageShift
 }
 
-// sym is the address of a kernel symbol.
+// sym returns the address of a kernel symbol.
 func (b *builder) sym(name string) uint64 {
 	va, ok := b.symbol(name)
 	if !ok {

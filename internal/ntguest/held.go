@@ -1,7 +1,7 @@
 package ntguest
 
-// Held is what the laid-out memory holds of one image of one process: the truth for
-// tests of what can be got back. Slices over pages have one element for each.
+// Held says what the laid-out memory has of one image of one process: the truth for tests
+// of what can be rebuilt. Slices over pages have one element for each page.
 type Held struct {
 	File      []byte // the file on the test host
 	Shared    []bool // pages of the section that are in memory
@@ -12,7 +12,7 @@ type Held struct {
 	Writable  []bool // pages of writable sections
 }
 
-// Held tells what is held of the image at base in the process with this id.
+// Held returns what memory has of the image at base in the process with an id.
 func (m *Machine) Held(pid, base uint64) (h Held, ok bool) {
 	im := m.b.imageAt(pid, base)
 	if im == nil {
@@ -39,8 +39,8 @@ func (m *Machine) Held(pid, base uint64) (h Held, ok bool) {
 	return h, true
 }
 
-// HeldDriver tells the same of the driver at base. Drivers have no section that their
-// pages are shared by: what is in memory is in Own.
+// HeldDriver returns the same for the driver at base. A driver's pages are not shared
+// through a section: those in memory are in Own.
 func (m *Machine) HeldDriver(base uint64) (h Held, ok bool) {
 	for _, d := range m.b.drivers {
 		if d.base != base || d.file == nil {

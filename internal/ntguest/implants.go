@@ -18,7 +18,7 @@ const (
 	UnpackedMarker = "VMAV_TEST_UNPACKED"
 )
 
-// Implant is one thing that malware left in a process.
+// Implant is one trace of malware in a process.
 type Implant struct {
 	Kind  string
 	PID   uint64
@@ -26,7 +26,7 @@ type Implant struct {
 	End   uint64 // exclusive
 }
 
-// Implants lists what Options.Implants laid out.
+// Implants returns the implants that Options.Implants laid out.
 func (m *Machine) Implants() []Implant { return m.b.implants }
 
 // implant changes the processes that are laid out.

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 )
 
-// Machine is a guest laid out: its memory at one moment and the truth about it.
+// Machine is a laid-out guest: its memory at one moment and the truth about it.
 type Machine struct {
 	Build  Build
 	Memory uint64 // bytes of RAM
@@ -25,7 +25,7 @@ type liveState struct {
 	kuserPFN uint64
 }
 
-// Lay lays a guest out. The same options and files give the same memory.
+// Lay lays out a guest. The same options and files always give the same memory.
 func Lay(opts Options) (m *Machine, err error) {
 	assets := opts.Assets
 	if assets == "" {
@@ -137,8 +137,8 @@ func (b *builder) buildHandles() {
 	}
 }
 
-// ReadPhys copies guest-physical memory; what no frame holds is zeros. It fails
-// beyond the end of RAM.
+// ReadPhys copies guest-physical memory. Where no frame was allocated it reads zeros. It
+// fails beyond the end of RAM.
 func (m *Machine) ReadPhys(p []byte, addr uint64) error {
 	if addr+uint64(len(p)) > m.Memory || addr+uint64(len(p)) < addr {
 		return fmt.Errorf("read %d bytes at %#x: the guest has %#x bytes of memory", len(p), addr, m.Memory)

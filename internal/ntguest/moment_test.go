@@ -13,38 +13,27 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest/gdbtest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
 )
 
-// stopped is a guest that a debugger has stopped, as a Source: its memory by way of
-// the file that holds it, its registers by way of the debugger.
-type stopped struct {
-	ram
-	regs []source.Registers
-}
-
 const ramSize = 512 << 20
 
-func (s *stopped) ReadPhys(p []byte, addr uint64) error {
+// ReadPhys implements sourcetest.Memory, by way of the file that holds the guest's memory.
+func (r ram) ReadPhys(p []byte, addr uint64) error {
 	if addr >= ramSize || uint64(len(p)) > ramSize-addr {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
+		return source.ErrHole
 	}
-	_, err := s.f.ReadAt(p, int64(addr))
+	_, err := r.f.ReadAt(p, int64(addr))
 	return err
 }
-func (s *stopped) Ranges() []source.Range { return []source.Range{{Start: 0, Size: ramSize}} }
-func (s *stopped) Registers(context.Context) ([]source.Registers, error) {
-	return s.regs, nil
-}
-func (s *stopped) Info() source.Info { return source.Info{Kind: "image", Name: "ntguest"} }
-func (s *stopped) Close() error      { return nil }
 
 // moments reads a guest at instants that a debugger stops it at.
 type moments struct {
 	g          *guest
 	d          *gdbtest.Debugger
-	src        *stopped
+	src        *sourcetest.Guest // its registers are the debugger's
 	want       []string
 	trampoline map[uint64]bool // user page tables, by DTB
 	seen       map[string]int
@@ -65,12 +54,12 @@ func (m *moments) snapshot(stoppedAt string) string {
 	default:
 		lstar = b.sym("KiSystemCall64")
 	}
-	m.src.regs = nil
+	m.src.Regs = nil
 	for i, thread := range m.d.Threads() {
 		m.d.Must("Hg%s", thread)
 		r := source.Registers{CPU: i, RIP: m.d.Reg64(gdbtest.RIP), RSP: m.d.Reg64(gdbtest.RSP), CPL: uint8(m.d.Reg64(gdbtest.CS) & 3),
 			CR0: m.d.Reg64(gdbtest.CR0), CR3: m.d.Reg64(gdbtest.CR3), CR4: m.d.Reg64(gdbtest.CR4), EFER: efer, LSTAR: lstar, IDTBase: b.cpus[i].idt}
-		m.src.regs = append(m.src.regs, r)
+		m.src.Regs = append(m.src.Regs, r)
 		switch dtb := r.CR3 &^ flags; {
 		case r.CPL == 3:
 			kinds = append(kinds, "user")
@@ -95,7 +84,7 @@ func (m *moments) check(stoppedAt string) {
 	store := winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.g.machine.Profile()}
 	g, err := introspect.Open(context.Background(), m.src, store)
 	if err != nil {
-		t.Fatalf("vCPUs in %s mode, %+v: %v", kind, m.src.regs, err)
+		t.Fatalf("vCPUs in %s mode, %+v: %v", kind, m.src.Regs, err)
 	}
 	list, problems, err := g.Processes(context.Background())
 	if err != nil || len(problems) > 0 {
@@ -132,7 +121,7 @@ func TestEveryMomentListsTheSame(t *testing.T) {
 			for _, name := range g.widths("burn.exe", "thrash.exe", "threads.exe", "wowthreads.exe") {
 				g.start(name)
 			}
-			m := &moments{g: g, src: &stopped{ram: openRAM(t, path)}, trampoline: make(map[uint64]bool), seen: make(map[string]int)}
+			m := &moments{g: g, src: sourcetest.New(openRAM(t, path), ramSize), trampoline: make(map[uint64]bool), seen: make(map[string]int)}
 			for _, p := range g.truth().Processes {
 				m.want = append(m.want, fmt.Sprintf("%d %s %#x", p.PID, p.Name, p.DTB))
 				if p.UserDTB != 0 {

@@ -77,8 +77,8 @@ func (m *memory) allocAt(pfn uint64) uint64 {
 	return pfn
 }
 
-// ramBelow4G is the end of RAM below the PCI hole: QEMU's q35 machine moves what is
-// over 2 GiB up to 4 GiB, pc what is over 3 GiB. The guest lives below either.
+// ramBelow4G is the end of RAM below the PCI hole. QEMU's q35 machine moves RAM above 2 GiB
+// to 4 GiB, pc moves RAM above 3 GiB. The guest's RAM ends below both.
 func (m *memory) ramBelow4G() uint64 { return min(m.size, 2<<30) }
 
 // frame returns the content of a frame that was allocated.
@@ -114,7 +114,7 @@ func (m *memory) putEntry(pa, v, size uint64) {
 		m.put64(pa, v)
 		return
 	}
-	// What 32-bit entries have no room for is the bit that forbids execution.
+	// A 32-bit entry has no room for the no-execute bit.
 	binary.LittleEndian.PutUint32(m.frame(pa >> pageShift)[pa%pageSize:], uint32(v))
 }
 

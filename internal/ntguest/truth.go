@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Truth is what the laid-out memory holds, for tests to compare a reader's view
-// with. Addresses are virtual unless said otherwise.
+// Truth says what the laid-out memory contains, for comparison with a reader's view.
+// Addresses are virtual unless said otherwise.
 type Truth struct {
 	Build     string         `json:"build"`
 	Version   string         `json:"version"`
@@ -61,8 +61,8 @@ type TruthModule struct {
 	Size  uint64 `json:"size"`
 	Wow64 bool   `json:"wow64,omitempty"`
 	File  string `json:"file,omitempty"` // name of the file on the test host
-	// Absent are the RVAs of pages that are not mapped in the process; Lost are those
-	// of them that are in no memory at all, but only in the file.
+	// Absent are the RVAs of pages that are not mapped in the process. Lost are those of
+	// them that are nowhere in memory, but only in the file.
 	Absent []uint64 `json:"absent,omitempty"`
 	Lost   []uint64 `json:"lost,omitempty"`
 }
@@ -76,7 +76,7 @@ type TruthVAD struct {
 	Path    string `json:"path,omitempty"`
 }
 
-// JSON is the truth document.
+// JSON returns the truth as a JSON document.
 func (t *Truth) JSON() []byte {
 	text, err := json.MarshalIndent(t, "", "  ")
 	if err != nil {

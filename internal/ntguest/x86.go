@@ -10,9 +10,9 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// builds32 are the 32-bit builds that the guest can be laid out as. What is known of them
-// is the layout of their structures: where their images have their variables is not, so that
-// the guest's kernel is an image of its own, with an identity of its own.
+// builds32 are the 32-bit builds that the guest can be laid out as. Only the layout of
+// their structures is known, and not the place of variables in their images. Therefore the
+// guest's kernel is an image of its own, with its own identity.
 var builds32 = []struct {
 	name, layout, pdb string
 	pae               bool
@@ -22,7 +22,7 @@ var builds32 = []struct {
 	{"10.0.19041-x86", "10.0.19041.0", "ntkrpamp.pdb", true},
 }
 
-// Builds32 lists what Options.Build may name beside Builds: 32-bit builds.
+// Builds32 returns the 32-bit builds that Options.Build may name.
 func Builds32() ([]Build, error) {
 	var out []Build
 	layouts := winstruct.BuiltIn().Layouts()
@@ -52,7 +52,7 @@ func (b *builder) ptr() uint32 { return b.profile.PointerSize() }
 
 func (b *builder) word() uint64 { return uint64(b.ptr()) }
 
-// Profile is the profile of the guest's kernel: for 32-bit builds, the only one.
+// Profile returns the profile of the guest's kernel. For 32-bit builds no store has it.
 func (m *Machine) Profile() *winstruct.Profile { return m.b.profile }
 
 // code32 and data32 are the symbols of the 32-bit kernel's image.
@@ -221,13 +221,14 @@ func mingwPaths() []string {
 	return append(paths, "/usr/i686-w64-mingw32/lib", "/usr/i686-w64-mingw32/bin")
 }
 
-// Registers32 is what a 32-bit processor of the guest holds that shows where the kernel is.
+// Registers32 has the registers of a 32-bit processor from which the kernel can be found.
 type Registers32 struct {
 	CR0, CR3, CR4, EFER, IDT, EIP uint64
 }
 
-// Registers32 are those of the first processor: in the kernel on System's tables, or in the
-// user mode of the process with an id, with KVA shadow on its user tables.
+// Registers32 returns the registers of the first processor: in the kernel with System's
+// page tables if pid is 0, or else in user mode in the process with that id. With KVA
+// shadow that is on its user page tables.
 func (m *Machine) Registers32(pid uint64) (Registers32, bool) {
 	b := m.b
 	r := Registers32{CR0: 0x80010033, CR4: 0x6d8, IDT: b.cpus[0].idt, CR3: b.kernel.dtb, EIP: b.sym("KeBugCheckEx")}

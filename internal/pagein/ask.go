@@ -10,10 +10,10 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// ask asks for at most room of the pages and waits for what becomes of it, for a slice or
-// until limit. asked is for how many; applied are those that a thread took a fault for,
-// and left those that were not present before. Pages that are not to be asked for again
-// are entered in done.
+// ask requests at most room of the pages and waits for the outcome, for the time of a slice
+// or until limit. asked is how many it requested. applied are the pages for which a thread
+// took a fault, and left are the pages that were not present before. Pages that must not be
+// requested again are added to done.
 func (p *Pager) ask(ctx context.Context, t *Target, id introspect.Identity, vas []uint64, room int, done map[uint64]bool, limit time.Time) (asked int, applied, left []uint64, err error) {
 	timeout := max(min(time.Until(limit), slice), time.Millisecond)
 	pending := make(map[uint64]uint64) // pages by cookie
@@ -56,7 +56,8 @@ func (p *Pager) ask(ctx context.Context, t *Target, id introspect.Identity, vas 
 	return asked, applied, left, err
 }
 
-// outcomes waits until nothing is pending and returns the pages whose fault was taken.
+// outcomes waits until no action is pending and returns the pages for which a fault was
+// taken.
 func (p *Pager) outcomes(ctx context.Context, pending map[uint64]uint64, within time.Duration) (applied []uint64, err error) {
 	wctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -74,7 +75,7 @@ func (p *Pager) outcomes(ctx context.Context, pending map[uint64]uint64, within 
 		}
 		va, ours := pending[ev.Cookie]
 		if !ours {
-			continue // of a batch that was given up
+			continue // of an earlier batch that was cancelled
 		}
 		delete(pending, ev.Cookie)
 		if ev.Kind == source.EventApplied {
@@ -84,7 +85,7 @@ func (p *Pager) outcomes(ctx context.Context, pending map[uint64]uint64, within 
 	return applied, nil
 }
 
-// cancel gives up what is pending. Where that fails the session is at its end.
+// cancel cancels the pending actions. If that fails, the session has ended.
 func (p *Pager) cancel(pending map[uint64]uint64) {
 	for cookie := range pending {
 		if _, err := p.ctl.Cancel(cookie); err != nil {
@@ -93,8 +94,8 @@ func (p *Pager) cancel(pending map[uint64]uint64) {
 	}
 }
 
-// await waits until pages whose fault was taken are present, or limit, and returns the
-// rest of left.
+// await waits until the pages for which a fault was taken are present, or until limit, and
+// returns the rest of left.
 func (p *Pager) await(ctx context.Context, id introspect.Identity, asked, left []uint64, limit time.Time) ([]uint64, error) {
 	for wait := time.Millisecond; len(asked) > 0; wait = min(2*wait, 20*time.Millisecond) {
 		var missing []uint64
@@ -104,7 +105,7 @@ func (p *Pager) await(ctx context.Context, id introspect.Identity, asked, left [
 				if err := ended(ctx, err); err != nil {
 					return left, err
 				}
-				continue // it is something else now, and not for us to ask about again
+				continue // the entry says something else now; do not request it again
 			}
 			if !in {
 				missing = append(missing, va)

@@ -13,13 +13,14 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// ErrNoModule reports a guest that can only be read.
+// ErrNoModule reports a guest whose source can only read, so that nothing can be requested
+// of it.
 var ErrNoModule = errors.New("paging in takes the kvm-memhook module, and the guest is not read through it")
 
-// ErrInferred reports a guest whose build is not known exactly.
+// ErrInferred reports a guest that is read with the offsets of another build.
 var ErrInferred = errors.New("paging in takes a profile of the guest's build, and it was inferred")
 
-// Defaults of Options.
+// Defaults of Options: pages, and pages of one process.
 const (
 	DefaultPages        = 16384 // 64 MiB
 	DefaultProcessPages = 4096  // 16 MiB
@@ -28,56 +29,58 @@ const (
 )
 
 const (
-	// batch is how many pages are asked for at once; a session has room for more.
+	// batch is the number of pages that are requested at once. A session has room for more.
 	batch = source.MaxActions / 2
-	// slice is how long what was read of a range holds before it is read again.
+	// slice is the time after which a process and its range are read again.
 	slice = 500 * time.Millisecond
-	// slack is what an outcome may be late before the module is taken to have lost it.
+	// slack is how late an outcome may come. After that the module is taken to have lost
+	// the action.
 	slack = 5 * time.Second
-	// maxTargets bounds the processes that pages are waited for in at a time.
+	// maxTargets bounds the processes that one call of Fetch waits for.
 	maxTargets = 4
 )
 
-// Options bound what is asked of one guest. Zeros stand for the defaults.
+// Options limit what is requested of one guest. A zero stands for the default.
 type Options struct {
 	Pages        int           // pages in all
 	ProcessPages int           // pages by faults of one process
-	Wait         time.Duration // how long a process is waited for; one that does not run in that time is not asked again
+	Wait         time.Duration // time that a process has to run; one that does not run in it is not tried again
 	Time         time.Duration // in all
-	// Refuse says why a process must be left alone, "" where it need not be. It is asked
-	// anew each time, of the process as it is then.
+	// Refuse returns why a process must be left alone, or "" if it need not be. It is
+	// called anew each time, with the process as it is then.
 	Refuse func(*introspect.Process) string
 }
 
-// Target is a mapping of the section whose pages are wanted.
+// Target is one mapping of the section whose pages are wanted.
 type Target struct {
 	Process *introspect.Process
 	VAD     *introspect.VAD
 }
 
-// Pager asks one guest for pages. It is safe for concurrent use and owns a session of
+// Pager requests pages of one guest. It is safe for concurrent use. It owns a session of
 // actions, and neither the guest nor its source.
 type Pager struct {
-	guest *introspect.Guest // as it is now, past every cache
+	guest *introspect.Guest // reads memory as it is now, past every cache
 	ctl   source.Control
 	opt   Options
 
 	mu     sync.Mutex // one batch at a time
 	cookie uint64
-	pages  int           // asked for and applied
+	pages  int           // requested with success
 	spent  time.Duration // waiting
 	used   map[uint64]*usage
 }
 
-// usage is what a process, by its EPROCESS, has done for us.
+// usage records what was requested of one process.
 type usage struct {
 	pages  int
-	asleep bool // it did not run in the time it had
+	asleep bool // it did not run in its time
 }
 
-// Open makes a pager for a guest. src is the guest's source; a cache before it is passed
-// by. It fails with ErrNoModule where src can only read, with ErrInferred, and with
-// introspect.ErrActions32 for a 32-bit guest.
+// Open makes a Pager for a guest. src is the guest's source; a cache in front of it is
+// bypassed. It fails with ErrNoModule if src can only read, with ErrInferred if the guest's
+// offsets are inferred, and with introspect.ErrActions32 for a 32-bit guest. The caller
+// closes the Pager.
 func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
 	src = source.Uncached(src)
 	host, ok := src.(source.Controller)
@@ -116,26 +119,26 @@ func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
 	return &Pager{guest: g.Through(src), ctl: ctl, opt: opt, used: make(map[uint64]*usage)}, nil
 }
 
-// Close ends the session; what is pending is cancelled.
+// Close ends the session and cancels what is pending.
 func (p *Pager) Close() error { return p.ctl.Close() }
 
-// Pages is how many pages were asked for with success.
+// Pages returns the number of pages that were requested with success.
 func (p *Pager) Pages() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pages
 }
 
-// Fetch has the guest read the pages at the addresses vas in, which all targets map alike,
-// through one target after the other, until they are there or nothing more may be asked.
-// It returns how many it asked for with success; whether a page is there now, memory tells. Only a guest
-// that has gone and the end of ctx are errors.
+// Fetch makes the guest read in the pages at the addresses vas, which all targets map
+// alike. It goes through one target after the other, until all pages are present or nothing
+// more may be requested. It returns how many pages it requested with success; the caller
+// reads memory to see which are present. Only the end of the guest or of ctx is an error.
 func (p *Pager) Fetch(ctx context.Context, targets []Target, vas []uint64) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.pages
 	targets = slices.Clone(targets)
-	if len(targets) > 1 { // behind the first, who has served before comes before others
+	if len(targets) > 1 { // after the first target, those that served before come first
 		slices.SortStableFunc(targets[1:], func(a, b Target) int { return cmp.Compare(p.usage(&b).pages, p.usage(&a).pages) })
 	}
 	tried := 0
@@ -163,8 +166,8 @@ func (p *Pager) usage(t *Target) *usage {
 	return u
 }
 
-// through asks for pages in one process and returns those that are not there yet. tried
-// tells whether any could be asked for.
+// through requests pages in one process and returns those that are not present yet. tried
+// reports whether any could be requested.
 func (p *Pager) through(ctx context.Context, t *Target, vas []uint64) (tried bool, left []uint64, err error) {
 	u := p.usage(t)
 	begin, before := time.Now(), p.spent
@@ -172,7 +175,7 @@ func (p *Pager) through(ctx context.Context, t *Target, vas []uint64) (tried boo
 	last := begin.Add(p.opt.Time - before)
 	until := func() time.Time { return earlier(time.Now().Add(p.opt.Wait), last) }
 	ran, limit := false, until()
-	done := make(map[uint64]bool) // pages that are not to be asked for here, or not again
+	done := make(map[uint64]bool) // pages that must not be requested here, or not again
 	for len(vas) > 0 && !u.asleep && time.Now().Before(limit) {
 		room := min(batch, p.opt.Pages-p.pages, p.opt.ProcessPages-u.pages)
 		if room <= 0 {
@@ -188,7 +191,7 @@ func (p *Pager) through(ctx context.Context, t *Target, vas []uint64) (tried boo
 			return tried, vas, err
 		}
 		if tried = true; len(applied) == 0 {
-			continue // no thread of it has come by yet
+			continue // no thread of the process has taken the fault yet
 		}
 		ran, limit = true, until()
 		if vas, err = p.await(ctx, id, applied, vas, limit); err != nil {
@@ -206,7 +209,8 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// ready reads the process and its range anew and tells whether it may be asked.
+// ready reads the process and its range anew and reports whether pages may be requested of
+// it.
 func (p *Pager) ready(ctx context.Context, t *Target) (introspect.Identity, bool, error) {
 	p.guest.Refresh()
 	id, st, err := p.guest.Identify(t.Process.EPROCESS)
@@ -217,7 +221,8 @@ func (p *Pager) ready(ctx context.Context, t *Target) (introspect.Identity, bool
 	if id.PID != t.Process.PID || now.PID != id.PID || !now.Created.Equal(t.Process.Created) || st.Exiting || st.Critical || now.PEB == 0 {
 		return id, false, nil
 	}
-	// What only the enumeration knows of it, such as that it is hidden, still holds.
+	// Some flags come only from the enumeration, such as that the process is hidden. They
+	// still hold.
 	for _, f := range t.Process.Flags {
 		if !slices.Contains(now.Flags, f) {
 			now.Flags = append(now.Flags, f)
@@ -236,8 +241,8 @@ func (p *Pager) ready(ctx context.Context, t *Target) (introspect.Identity, bool
 	return id, ok, nil
 }
 
-// ended returns an error where nothing more can be asked of the guest; what else cannot be
-// read costs the page it is about.
+// ended returns the error if it means that nothing more can be requested of the guest. Any
+// other read error only costs the page that it concerns.
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()

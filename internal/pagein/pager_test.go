@@ -12,6 +12,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -19,47 +20,19 @@ import (
 // It is for what cannot be made to happen on purpose in a real one; the module and a
 // running guest are in internal/e2e, TestLabScanPagesIn.
 type host struct {
+	*sourcetest.Guest
 	t *testing.T
 	m *ntguest.Machine
 
 	mu      sync.Mutex
-	words   map[uint64]uint64    // written to, by guest-physical address
 	runs    map[uint64]bool      // DTBs of processes that enter user mode
 	serve   bool                 // the guest's kernel gets the pages
 	before  func(*source.Action) // what happens between an action's making and its delivery
 	actions []source.Action
-	gone    bool
 	pending map[uint64]*time.Timer
 	events  chan source.Event
 }
 
-func (h *host) ReadPhys(p []byte, addr uint64) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.gone {
-		return source.ErrGone
-	}
-	if err := h.m.ReadPhys(p, addr); err != nil {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	for at, v := range h.words {
-		var b [8]byte
-		binary.LittleEndian.PutUint64(b[:], v)
-		for i, c := range b {
-			if x := at + uint64(i); x >= addr && x-addr < uint64(len(p)) {
-				p[x-addr] = c
-			}
-		}
-	}
-	return nil
-}
-
-func (h *host) Ranges() []source.Range { return []source.Range{{Size: h.m.Memory}} }
-func (h *host) Registers(context.Context) ([]source.Registers, error) {
-	return nil, source.ErrNoRegisters
-}
-func (h *host) Info() source.Info                { return source.Info{Kind: "memhook"} }
-func (h *host) Close() error                     { return nil }
 func (h *host) Control() (source.Control, error) { return control{h}, nil }
 
 type control struct{ *host }
@@ -109,7 +82,7 @@ func (c control) Do(a *source.Action) error {
 	}
 	c.actions = append(c.actions, *a)
 	if entry := a.Guards[len(a.Guards)-1]; c.serve {
-		c.words[entry.GPA] = 0x1000<<12 | 0x25 // valid, for user mode, accessed
+		c.Put(entry.GPA, 0x1000<<12|0x25, 8) // valid, for user mode, accessed
 	}
 	c.events <- source.Event{Kind: source.EventApplied, Cookie: a.Cookie}
 	return nil
@@ -144,7 +117,7 @@ func newScene(t *testing.T) *scene {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, m: m, words: make(map[uint64]uint64), runs: make(map[uint64]bool), serve: true,
+	h := &host{Guest: sourcetest.New(m, m.Memory), t: t, m: m, runs: make(map[uint64]bool), serve: true,
 		pending: make(map[uint64]*time.Timer), events: make(chan source.Event, 256)}
 	s := &scene{host: h}
 	if s.g, err = introspect.Open(context.Background(), h, winstruct.BuiltIn()); err != nil {
@@ -299,19 +272,19 @@ func TestLeftAlone(t *testing.T) {
 			}}
 		},
 		"exited": func(s *scene, gpa func(uint32) uint64) Options {
-			s.words[gpa(off.ExitTime)] = 0x1dcaa21c3a2d7c3
+			s.Put(gpa(off.ExitTime), 0x1dcaa21c3a2d7c3, 8)
 			return Options{}
 		},
 		"another process": func(s *scene, gpa func(uint32) uint64) Options {
-			s.words[gpa(off.PID)] = 0x7fc
+			s.Put(gpa(off.PID), 0x7fc, 8)
 			return Options{}
 		},
 		"unmapped": func(s *scene, gpa func(uint32) uint64) Options {
-			s.words[gpa(off.VADRoot)] = 0
+			s.Put(gpa(off.VADRoot), 0, 8)
 			return Options{}
 		},
 		"another process in the moment of delivery": func(s *scene, gpa func(uint32) uint64) Options {
-			s.before = func(*source.Action) { s.words[gpa(off.PID)] = 0x7fc }
+			s.before = func(*source.Action) { s.Put(gpa(off.PID), 0x7fc, 8) }
 			return Options{}
 		},
 	} {
@@ -369,7 +342,7 @@ func TestEnds(t *testing.T) {
 	if len(s.pending) != 0 {
 		t.Errorf("%d actions are pending", len(s.pending))
 	}
-	s.gone = true
+	s.End()
 	if _, err := p.Fetch(context.Background(), []Target{s.target}, s.vas); !errors.Is(err, source.ErrGone) {
 		t.Errorf("%v", err)
 	}

@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// restoreBase finds the preferred base, undoes the relocations with it and puts
-// it into the header.
+// restoreBase finds the preferred base, undoes the relocations with it and puts it into the
+// header.
 //
-// The ImageBase of a mapped header is where the image is, not where it was linked
-// to. What was undone before is in terms of the actual base, so that from here
-// on the file differs from the original in nothing but relocated words and
-// ImageBase; the checksum is linear in the difference of the bases, which makes
-// testing a candidate cheap.
+// The ImageBase of a mapped header is the actual base and not the one that the image was
+// linked for. Everything undone before was undone relative to the actual base, so at this
+// point the file differs from the original only in relocated words and in ImageBase. The
+// checksum is linear in the difference of the bases, which makes it cheap to test a
+// candidate.
 func (r *Rebuilder) restoreBase() {
 	b := &r.fid.Base
 	b.Actual = r.img.Base
@@ -45,7 +45,7 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	h := &r.hdr
 	b := &r.fid.Base
 	if r.madeUp {
-		// Nothing in such headers tells whether the image could be moved.
+		// Such headers do not tell whether the image could be moved.
 		if v := r.opt.PreferredBase; v != 0 {
 			return v, BaseLoader
 		}
@@ -102,9 +102,9 @@ func (r *Rebuilder) findBase() (uint64, BaseMethod) {
 	return r.img.Base, BaseUndecided
 }
 
-// solveBase finds the 32-bit base with which the checksum comes out right. It is one
-// equation for one unknown: nothing is left to prove the result with, and it holds only
-// where every other byte is the file's.
+// solveBase finds the 32-bit base for which the checksum is right. This is one equation
+// with one unknown, so nothing is left to prove the result, and it holds only if every
+// other byte is the file's.
 func (r *Rebuilder) solveBase() (base uint64, ok bool) {
 	if !r.solved || r.hdr.PE64 || !r.img.PrivateKnown || r.solver.weight == 0 {
 		return 0, false
@@ -125,7 +125,7 @@ func (r *Rebuilder) solveBase() (base uint64, ok bool) {
 	return base, ok
 }
 
-// movable says whether the image could have been loaded anywhere but at its
+// movable reports whether the image could have been loaded anywhere but at its
 // preferred base.
 func (r *Rebuilder) movable() bool {
 	h := &r.hdr
@@ -139,8 +139,8 @@ func (r *Rebuilder) movable() bool {
 		h.DLLCharacteristics&dynamicBase != 0 || h.Characteristics&fileDLL != 0
 }
 
-// unmoved says whether the actual base is one that a linker chooses, and not one
-// that address space layout randomisation does.
+// unmoved reports whether the actual base is one that linkers choose and address space
+// layout randomisation does not.
 func (r *Rebuilder) unmoved(candidates []uint64) bool {
 	base := r.img.Base
 	for _, c := range candidates {
@@ -192,7 +192,7 @@ func (r *Rebuilder) candidates() []uint64 {
 	return c
 }
 
-// linkerBases are the bases that linkers use when not told otherwise.
+// linkerBases are the default bases of linkers.
 var linkerBases = []uint64{
 	0x400000,    // EXE: Microsoft, GNU, Borland, Go
 	0x140000000, // x64 EXE: Microsoft, GNU, LLVM
@@ -209,10 +209,10 @@ var linkerBases = []uint64{
 // subsystemNative is the subsystem of drivers and of programs without Win32.
 const subsystemNative = 1
 
-// efi says whether the image is for firmware.
+// efi reports whether the image is for firmware.
 func (h *Headers) efi() bool { return h.Subsystem >= 10 && h.Subsystem <= 13 }
 
-// defaultBase is what the linker that made the image would use by itself.
+// defaultBase returns the default base of the linker that made the image.
 func (r *Rebuilder) defaultBase() (uint64, bool) {
 	h := &r.hdr
 	dll := h.Characteristics&fileDLL != 0
@@ -235,13 +235,13 @@ func (r *Rebuilder) defaultBase() (uint64, bool) {
 	return 0x400000, true
 }
 
-// madeByGNU says whether the linker version is one that GNU ld writes: its own,
+// madeByGNU reports whether the linker version is one that GNU ld writes: its own,
 // 2.15 and up. Microsoft's linkers of that major version are from before DLLs
 // could be relocated at will.
 func (h *Headers) madeByGNU() bool { return h.LinkerMajor == 2 && h.LinkerMinor >= 15 }
 
-// nameBases are the bases GNU ld chooses for the names the output file may have
-// been given, likeliest first: gcc asks it for --enable-auto-image-base when it
+// nameBases returns the bases that GNU ld chooses for the names that the output file may
+// have had, the likeliest first. gcc makes it do so with --enable-auto-image-base when it
 // links a DLL. Range and mask are from ld/emultempl/pe.em and pep.em.
 func (r *Rebuilder) nameBases() []uint64 {
 	name := r.exportName()
@@ -288,9 +288,8 @@ type sumSolver struct {
 	want   uint64 // residue of CheckSum minus the length
 }
 
-// checkSumUsable says whether the header's CheckSum can prove anything: there is
-// one, no byte is missing, and it does not count more bytes than the rebuilt file
-// has.
+// checkSumUsable reports whether the header's CheckSum can prove anything: there must be
+// one, no byte may be missing, and it may not cover more bytes than the rebuilt file has.
 func (r *Rebuilder) checkSumUsable() bool {
 	h, size := &r.hdr, r.lay.fileSize
 	if h.CheckSum == 0 || len(r.headerCopy) > 0 && r.fid.Headers == HeadersMemory || !r.fid.Headers.own() ||
@@ -339,7 +338,7 @@ func (r *Rebuilder) newSumSolver() (s sumSolver, ok bool) {
 			}
 		}
 	}
-	// The header's ImageBase goes from what it says now to the candidate.
+	// The header's ImageBase changes from its present value to the candidate.
 	off, size := h.imageBaseField()
 	if h.ImageBase != r.img.Base {
 		now := getUint(r.data[off:off+uint32(size)]) % 65535
@@ -363,13 +362,13 @@ func (s *sumSolver) after(actual, preferred uint64) uint64 {
 	return (s.sum + 65535 - s.weight*d%65535) % 65535
 }
 
-// matches says whether a preferred base gives the wanted sum.
+// matches reports whether a preferred base gives the wanted sum.
 func (s *sumSolver) matches(actual, preferred uint64) bool {
 	return s.after(actual, preferred) == s.want
 }
 
-// hasOverlay says whether the headers themselves place something beyond end, the
-// end of the last section in the file.
+// hasOverlay reports whether the headers place something behind end, the end of the last
+// section in the file.
 func (h *Headers) hasOverlay(end uint64) bool {
 	d := h.Dirs[dirSecurity] // its RVA field is a file offset
 	return h.NumDirs > dirSecurity && d.Size != 0 && uint64(d.RVA)+uint64(d.Size) > end ||

@@ -36,7 +36,7 @@ func onesSum(b []byte) uint64 {
 	return (fold(all0, high0) + fold(all1, high1) + fold(all2, high2) + fold(all3, high3)) % 65535
 }
 
-// residue is what bytes at a file offset contribute to the sum, modulo 65535.
+// residue returns the contribution of bytes at a file offset to the sum, modulo 65535.
 func residue(b []byte, off uint64) uint64 {
 	v := onesSum(b)
 	if off%2 == 1 {
@@ -45,9 +45,9 @@ func residue(b []byte, off uint64) uint64 {
 	return v % 65535
 }
 
-// CheckSum computes the checksum of a PE file as CheckSumMappedFile does: the
-// 16-bit one's complement sum of all words but those of the CheckSum field at
-// file offset field, plus the length of the file.
+// CheckSum computes the checksum of a PE file as CheckSumMappedFile does: the 16-bit one's
+// complement sum of all words except those of the CheckSum field, which is at file offset
+// field, plus the length of the file.
 func CheckSum(file []byte, field int) uint32 {
 	sum := onesSum(file)
 	if field >= 0 && field+4 <= len(file) {
@@ -56,7 +56,7 @@ func CheckSum(file []byte, field int) uint32 {
 	return sumToCheckSum(sum, len(file))
 }
 
-// sumToCheckSum makes the checksum of the sum of all words modulo 65535.
+// sumToCheckSum returns the checksum for a sum of all words modulo 65535.
 func sumToCheckSum(sum uint64, size int) uint32 {
 	if sum == 0 {
 		// Zero and 65535 are the same residue; only a file of zeros sums to plain zero.

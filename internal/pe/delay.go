@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// delayThunk is a stub that loads the address of a delay-load slot and jumps to
-// the resolver: what the slot points to in the file.
+// delayThunk is a stub that loads the address of a delay-load slot and jumps to the
+// resolver. In the file the slot points to it.
 type delayThunk struct {
 	slot, code uint64 // RVAs
 }
@@ -93,21 +93,14 @@ func (r *Rebuilder) doubtForeign() {
 	r.foreignDone = true
 	ps := uint64(r.hdr.ptrSize())
 	low, high := r.img.Base-min(guessMargin, r.img.Base), r.img.Base+uint64(len(r.img.Mem))+guessMargin
-	for w := newRelocWalker(r.img, &r.hdr); ; {
-		blk, ok := w.next()
-		if !ok {
-			return
+	w := newRelocWalker(r.img, &r.hdr)
+	for rva, kind := range w.entries() {
+		if relocSize(kind) != ps || !r.img.present(rva, ps) {
+			continue
 		}
-		for e := blk.entries; len(e) >= 2; e = e[2:] {
-			v := binary.LittleEndian.Uint16(e)
-			rva := blk.page + uint64(v&0xfff)
-			if relocSize(v>>12) != ps || !r.img.present(rva, ps) {
-				continue
-			}
-			if va := getUint(r.img.Mem[rva : rva+ps]); va < low || va > high {
-				if off, in := r.lay.offset(rva, ps); in {
-					r.unknown(off, off+ps, CauseDelay)
-				}
+		if va := getUint(r.img.Mem[rva : rva+ps]); va < low || va > high {
+			if off, in := r.lay.offset(rva, ps); in {
+				r.unknown(off, off+ps, CauseDelay)
 			}
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Describe says in words what the record says in numbers: a few lines, each a
-// sentence. Names from the guest are quoted.
+// Describe returns the record in words: a few lines, each a sentence. Names from the guest
+// are quoted.
 func (f *Fidelity) Describe() []string {
 	var out []string
 	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }

@@ -14,7 +14,7 @@ import (
 // clrILOnly is COMIMAGE_FLAGS_ILONLY of IMAGE_COR20_HEADER.Flags, at offset 16.
 const clrILOnly = 1
 
-// rewrittenDotNet says whether the headers are those of a .NET program that the
+// rewrittenDotNet reports whether the headers are those of a .NET program that the
 // loader has rewritten.
 func (r *Rebuilder) rewrittenDotNet() bool {
 	h := &r.hdr

@@ -21,12 +21,12 @@ const (
 // maxDynTables bounds the tables of one image; real ones have less than ten.
 const maxDynTables = 64
 
-// undoDynamicRelocations undoes what a kernel applies from the dynamic value
-// relocation table: indirect calls and jumps that were rewritten as retpolines, calls of
-// functions that have a variant for this processor, addresses of kernel structures that
-// are randomised, and what turns an image for one processor into one for another. It comes
-// before the base relocations, as it writes words in terms of the actual base.
-// Everything it writes is reconstructed and is recorded as in doubt.
+// undoDynamicRelocations undoes what a kernel applies from the dynamic value relocation
+// table: indirect calls and jumps that were rewritten as retpolines, calls of functions
+// that have a variant for this processor, addresses of kernel structures that are
+// randomised, and what turns an image for one processor into one for another. It is called
+// before base relocations are undone, because it writes words relative to the actual base.
+// Everything it writes is reconstructed and recorded as in doubt.
 func (r *Rebuilder) undoDynamicRelocations() {
 	c, ok := r.readLoadConfig()
 	if !ok || uint32(len(c.b)) < c.off.dynSection+2 {
@@ -77,24 +77,16 @@ func (r *Rebuilder) undoMovedAddresses(w *relocWalker, symbol uint64) {
 	ps := uint64(r.hdr.ptrSize())
 	var words []uint64
 	var page uint64
-	for {
-		blk, ok := w.next()
-		if !ok {
-			break
+	for rva, kind := range w.entries() {
+		if relocSize(kind) != ps || !r.img.present(rva, ps) {
+			continue
 		}
-		for e := blk.entries; len(e) >= 2; e = e[2:] {
-			v := binary.LittleEndian.Uint16(e)
-			rva := blk.page + uint64(v&0xfff)
-			if t := v >> 12; relocSize(t) != ps || !r.img.present(rva, ps) {
-				continue
-			}
-			now := getUint(r.img.Mem[rva:rva+ps]) &^ (PageSize - 1)
-			if len(words) > 0 && now != page || len(words) >= 1<<16 {
-				return
-			}
-			page = now
-			words = append(words, rva)
+		now := getUint(r.img.Mem[rva:rva+ps]) &^ (PageSize - 1)
+		if len(words) > 0 && now != page || len(words) >= 1<<16 {
+			return
 		}
+		page = now
+		words = append(words, rva)
 	}
 	if len(words) == 0 || page == symbol&^(PageSize-1) {
 		return

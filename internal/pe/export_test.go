@@ -10,3 +10,13 @@ func (b ByteCounts) Sum() uint64 {
 	return b.Resident + b.Transition + b.Prototype + b.Private + b.DemandZero + b.FileCache + b.Other +
 		b.PagedIn + b.Derived + b.Assumed + b.Missing + b.Overlay
 }
+
+// Supports is the prediction for a kind of signature.
+func (f *Fidelity) Supports(k SignatureKind) Support {
+	for _, s := range f.Signatures {
+		if s.Kind == k {
+			return s.Support
+		}
+	}
+	return SupportNo
+}

@@ -11,9 +11,8 @@ import (
 // ErrExports reports an image whose export directory is missing or not present.
 var ErrExports = errors.New("no export directory")
 
-// ExportIndex knows what lives at the exported addresses of a process's modules.
-// Its Resolve serves as Options.ResolveExport. It is filled by Add and may be read
-// concurrently afterwards.
+// ExportIndex maps addresses to the exports of a process's modules. Its Resolve serves as
+// Options.ResolveExport. Add fills it; afterwards it may be read concurrently.
 type ExportIndex struct {
 	byAddr    map[uint64][]Symbol
 	forwarded map[string][]Symbol // "module.name" in lower case: who exports it under another name
@@ -28,8 +27,8 @@ func NewExportIndex() *ExportIndex {
 	return &ExportIndex{byAddr: make(map[uint64][]Symbol), forwarded: make(map[string][]Symbol), maxTotal: 1 << 20}
 }
 
-// exportDir is the export directory of a mapped image (Microsoft, "PE Format", "The
-// .edata Section"). Tables and texts are still to be looked at.
+// exportDir is the export directory of a mapped image (Microsoft, "PE Format", "The .edata
+// Section"). Its tables and texts are not checked yet.
 type exportDir struct {
 	dir                   Directory
 	name                  uint32 // RVA of the image's own name
@@ -37,7 +36,8 @@ type exportDir struct {
 	addrs, nameAt, ordsAt uint64
 }
 
-// exports finds the export directory of img, if its headers and the directory are there.
+// exports finds the export directory of img. ok is false if the headers or the directory
+// are not present.
 func (m *Image) exports() (d exportDir, ok bool) {
 	if len(m.Mem)%PageSize != 0 || len(m.Pages) != len(m.Mem)/PageSize || !m.present(0, PageSize) {
 		return d, false
@@ -62,8 +62,8 @@ func (m *Image) exports() (d exportDir, ok bool) {
 	return d, true
 }
 
-// named calls f with each export that has a name, and its index in the table of
-// addresses; what is not present is passed over. It ends where f returns false.
+// named calls f with each exported name and its index in the table of addresses, until f
+// returns false. Names that are not present are skipped.
 func (d *exportDir) named(m *Image, f func(name []byte, index uint32) bool) {
 	le := binary.LittleEndian
 	for i := uint32(0); i < d.names; i++ {
@@ -77,8 +77,8 @@ func (d *exportDir) named(m *Image, f func(name []byte, index uint32) bool) {
 	}
 }
 
-// rva is the address in the table at an index; forwarded tells that it is that of a
-// text, the name of another module's export.
+// rva returns the address at an index of the table. forwarded says that it is that of a
+// text, which names an export of another module.
 func (d *exportDir) rva(m *Image, index uint32) (rva uint32, forwarded, ok bool) {
 	at := d.addrs + 4*uint64(index)
 	if index >= d.count || !m.present(at, 4) {
@@ -88,9 +88,9 @@ func (d *exportDir) rva(m *Image, index uint32) (rva uint32, forwarded, ok bool)
 	return rva, rva >= d.dir.RVA && rva-d.dir.RVA < d.dir.Size, rva != 0
 }
 
-// FindExports looks exports of a mapped image up by name: the name that the image
-// calls itself, and the RVAs of those exports that are there and are no forwarders. It
-// fails with ErrExports where the image exports nothing or its directory is not present.
+// FindExports looks up exports of a mapped image by name. It returns the name that the
+// image gives itself, and the RVAs of those exports that are present and are no forwarders.
+// It fails with ErrExports if the image exports nothing or its directory is not present.
 func FindExports(img *Image, names ...string) (self string, rvas map[string]uint32, err error) {
 	d, ok := img.exports()
 	if !ok {
@@ -113,9 +113,9 @@ func FindExports(img *Image, names ...string) (self string, rvas map[string]uint
 	return string(text), rvas, nil
 }
 
-// Add enters the exports of a mapped module known to its process as name, and
-// returns how many there are. Pages that are not present and tables that make no
-// sense cost the exports in them. img is not kept.
+// Add adds the exports of a mapped module, which its process knows as name, and returns
+// their number. Exports on absent pages or in inconsistent tables are left out. img is not
+// kept.
 func (x *ExportIndex) Add(img *Image, name string) int {
 	d, ok := img.exports()
 	if !ok {
@@ -160,8 +160,7 @@ func (x *ExportIndex) Add(img *Image, name string) int {
 	return added
 }
 
-// ModuleName is the name that a mapped image's export directory gives it; "" where it
-// has none.
+// ModuleName returns the name in a mapped image's export directory, or "" if there is none.
 func ModuleName(img *Image) string {
 	if len(img.Mem)%PageSize != 0 || len(img.Pages) != len(img.Mem)/PageSize {
 		return ""
@@ -175,7 +174,7 @@ func ModuleName(img *Image) string {
 	return r.exportName()
 }
 
-// Resolve returns all that an address is exported as, forwarders to it included.
+// Resolve returns all exported names of an address, including forwarders to it.
 func (x *ExportIndex) Resolve(va uint64) []Symbol {
 	direct := x.byAddr[va]
 	if len(direct) == 0 || len(x.forwarded) == 0 {

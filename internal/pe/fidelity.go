@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Range is a half-open run of bytes [Start, End): file offsets or RVAs, as the field says.
+// Range is the bytes [Start, End): file offsets or RVAs, as the field that has it says.
 type Range struct {
 	Start uint64 `json:"start"`
 	End   uint64 `json:"end"`
@@ -14,7 +14,7 @@ type Range struct {
 // Len is the length of the range in bytes.
 func (r Range) Len() uint64 { return r.End - r.Start }
 
-// Cause says why bytes of a rebuilt file are not known to be the file's.
+// Cause says why it is not known whether bytes of a rebuilt file are the file's own.
 type Cause string
 
 // Causes of a Gap.
@@ -33,15 +33,16 @@ const (
 	CauseWritten    Cause = "written since it was loaded"      // by the process or its loader; where, only lost headers tell
 )
 
-// Gap is a run of bytes of the rebuilt file that are not known to be the file's own.
+// Gap is a run of bytes of the rebuilt file of which it is not known whether they are the
+// file's own.
 type Gap struct {
 	Range
 	Cause Cause `json:"cause"`
 }
 
-// ByteCounts splits the bytes of a rebuilt file by where they came from. The
-// first group adds up to the size of the file. Restored and Reconstructed are
-// contained in it: they count bytes written over those of the page.
+// ByteCounts counts the bytes of a rebuilt file by where they came from. The counts of the
+// first group add up to the size of the file. Restored and Reconstructed count bytes of
+// these that were written over what the page had.
 type ByteCounts struct {
 	Resident   uint64 `json:"resident"`
 	Transition uint64 `json:"transition"`
@@ -61,7 +62,7 @@ type ByteCounts struct {
 	Unknown       uint64 `json:"unknown"`       // present, but changed by the loader in a way that could not be undone
 }
 
-// SectionState is what can be said about one section of a rebuilt file.
+// SectionState says how much of one section of a rebuilt file is known.
 type SectionState string
 
 // States of a section, from best to worst.
@@ -97,11 +98,10 @@ const (
 	BaseFixed     BaseMethod = "fixed"      // the image cannot be relocated
 	BaseHeader    BaseMethod = "header"     // the header in memory still says it
 	BasePointers  BaseMethod = "pointers"   // addresses in the image that the loader does not relocate agree on it
-	BaseSolved    BaseMethod = "solved"     // the only one with which the header's CheckSum comes out right, given that all else is the file's
+	BaseSolved    BaseMethod = "solved"     // the only one for which the header's CheckSum is right, if all other bytes are the file's
 	BaseName      BaseMethod = "name-hash"  // the linker derived it from the name of the file
-	BaseDefault   BaseMethod = "default"    // what the linker that made the file uses when not told otherwise
-	BaseUndecided BaseMethod = "unknown"    // nothing speaks for any: the actual base is left in place
-	BaseNoEffect  BaseMethod = "irrelevant" // flat copy without headers
+	BaseDefault   BaseMethod = "default"    // the default of the linker that made the file
+	BaseUndecided BaseMethod = "unknown"    // no base is likelier than another: the actual base is left in place
 )
 
 // BaseFidelity records the preferred base.
@@ -109,7 +109,7 @@ type BaseFidelity struct {
 	Actual    uint64     `json:"actual"`
 	Preferred uint64     `json:"preferred"`
 	Method    BaseMethod `json:"method"`
-	Proven    bool       `json:"proven"`     // not merely likely; a loader's record is taken at its word, though a program can forge it
+	Proven    bool       `json:"proven"`     // certain, not only likely; a loader's record counts as certain although a program can forge it
 	Evidence  int        `json:"evidence"`   // independent facts that agree on it: pointers, for BasePointers
 	Tried     int        `json:"candidates"` // how many were considered
 }
@@ -155,7 +155,7 @@ type CheckSumFidelity struct {
 	Matches  bool   `json:"matches"`
 }
 
-// NeverMapped names parts of the file that no mapping of it as an image holds.
+// NeverMapped names the parts of the file that are in no mapping of it as an image.
 type NeverMapped struct {
 	Certificate    Range  `json:"certificate"`  // file offsets; empty if there is none
 	SymbolTable    uint32 `json:"symbol_table"` // file offset; 0 if there is none
@@ -163,24 +163,25 @@ type NeverMapped struct {
 	OverlayAtLeast uint64 `json:"overlay_at_least"` // bytes beyond the last section that headers prove; 0 proves nothing
 }
 
-// HeaderSource says where the section layout came from.
+// HeaderSource says where the headers, and with them the section layout, came from.
 type HeaderSource string
 
 // Sources of the layout.
 const (
 	HeadersMemory   HeaderSource = "memory"         // the headers of the mapped image
 	HeadersShared   HeaderSource = "section page"   // the section's own page, because the process has changed its copy
-	HeadersCache    HeaderSource = "file-cache"     // the file's own headers in the guest's cache, because those in memory do not serve
+	HeadersCache    HeaderSource = "file-cache"     // the file's own headers in the guest's cache, because those in memory are unusable
 	HeadersLayout   HeaderSource = "section object" // the subsections of the section object, because the headers are wiped or forged
 	HeadersAnalysis HeaderSource = "analysis"       // nothing but the bytes themselves
 )
 
-// own says whether the headers are the file's, and not made up.
+// own reports whether the headers are the file's own and not made up.
 func (h HeaderSource) own() bool {
 	return h == HeadersMemory || h == HeadersShared || h == HeadersCache
 }
 
-// Conflict is a place where two sources of the same file disagree: a hook, a patch or a lie.
+// Conflict is a place where two sources of the same file disagree: because of a hook, a
+// patch or a forgery.
 type Conflict struct {
 	Range          // file offsets
 	RVA     uint64 `json:"rva"`
@@ -188,11 +189,11 @@ type Conflict struct {
 	Code    bool   `json:"code"`   // in an executable section
 	Source  string `json:"source"` // that disagrees with the mapping: "prototype" for the section's own page, "file-cache"
 	Memory  string `json:"memory"` // the first bytes of the mapping there, in hexadecimal
-	File    string `json:"file"`   // the same of the source
+	File    string `json:"file"`   // the source's first bytes there, in hexadecimal
 }
 
-// Fidelity is the record that travels with a rebuilt file: what it is made of
-// and how far it can be trusted to be the file that was loaded.
+// Fidelity is the record that goes with a rebuilt file: what the file is made of, and how
+// far it can be trusted to be the file that was loaded.
 type Fidelity struct {
 	Name        string             `json:"name"`
 	Headers     HeaderSource       `json:"headers"`
@@ -218,9 +219,9 @@ type Fidelity struct {
 	writable  uint64 // bytes of writable sections that may have been written
 }
 
-// Coverage is the share of the rebuilt file whose bytes are known, between 0 and
-// 1. Bytes that were never mapped and are taken to be zeros count as known; an
-// overlay that is not there does not count at all.
+// Coverage returns the share of the rebuilt file whose bytes are known, between 0 and 1.
+// Bytes that were never mapped and are assumed to be zeros count as known. An overlay that
+// is not in memory is not counted at all.
 func (f *Fidelity) Coverage() float64 {
 	if f.FileSize == 0 {
 		return 0
@@ -230,14 +231,14 @@ func (f *Fidelity) Coverage() float64 {
 	return float64(size-lost) / float64(max(size, 1))
 }
 
-// Complete says whether a scan of the rebuilt file saw every byte that the image
-// holds: only then may it be called clean. It does not say that the file is
-// identical to the one on disk; see Exact.
+// Complete reports whether the rebuilt file has every byte that the image has. Only then
+// may a scan call it clean. It does not say that the file equals the one on disk; see
+// Exact.
 func (f *Fidelity) Complete() bool { return f.Bytes.Missing == 0 && f.Headers != HeadersAnalysis }
 
-// Exact says whether the rebuilt file is, as far as can be known from memory,
-// the file up to its overlay: nothing missing, nothing unknown, the base settled
-// and no writable byte in doubt.
+// Exact reports whether, as far as memory can show, the rebuilt file equals the file up to
+// its overlay: nothing is missing or unknown, the base is proven, and no writable byte is
+// in doubt.
 func (f *Fidelity) Exact() bool {
 	if f.CheckSum.Matches {
 		return true
@@ -245,15 +246,16 @@ func (f *Fidelity) Exact() bool {
 	return f.Complete() && f.Bytes.Unknown == 0 && f.writable == 0 && f.Base.Proven
 }
 
-// baseSettled says whether the sections do not depend on a base that is not proven.
+// baseSettled reports whether the content of the sections does not depend on an unproven
+// base.
 func (f *Fidelity) baseSettled() bool {
 	return f.Base.Proven || f.Relocations.Undone == 0
 }
 
-// Known says whether n bytes of the rebuilt file from offset off on are the
-// file's own as far as memory can show: none of them missing or unknown. Bytes
-// that were never mapped and are taken to be zeros count as known. Where the base
-// is not proven, relocated words are as likely to be right as the base is.
+// Known reports whether n bytes of the rebuilt file, from offset off on, are the file's own
+// as far as memory can show: none of them is missing or unknown. Bytes that were never
+// mapped and are assumed to be zeros count as known. If the base is not proven, relocated
+// words are only as likely to be right as the base is.
 func (f *Fidelity) Known(off, n uint64) bool {
 	if n > f.FileSize || off > f.FileSize-n {
 		return false
@@ -275,8 +277,8 @@ func (f *Fidelity) Known(off, n uint64) bool {
 	return true
 }
 
-// Compact returns a copy of the record with at most n gaps, runs of missing pages
-// and conflicts each, for output; the counts are those of the whole.
+// Compact returns a copy of the record for output, with at most n gaps, n runs of missing
+// pages and n conflicts. The counts remain those of the whole file.
 func (f *Fidelity) Compact(n int) *Fidelity {
 	c := *f
 	c.Gaps = f.Gaps[:min(n, len(f.Gaps))]

@@ -16,14 +16,13 @@ type FilePage struct {
 // maxConflicts bounds the conflicts listed in a fidelity record.
 const maxConflicts = 256
 
-// mergeFilePages fills what the mapping does not hold from the file's cached
-// pages. The order of trust is: a byte of a read-only section that the mapping
-// holds, then the cached file, then zeros. Where both are there they are
-// compared: writable sections may differ and then the file's bytes are taken,
-// for the rebuilt file is to be the file; a difference in a section that is not
-// writable is a conflict, and the mapping's bytes stay, for they are what runs.
+// mergeFilePages fills what the mapping does not have from the file's cached pages. The
+// order of trust is: a byte of a read-only section in the mapping, then the cached file,
+// then zeros. Where both exist they are compared. In a writable section they may differ,
+// and the file's bytes are used, because the result is to be the file. In any other section
+// a difference is a conflict, and the mapping's bytes are kept, because they are what runs.
 func (r *Rebuilder) mergeFilePages() {
-	// Where the cache has all of the file, the merged bytes are summed up on the way,
+	// If the cache has all of the file, the sum of the merged bytes is computed on the way,
 	// while they are in the processor's cache.
 	r.sum, r.summing = 0, len(r.opt.FilePages) == 1 && r.opt.FilePages[0].Offset == 0 &&
 		len(r.opt.FilePages[0].Data) >= len(r.data) && r.checkSumUsable()
@@ -38,8 +37,8 @@ func (r *Rebuilder) mergeFilePages() {
 	}
 }
 
-// fillOverlay puts the cached pages beyond the last section into the file. It
-// comes before all that looks at the checksum.
+// fillOverlay copies the cached pages behind the last section into the file. It is called
+// before anything uses the checksum.
 func (r *Rebuilder) fillOverlay() {
 	size := uint64(len(r.data))
 	r.overlayIn = r.overlayAt == size
@@ -59,8 +58,8 @@ func (r *Rebuilder) fillOverlay() {
 	r.sumKnown = false
 }
 
-// cachedBase reads the preferred base from the cached header of the file, where the
-// layout that says its place is the file's own.
+// cachedBase reads the preferred base from the cached header of the file. It can do so if
+// the layout, which gives the place of that field, is the file's own.
 func (r *Rebuilder) cachedBase() (uint64, bool) {
 	if r.madeUp || !r.fid.Headers.own() {
 		return 0, false
@@ -136,7 +135,7 @@ func (r *Rebuilder) compareCode(s *span, off uint64, mem, file []byte) {
 	eachDifference(mem, file, func(i, j int) {
 		from, to := off+uint64(i), off+uint64(j)
 		if r.isGap(from, to) {
-			// Nothing is known of these bytes but what the file says.
+			// These bytes are known from the file only.
 			copy(mem[i:j], file[i:j])
 			r.known(from, to)
 			return
@@ -166,8 +165,8 @@ func eachDifference(a, b []byte, f func(from, to int)) {
 	}
 }
 
-// conflict records that the file bytes from off on differ between the mapping and
-// another source; a place that two sources contradict is recorded once.
+// conflict records that the file bytes from off on differ between the mapping and another
+// source. A place in conflict with two sources is recorded once.
 func (r *Rebuilder) conflict(s *span, off uint64, mem, file []byte, from Origin) {
 	where := Range{off, off + uint64(len(mem))}
 	if len(r.fid.Conflicts) >= maxConflicts || slices.ContainsFunc(r.fid.Conflicts, func(c Conflict) bool { return c.Range == where }) {
@@ -183,7 +182,7 @@ func (r *Rebuilder) conflict(s *span, off uint64, mem, file []byte, from Origin)
 	r.fid.Conflicts = append(r.fid.Conflicts, c)
 }
 
-// isGap says whether the run lies in a gap.
+// isGap reports whether the run lies in a gap.
 func (r *Rebuilder) isGap(from, to uint64) bool {
 	i, _ := slices.BinarySearchFunc(r.gaps, from, func(g Gap, at uint64) int {
 		if g.Start <= at {
@@ -199,7 +198,7 @@ func (r *Rebuilder) isGap(from, to uint64) bool {
 	return false
 }
 
-// known records that file bytes are the file's own, whatever gap they lie in.
+// known records that bytes are the file's own, even if they lie in a gap.
 func (r *Rebuilder) known(from, to uint64) {
 	if n := len(r.recovered); n > 0 && r.recovered[n-1].End == from {
 		r.recovered[n-1].End = to

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// finish settles the gaps, judges sections, checksum and signatures, and
+// finish completes the gaps, judges the sections, the checksum and the signatures, and
 // returns the result.
 func (r *Rebuilder) finish() *File {
 	f := r.fid
@@ -25,8 +25,8 @@ func (r *Rebuilder) finish() *File {
 	return &File{Data: r.data, Headers: &h, Fidelity: f}
 }
 
-// settleGaps sorts the gaps, takes out what became known, resolves overlaps in
-// favour of the stronger cause and recounts the bytes in doubt.
+// settleGaps sorts the gaps, removes what became known, resolves overlaps in favour of the
+// stronger cause, and counts the bytes in doubt again.
 func (r *Rebuilder) settleGaps() {
 	size := uint64(len(r.data))
 	slices.SortStableFunc(r.gaps, func(a, b Gap) int { return compareU64(a.Start, b.Start) })
@@ -132,7 +132,7 @@ func (r *Rebuilder) neverMapped() {
 	n.OverlayKnown = n.OverlayKnown || n.OverlayAtLeast > 0
 }
 
-// judgeSections classes the sections by the gaps that lie in them.
+// judgeSections sets the state of each section from the gaps in it.
 func (r *Rebuilder) judgeSections() {
 	f := r.fid
 	sums := sumGaps(f.Gaps)
@@ -206,7 +206,7 @@ func (s gapSums) at(gaps []Gap, off uint64) [4]uint64 {
 	return n
 }
 
-// mayBeWritten says whether any file byte of a writable section can be one that the
+// mayBeWritten reports whether any file byte of a writable section can be one that the
 // process wrote: those of the section's own pages cannot, and bytes that the cached
 // file gave were not taken from the mapping.
 func (r *Rebuilder) mayBeWritten(s *Section) bool {
@@ -227,7 +227,7 @@ func (r *Rebuilder) mayBeWritten(s *Section) bool {
 	return false
 }
 
-// written says whether a page may hold what the process wrote, and not what the
+// written reports whether a page may hold what the process wrote, and not what the
 // section has.
 func (r *Rebuilder) written(page uint64) bool {
 	switch r.img.Pages[page] {
@@ -239,7 +239,7 @@ func (r *Rebuilder) written(page uint64) bool {
 	return !r.img.PrivateKnown
 }
 
-// recoveredAll says whether every byte of [from, to) came from elsewhere.
+// recoveredAll reports whether every byte of [from, to) came from elsewhere.
 func (r *Rebuilder) recoveredAll(from, to uint64) bool {
 	i, _ := slices.BinarySearchFunc(r.recovered, from, func(k Range, at uint64) int {
 		if k.End <= at {

@@ -11,15 +11,15 @@ import (
 	"strings"
 )
 
-// SectionHash is the MD5 of a section's raw data, which with its size is what
-// section signatures look for.
+// SectionHash has the MD5 and the size of a section's raw data, which are what section
+// signatures look for.
 type SectionHash struct {
 	Name string `json:"name"`
 	Size uint64 `json:"size"` // bytes
 	MD5  string `json:"md5"`  // hexadecimal
 }
 
-// Hashes name a file. All are in hexadecimal; an empty one could not be computed.
+// Hashes identify a file. All are in hexadecimal; one that could not be computed is empty.
 type Hashes struct {
 	SHA256       string        `json:"sha256"`
 	ImportHash   string        `json:"imphash,omitempty"`
@@ -52,11 +52,11 @@ func Hash(f *File) Hashes {
 	return h
 }
 
-// Authenticode returns the SHA-256 digest that a signature of the file covers:
-// all but the CheckSum field, the certificate directory entry and the certificates
-// (Microsoft, "Windows Authenticode Portable Executable Signature Format"). It is
-// the digest of an unsigned or rebuilt file as it stands: sections in the order
-// they have in the file, then what follows them.
+// Authenticode returns the SHA-256 digest that a signature of the file covers: everything
+// except the CheckSum field, the certificate directory entry and the certificates
+// (Microsoft, "Windows Authenticode Portable Executable Signature Format"). For an unsigned
+// or rebuilt file it is the digest of the file as it is: the sections in their order in the
+// file, then what follows them.
 func Authenticode(file []byte, h *Headers) string {
 	return hex.EncodeToString(authenticode(sha256.New(), file, h))
 }
@@ -88,11 +88,10 @@ func authenticode(d hash.Hash, file []byte, h *Headers) []byte {
 	return d.Sum(nil)
 }
 
-// ImportHash is the MD5 over the names of all imports in order: "module.name"
-// in lower case with the module's extension removed, joined by commas. It is ""
-// for a file that imports nothing. Imports by ordinal count by the name that the ordinal
-// has in the libraries of ordinalNames, else as "ord" and the number: it is the hash that
-// pefile and all who follow it compute.
+// ImportHash is the MD5 of the names of all imports in order: "module.name" in lower case,
+// without the module's extension, joined by commas. It is "" for a file without imports.
+// For an import by ordinal the name in ordinalNames counts if the library is one of those,
+// or else "ord" and the number. This is the hash that pefile and other tools compute.
 func ImportHash(file []byte, h *Headers) string {
 	le := binary.LittleEndian
 	at, ok := fileOffset(h, h.Dirs[dirImport].RVA, len(file))
@@ -144,8 +143,8 @@ func ImportHash(file []byte, h *Headers) string {
 	return hex.EncodeToString(d.Sum(nil))
 }
 
-// trimModule lower-cases a module's name and removes the extensions that the
-// import hash leaves out.
+// trimModule returns a module's name in lower case, without the extensions that the import
+// hash leaves out.
 func trimModule(name string) string {
 	name = strings.ToLower(name)
 	for _, ext := range []string{".dll", ".ocx", ".sys"} {

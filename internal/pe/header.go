@@ -6,11 +6,11 @@ import (
 	"fmt"
 )
 
-// Errors a caller decides on. Everything else wraps one of them.
+// Errors that a caller may act on. Every error of a rebuild wraps one of them.
 var (
-	// ErrHeaders means that the headers in memory are missing, wiped or contradict themselves.
+	// ErrHeaders reports headers that are missing, wiped or contradict themselves.
 	ErrHeaders = errors.New("no usable PE headers")
-	// ErrTooLarge means that the image claims more than the limits of Options allow.
+	// ErrTooLarge reports an image that claims more than the limits of Options allow.
 	ErrTooLarge = errors.New("image exceeds a limit")
 )
 
@@ -63,9 +63,8 @@ const (
 	sectionHeaderSize = 40
 	fileHeaderSize    = 20
 
-	// maxSections bounds the section table. Windows refuses images with more than
-	// 96 sections up to Windows Vista and takes 65535 after; nothing that a linker
-	// makes comes near.
+	// maxSections bounds the section table. Windows up to Vista refuses images with more
+	// than 96 sections, later versions accept 65535. No linker makes nearly as many.
 	maxSections = 4096
 )
 
@@ -85,10 +84,10 @@ type Section struct {
 	Characteristics uint32
 }
 
-// Executable says whether the section's pages may be executed.
+// Executable reports whether the section's pages may be executed.
 func (s *Section) Executable() bool { return s.Characteristics&(scnExecute|scnCode) != 0 }
 
-// Writable says whether the section's pages may be written.
+// Writable reports whether the section's pages may be written.
 func (s *Section) Writable() bool { return s.Characteristics&scnWrite != 0 }
 
 // Headers are the parsed headers of an image.
@@ -149,13 +148,13 @@ func (h *Headers) ptrSize() int {
 	return 4
 }
 
-// lowAlignment says whether the image is mapped flat, file offset = RVA: that is
+// lowAlignment reports whether the image is mapped flat, file offset = RVA: that is
 // what the memory manager does when SectionAlignment is below the page size.
 func (h *Headers) lowAlignment() bool { return h.SectionAlignment < PageSize }
 
-// ParseHeaders reads the headers at the start of buf, which may be a file or a
-// mapped image. Only what lies inside buf is believed. The result shares no
-// memory with buf.
+// ParseHeaders parses the headers at the start of buf, which may be a file or a mapped
+// image. Only what lies inside buf is used. The result shares no memory with buf. The error
+// wraps ErrHeaders.
 func ParseHeaders(buf []byte) (*Headers, error) {
 	h := new(Headers)
 	if err := h.parse(buf); err != nil {

@@ -248,7 +248,7 @@ func (r *Rebuilder) resolveModule(d importDescriptor, budget int) int {
 		if r.put(rva, b[:ps]) {
 			r.fid.Imports.Resolved++
 			r.fid.Bytes.Reconstructed += uint64(ps)
-			// The name that the file means may be another one, on a missing page.
+			// The file may refer to another name, on a missing page.
 			if off, ok := r.lay.offset(rva, uint64(ps)); ok && r.fid.Bytes.Missing > 0 {
 				r.unknown(off, off+uint64(ps), CauseImport)
 			}
@@ -260,7 +260,7 @@ func (r *Rebuilder) resolveModule(d importDescriptor, budget int) int {
 	return n
 }
 
-// unboundThunk says whether v is what a file holds rather than an address: the
+// unboundThunk reports whether v is what a file holds rather than an address: the
 // RVA of a name inside the image.
 func (r *Rebuilder) unboundThunk(v uint64) bool {
 	if v >= uint64(len(r.img.Mem)) || v < uint64(r.hdr.SizeOfHeaders) {

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// sectorSize is the granule in which the memory manager addresses raw section
-// data: PointerToRawData is rounded down to it when the section is mapped.
+// sectorSize is the unit in which the memory manager addresses raw section data: when a
+// section is mapped, PointerToRawData is rounded down to a multiple of it.
 const sectorSize = 512
 
 // span is a run of file bytes that the loader copied into the image: file bytes
@@ -154,7 +154,7 @@ func (l *layout) add(s span, fileEnd uint64) {
 	l.fileSize = max(l.fileSize, fileEnd)
 }
 
-// note records an oddity; a hostile section table gets no more than a few lines.
+// note records an anomaly. A hostile section table gets only a few lines.
 func (l *layout) note(format string, args ...any) {
 	if len(l.notes) < 16 {
 		l.notes = append(l.notes, fmt.Sprintf(format, args...))

@@ -282,7 +282,7 @@ func (r *Rebuilder) guardSearch(match func(rva uint64) bool) (found uint64, n in
 	return found, n
 }
 
-// padded says whether rva stands between padding: int3 or a long nop before,
+// padded reports whether rva stands between padding: int3 or a long nop before,
 // int3 within the next bytes.
 func (r *Rebuilder) padded(rva uint64) bool {
 	m := r.img.Mem

@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// ImageFromMapped makes an image of a mapped form that another tool saved.
-// mapped begins at base and is padded to whole pages; holes are the byte ranges of
-// it that the tool could not read, which make every page they touch absent. The
-// bytes are copied only if they must be padded or cleared.
+// ImageFromMapped makes an image from a mapped form that another tool saved. mapped begins
+// at the address base and is padded to whole pages. holes are the byte ranges that the tool
+// could not read; every page that they touch becomes absent. The bytes are copied only if
+// they must be padded or cleared; else the image shares them with mapped.
 func ImageFromMapped(name string, mapped []byte, base uint64, holes []Range) (*Image, error) {
 	if len(mapped) == 0 {
 		return nil, fmt.Errorf("take mapped image %q: no bytes: %w", name, ErrHeaders)
@@ -41,8 +41,8 @@ func ImageFromMapped(name string, mapped []byte, base uint64, holes []Range) (*I
 	return img, nil
 }
 
-// ParseRanges reads ranges as a user gives them: "start-end" with the end not
-// included, separated by commas, each number decimal or with 0x.
+// ParseRanges parses ranges as a user writes them: "start-end" without the end, separated
+// by commas, each number decimal or with 0x.
 func ParseRanges(s string) ([]Range, error) {
 	var out []Range
 	for _, part := range strings.Split(s, ",") {
@@ -69,8 +69,8 @@ func ParseRanges(s string) ([]Range, error) {
 	return out, nil
 }
 
-// MemoryView is the memory form of a region that no file stands behind, or whose
-// bytes differ from its file: what runs, as it runs.
+// MemoryView is the memory form of a region that no file is behind, or whose bytes differ
+// from its file: what runs, as it runs.
 type MemoryView struct {
 	Data    []byte    // present pages, one after the other
 	Runs    []ViewRun // where they were
@@ -87,14 +87,13 @@ type ViewRun struct {
 	Size   uint64 `json:"size"` // bytes
 }
 
-// Complete says whether the view holds all that the region had.
-func (v *MemoryView) Complete() bool { return v.Absent == 0 && v.Dropped == 0 }
-
-// NewMemoryView collects what is present of a region into at most budget bytes; of an
-// image that has a file, only the pages that the RVAs in only name, else, with nil, all.
-// Pages of zeros are left out between runs, which breaks a run, so that sparse
-// regions cost what they hold. When the budget does not suffice, the beginning of
-// each run is kept before its rest: code is entered there and headers are there.
+// NewMemoryView collects the present pages of a region into at most budget bytes. only has
+// the RVAs of pages to collect; nil stands for all. It is used for an image that has a
+// file.
+//
+// Pages of zeros are left out, which ends a run, so that a sparse region costs only what it
+// contains. If the budget does not suffice, the beginning of each run is kept before its
+// rest, because headers and entry points are at the beginning.
 func NewMemoryView(region *Image, only []Range, budget int) (*MemoryView, error) {
 	if len(region.Mem)%PageSize != 0 || len(region.Pages) != len(region.Mem)/PageSize {
 		return nil, fmt.Errorf("view region %q: %d bytes with %d pages: %w", region.Name, len(region.Mem), len(region.Pages), ErrHeaders)

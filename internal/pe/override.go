@@ -33,28 +33,20 @@ func (r *Rebuilder) undoOverrides(from, end uint64) {
 		at = relocs + size
 		known := r.img.Mem[variants:relocs]
 		w := relocWalker{img: r.img, sizeImage: uint64(len(r.img.Mem)), rva: relocs, end: at}
-		for {
-			blk, ok := w.next()
-			if !ok {
-				break
+		for rva, kind := range w.entries() {
+			if kind != overrideRel32 || !r.img.present(rva, 4) {
+				continue
 			}
-			for e := blk.entries; len(e) >= 2; e = e[2:] {
-				v := le.Uint16(e)
-				rva := blk.page + uint64(v&0xfff)
-				if v>>12 != overrideRel32 || !r.img.present(rva, 4) {
-					continue
-				}
-				to := uint32(rva+4) + le.Uint32(r.img.Mem[rva:])
-				if !holdsWord(known, to) {
-					continue
-				}
-				r.putDoubtful(rva, le.AppendUint32(nil, uint32(function)-uint32(rva+4)))
+			to := uint32(rva+4) + le.Uint32(r.img.Mem[rva:])
+			if !holdsWord(known, to) {
+				continue
 			}
+			r.putDoubtful(rva, le.AppendUint32(nil, uint32(function)-uint32(rva+4)))
 		}
 	}
 }
 
-// holdsWord says whether a list of 32-bit words has one of a value.
+// holdsWord reports whether a list of 32-bit words has one of a value.
 func holdsWord(list []byte, v uint32) bool {
 	for ; len(list) >= 4; list = list[4:] {
 		if binary.LittleEndian.Uint32(list) == v {

@@ -72,7 +72,7 @@ func (r *Rebuilder) pseudoRelocList(rva uint64) (n int) {
 	return n
 }
 
-// isImportSlot says whether the word at rva holds an address outside the image
+// isImportSlot reports whether the word at rva holds an address outside the image
 // while the file has something else there: an import that was bound.
 func (r *Rebuilder) isImportSlot(rva uint64) bool {
 	ps := uint64(r.hdr.ptrSize())
@@ -99,7 +99,7 @@ func (r *Rebuilder) pseudoReloc(slot, target, size uint64) bool {
 	return r.put(target, b[:size])
 }
 
-// refersTo says whether a word of the file at target points at slot or near it,
+// refersTo reports whether a word of the file at target points at slot or near it,
 // absolutely or relative to the instruction that it ends.
 func (r *Rebuilder) refersTo(v, slot, target, size uint64) bool {
 	const near = 1 << 20 // the addend: an index into an imported array

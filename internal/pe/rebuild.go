@@ -4,7 +4,7 @@ import (
 	"fmt"
 )
 
-// Symbol is what an address in another module of the guest is known as.
+// Symbol is an exported name of an address in another module of the guest.
 type Symbol struct {
 	Module    string // file name of the exporting module, as in "kernel32.dll"
 	Name      string // empty if exported by ordinal only
@@ -12,44 +12,43 @@ type Symbol struct {
 	Preferred uint64 // the address it would have at its module's preferred base; 0 if not known
 }
 
-// Options steers a rebuild. The zero value is usable.
+// Options configure a rebuild. The zero value is usable.
 type Options struct {
-	// PreferredBase is the preferred base as the guest's loader recorded it
-	// (LDR_DATA_TABLE_ENTRY.OriginalBase); 0 if not known.
+	// PreferredBase is the preferred base that the guest's loader recorded
+	// (LDR_DATA_TABLE_ENTRY.OriginalBase), or 0 if it is not known.
 	PreferredBase uint64
-	// BaseCandidates are further bases worth trying, such as that of another
-	// mapping of the file.
+	// BaseCandidates are more bases to try, such as that of another mapping of the file.
 	BaseCandidates []uint64
-	// ResolveExport names what lives at an address of another module of the same
-	// address space. All names of one address may be returned. Optional.
+	// ResolveExport returns the exported names of an address of another module in the same
+	// address space. It may return all names of an address. Optional.
 	ResolveExport func(va uint64) []Symbol
-	// Layout is the raw layout as the guest's section object knows it, for images
-	// whose headers are wiped or forged. Optional.
+	// Layout is the raw layout that the guest's section object has, for images whose
+	// headers are wiped or forged. Optional.
 	Layout *Layout
-	// FilePages are pages of the file in its on-disk form, from the guest's cache.
-	// They fill what is missing and are compared with what is there. Optional.
+	// FilePages are pages of the file in its on-disk form, from the guest's cache. They
+	// replace missing bytes and are compared with the others. Optional.
 	FilePages []FilePage
-	// FileSize is the size of the file on disk, in bytes, where the guest's cache
-	// knows it; 0 if not known. The rebuilt file then has that size, and what lies
-	// beyond its last section is filled from FilePages.
+	// FileSize is the size of the file on disk in bytes, if the guest's cache has it, or 0.
+	// If it is known, the rebuilt file has that size, and the part behind its last section
+	// is filled from FilePages.
 	FileSize uint64
-	// PE32 says that the image is known to be 32-bit, for one whose headers are gone.
+	// PE32 says that the image is known to be 32-bit. It is used if the headers are gone.
 	PE32 bool
-	// MaxFileSize bounds the rebuilt file, in bytes; 0 means twice the mapped size
-	// and 16 MiB.
+	// MaxFileSize bounds the rebuilt file, in bytes. 0 means twice the mapped size plus 16
+	// MiB.
 	MaxFileSize uint64
 }
 
-// File is a rebuilt file. Data belongs to the Rebuilder that made it and is
-// overwritten by its next rebuild; the rest does not change.
+// File is a rebuilt file. Data belongs to the Rebuilder that made it, and its next rebuild
+// overwrites it. The other fields do not change.
 type File struct {
 	Data     []byte // the on-disk form, up to the end of the last section
 	Headers  *Headers
 	Fidelity *Fidelity
 }
 
-// Rebuilder rebuilds images one after the other, reusing its buffers. It is not
-// safe for concurrent use. The zero value is ready.
+// Rebuilder rebuilds one image after the other with the same buffers. It is not safe for
+// concurrent use. The zero value is ready to use.
 type Rebuilder struct {
 	img       *Image
 	opt       Options
@@ -84,15 +83,15 @@ type Rebuilder struct {
 	state         []pageState
 }
 
-// Rebuild turns img into the file it was loaded from. The error wraps ErrHeaders
-// or ErrTooLarge, and then there is no result; everything short of that is said
-// in the fidelity record. img is not changed.
+// Rebuild turns img into the file it was loaded from. If it fails there is no result, and
+// the error wraps ErrHeaders or ErrTooLarge. Anything less is recorded in the result's
+// Fidelity. img is not changed.
 func Rebuild(img *Image, opt Options) (*File, error) {
 	return new(Rebuilder).Rebuild(img, opt)
 }
 
-// Rebuild is like the function of the same name; the result's Data is valid
-// until the next call.
+// Rebuild does what the function Rebuild does. The result's Data is valid until the next
+// call.
 func (r *Rebuilder) Rebuild(img *Image, opt Options) (*File, error) {
 	if len(img.Mem) == 0 || len(img.Mem)%PageSize != 0 || len(img.Pages) != len(img.Mem)/PageSize {
 		return nil, fmt.Errorf("rebuild %q: %d bytes with %d pages: %w", img.Name, len(img.Mem), len(img.Pages), ErrHeaders)
@@ -186,9 +185,9 @@ func (r *Rebuilder) copySpan(s span) {
 	}
 }
 
-// copyOverlap copies a span whose file bytes are mapped elsewhere too, as those of
-// packed files whose headers claim to reach into the first section: only pages
-// that are there replace what the other mapping has.
+// copyOverlap copies a span whose file bytes are also mapped elsewhere, as in packed files
+// whose headers claim to reach into the first section. Only pages that are present replace
+// what the other mapping has.
 func (r *Rebuilder) copyOverlap(s span) {
 	for rva := s.rva; rva < s.rva+s.n; {
 		end := min(rva&^(PageSize-1)+PageSize, s.rva+s.n)
@@ -269,7 +268,8 @@ func (r *Rebuilder) unknown(from, to uint64, c Cause) {
 	r.gap(from, to, c)
 }
 
-// unknownWritten is unknown for what the loader writes, which it does to copies only.
+// unknownWritten does what unknown does for bytes that the loader writes. The loader writes
+// to private copies only.
 func (r *Rebuilder) unknownWritten(from, to uint64, c Cause) {
 	for from < to {
 		s, next := r.spanAtOffset(from, to)
@@ -280,8 +280,8 @@ func (r *Rebuilder) unknownWritten(from, to uint64, c Cause) {
 	}
 }
 
-// sectionOwned says whether n bytes at rva are on pages of the section that nobody has
-// written to: nothing on them but relocations is to be undone.
+// sectionOwned reports whether n bytes at rva are on pages of the section that nobody has
+// written to. On those only relocations have to be undone.
 func (r *Rebuilder) sectionOwned(rva, n uint64) bool {
 	if !r.img.PrivateKnown || !r.img.present(rva, max(n, 1)) {
 		return false
@@ -296,9 +296,9 @@ func (r *Rebuilder) sectionOwned(rva, n uint64) bool {
 	return true
 }
 
-// put sets bytes at rva that the loader has written back to what they were, if all of
-// them belong to the file. Bytes of a page that is not present become known by that.
-// It says whether they are now what they were.
+// put sets bytes at rva that the loader has written back to their former values, if all of
+// them belong to the file. Bytes of an absent page become known by that. It reports whether
+// the file has these values now.
 func (r *Rebuilder) put(rva uint64, b []byte) bool {
 	if r.sectionOwned(rva, uint64(len(b))) {
 		_, ok := r.lay.offset(rva, uint64(len(b)))

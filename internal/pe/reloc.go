@@ -1,6 +1,9 @@
 package pe
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"iter"
+)
 
 // Base relocation types, from winnt.h (IMAGE_REL_BASED_*).
 const (
@@ -52,6 +55,21 @@ func newRelocWalker(img *Image, h *Headers) relocWalker {
 		w.end = w.rva
 	}
 	return w
+}
+
+// entries iterates over the 16-bit entries of the remaining blocks: the RVA that an entry
+// is for, and its upper four bits, which in a base relocation table are the type.
+func (w *relocWalker) entries() iter.Seq2[uint64, uint16] {
+	return func(yield func(rva uint64, bits uint16) bool) {
+		for blk, ok := w.next(); ok; blk, ok = w.next() {
+			for e := blk.entries; len(e) >= 2; e = e[2:] {
+				v := binary.LittleEndian.Uint16(e)
+				if !yield(blk.page+uint64(v&0xfff), v>>12) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (w *relocWalker) next() (relocBlock, bool) {
@@ -138,9 +156,9 @@ func (w *relocWalker) header(pos, above uint64) (page, size uint64, ok bool) {
 	return page, size, ok
 }
 
-// findRelocations looks for the base relocation table where made-up headers do not tell
-// its place: at the start of a section that nobody may write to or execute, blocks whose
-// pages ascend, up to zeros or the section's end.
+// findRelocations looks for the base relocation table if the headers are made up and do not
+// give its place. It must be at the start of a section that can be neither written to nor
+// executed, with blocks whose pages ascend, up to zeros or the section's end.
 func (r *Rebuilder) findRelocations() {
 	for i := range r.hdr.Sections {
 		s := &r.hdr.Sections[i]
@@ -184,7 +202,7 @@ func (r *Rebuilder) undoRelocations(delta uint64) {
 	}
 	f.Truncated = w.clipped
 	if r.madeUp && f.Blocks == 0 {
-		// The table is not where anybody would find it.
+		// The place of the table is not known.
 		w.lost = append(w.lost, Range{0, w.sizeImage})
 	} else if delta == 0 {
 		return
@@ -201,8 +219,8 @@ func (r *Rebuilder) undoRelocations(delta uint64) {
 }
 
 // doubtOverwritten records relocated words that do not point into the image as in doubt:
-// the loader has put other addresses there, and what tells which is lost. It comes before
-// they are undone.
+// the loader has put other addresses there, and the load configuration, which would tell,
+// is lost. It is called before relocations are undone.
 func (r *Rebuilder) doubtOverwritten(blk relocBlock) {
 	ps := uint64(r.hdr.ptrSize())
 	low, high := r.img.Base-min(guessMargin, r.img.Base), r.img.Base+uint64(len(r.img.Mem))+guessMargin
@@ -358,7 +376,8 @@ func (r *Rebuilder) guessRelocations(g Range, delta uint64) {
 			}
 			v := getUint(r.img.Mem[rva : rva+size])
 			if r.configLost && r.hdr.PE64 && v>>40 == 0x7f && (v < low || v > high) {
-				// Where 64-bit Windows has its DLLs: set by the loader, who knows to what.
+				// An address of 64-bit Windows' DLLs: the loader has set it, to something
+				// that is not known.
 				r.unknown(s.off+rva-s.rva, s.off+rva-s.rva+size, CauseGuard)
 			}
 			if v >= low && v <= high {
@@ -376,7 +395,7 @@ func (r *Rebuilder) guessRelocations(g Range, delta uint64) {
 	}
 }
 
-// amongNames says whether n bytes at rva reach into where import names are: what looks
+// amongNames reports whether n bytes at rva reach into where import names are: what looks
 // like an address there is not one, most likely.
 func (r *Rebuilder) amongNames(rva, n uint64) bool {
 	for _, g := range r.names {

@@ -57,46 +57,38 @@ func (r *Rebuilder) undoImportTransfers(w *relocWalker) {
 // with slot that of the guard's dispatch function, and in memory a near call or jump to a
 // stub (LLVM, "import call optimization" for x64, names the forms that linkers emit).
 func (r *Rebuilder) undoIndirectTransfers(w *relocWalker, slot uint64) {
-	for {
-		blk, ok := w.next()
-		if !ok {
-			return
+	for rva, bits := range w.entries() {
+		call, rex, checked := bits&1 != 0, bits&2 != 0, bits&4 != 0
+		now := byte(0xe9)
+		if call {
+			now = 0xe8
 		}
-		for e := blk.entries; len(e) >= 2; e = e[2:] {
-			v := binary.LittleEndian.Uint16(e)
-			rva := blk.page + uint64(v&0xfff)
-			call, rex, checked := v>>12&1 != 0, v>>13&1 != 0, v>>14&1 != 0
-			now := byte(0xe9)
+		if !r.img.present(rva, 7) || r.img.Mem[rva] != now {
+			continue
+		}
+		var was []byte
+		if rex {
+			was = append(was, 0x48)
+		}
+		switch {
+		case checked && r.inImage(slot):
+			op := byte(0x25)
 			if call {
-				now = 0xe8
+				op = 0x15
 			}
-			if !r.img.present(rva, 7) || r.img.Mem[rva] != now {
-				continue
+			was = append(was, 0xff, op)
+			next := rva + uint64(len(was)) + 4
+			was = binary.LittleEndian.AppendUint32(was, uint32(slot-r.img.Base-next))
+		case checked:
+			continue
+		case call:
+			was = append(was, 0xff, 0xd0, 0x0f, 0x1f, 0x00)
+		default:
+			for was = append(was, 0xff, 0xe0); len(was) < 5; {
+				was = append(was, 0xcc)
 			}
-			var was []byte
-			if rex {
-				was = append(was, 0x48)
-			}
-			switch {
-			case checked && r.inImage(slot):
-				op := byte(0x25)
-				if call {
-					op = 0x15
-				}
-				was = append(was, 0xff, op)
-				next := rva + uint64(len(was)) + 4
-				was = binary.LittleEndian.AppendUint32(was, uint32(slot-r.img.Base-next))
-			case checked:
-				continue
-			case call:
-				was = append(was, 0xff, 0xd0, 0x0f, 0x1f, 0x00)
-			default:
-				for was = append(was, 0xff, 0xe0); len(was) < 5; {
-					was = append(was, 0xcc)
-				}
-			}
-			r.putDoubtful(rva, was)
 		}
+		r.putDoubtful(rva, was)
 	}
 }
 
@@ -104,25 +96,17 @@ func (r *Rebuilder) undoIndirectTransfers(w *relocWalker, slot uint64) {
 // bits: page offset (12 bits) and the register that the jump goes by. In the file there is
 // jmp reg, padded with int3 to the five bytes of the near jump in memory.
 func (r *Rebuilder) undoSwitchBranches(w *relocWalker) {
-	for {
-		blk, ok := w.next()
-		if !ok {
-			return
+	for rva, reg := range w.entries() {
+		if !r.img.present(rva, 5) || r.img.Mem[rva] != 0xe9 {
+			continue
 		}
-		for e := blk.entries; len(e) >= 2; e = e[2:] {
-			v := binary.LittleEndian.Uint16(e)
-			rva, reg := blk.page+uint64(v&0xfff), byte(v>>12)
-			if !r.img.present(rva, 5) || r.img.Mem[rva] != 0xe9 {
-				continue
-			}
-			var was []byte
-			if reg >= 8 {
-				was = append(was, 0x41)
-			}
-			for was = append(was, 0xff, 0xe0|reg&7); len(was) < 5; {
-				was = append(was, 0xcc)
-			}
-			r.putDoubtful(rva, was)
+		var was []byte
+		if reg >= 8 {
+			was = append(was, 0x41)
 		}
+		for was = append(was, 0xff, 0xe0|byte(reg)&7); len(was) < 5; {
+			was = append(was, 0xcc)
+		}
+		r.putDoubtful(rva, was)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// pageState is what has become of the file bytes of one page.
+// pageState says what was done with the file bytes of one page.
 type pageState uint8
 
 const (
@@ -14,9 +14,9 @@ const (
 	pageReplaced                       // the process had others
 )
 
-// headers parses the headers of the image. They are taken from the mapping; from the
-// section's own page where the process has changed its copy; from the cached file
-// where neither serves; and are made up from what else is known where nothing does.
+// headers parses the headers of the image. It takes them from the mapping, or from the
+// section's own page if the process has changed its copy, or from the cached file if
+// neither is usable. If none is, it makes headers up from what else is known.
 func (r *Rebuilder) headers() error {
 	r.fid.Headers = HeadersMemory
 	r.headerSource = r.memoryHeader()
@@ -26,7 +26,7 @@ func (r *Rebuilder) headers() error {
 	}
 	err := r.parseHeaders()
 	if err != nil && r.fid.Headers == HeadersShared {
-		// The section's page is no better: what the process has made of it may be.
+		// The section's page is unusable, too. The process's copy may be usable.
 		r.fid.Headers, r.headerSource = HeadersMemory, r.memoryHeader()
 		err = r.parseHeaders()
 	}
@@ -70,7 +70,7 @@ func (r *Rebuilder) parseHeaders() error {
 	return nil
 }
 
-// memoryHeader is the run of present pages at the start of the image.
+// memoryHeader returns the present pages at the start of the image.
 func (r *Rebuilder) memoryHeader() []byte {
 	n := 0
 	for n < len(r.img.Pages) && n < 64 && r.img.Pages[n] != Absent {
@@ -79,8 +79,8 @@ func (r *Rebuilder) memoryHeader() []byte {
 	return r.img.Mem[:n*PageSize]
 }
 
-// sharedHeader is memoryHeader with the section's own first page in the place of the
-// process's, where that differs; else nil.
+// sharedHeader returns memoryHeader with the section's own first page in place of the
+// process's copy, or nil if they do not differ.
 func (r *Rebuilder) sharedHeader() []byte {
 	s := r.img.Shared
 	if len(s) == 0 || s[0].Page != 0 || len(s[0].Data) != PageSize || bytes.Equal(s[0].Data, r.img.Mem[:PageSize]) {
@@ -91,7 +91,7 @@ func (r *Rebuilder) sharedHeader() []byte {
 	return b
 }
 
-// cachedHeader is the start of the file as the guest's cache has it, or nil.
+// cachedHeader returns the start of the file from the guest's cache, or nil.
 func (r *Rebuilder) cachedHeader() []byte {
 	var b []byte
 	for i := range r.opt.FilePages {
@@ -104,13 +104,13 @@ func (r *Rebuilder) cachedHeader() []byte {
 	return b
 }
 
-// mergeShared holds the process's own copies of pages against the section's. In
-// sections that may be written to the section's bytes are the file's and take their
-// place; elsewhere a difference is a conflict, and what runs stays. It comes after all
-// that the loader did is undone but relocations, which the section's pages have, too.
+// mergeShared compares the process's private copies of pages with the section's pages. In
+// writable sections the section's bytes are the file's and replace the copy. Elsewhere a
+// difference is a conflict, and the bytes that run are kept. It is called after everything
+// that the loader did is undone, except relocations: the section's pages have those, too.
 //
-// An image that a process has at another address than the section's was relocated by the
-// process itself: then the two differ in every address, and nothing is merged.
+// If a process has mapped the image at another address than the section's, it has relocated
+// the image itself. Then the two differ in every address, and nothing is merged.
 func (r *Rebuilder) mergeShared() {
 	if base := r.sectionBase(); base != 0 && base != r.img.Base && len(r.img.Shared) > 0 {
 		r.fid.Notes = append(r.fid.Notes, fmt.Sprintf("relocated by the process: its section is at %#x", base))
@@ -139,8 +139,8 @@ func (r *Rebuilder) mergeShared() {
 	}
 }
 
-// doubtWritten records, where headers are lost that would tell what the loader wrote,
-// every page that is not the section's as in doubt.
+// doubtWritten is for images whose headers are lost, with which it could be told what the
+// loader wrote. It records every page that is not the section's as in doubt.
 func (r *Rebuilder) doubtWritten() {
 	for _, s := range r.lay.spans {
 		for rva := s.rva; s.sect >= 0 && rva < s.rva+s.n; {
@@ -154,8 +154,8 @@ func (r *Rebuilder) doubtWritten() {
 	}
 }
 
-// sectionBase is where the section's pages are relocated to, as the header on its own
-// first page says; 0 where that is not there.
+// sectionBase returns the address that the section's pages are relocated to, from the
+// header on its own first page, or 0 if that page is not there.
 func (r *Rebuilder) sectionBase() uint64 {
 	page := r.img.Mem[:PageSize]
 	if s := r.img.Shared; len(s) > 0 && s[0].Page == 0 && len(s[0].Data) == PageSize {
@@ -170,7 +170,8 @@ func (r *Rebuilder) sectionBase() uint64 {
 	return h.ImageBase
 }
 
-// nextSpan is the first RVA from at on that belongs to a span, at most end.
+// nextSpan returns the first RVA from at on that belongs to a span, or end if there is none
+// before it.
 func (r *Rebuilder) nextSpan(at, end uint64) uint64 {
 	i, _ := slices.BinarySearchFunc(r.lay.spans, at, func(s span, at uint64) int {
 		if s.rva <= at {
@@ -184,7 +185,7 @@ func (r *Rebuilder) nextSpan(at, end uint64) uint64 {
 	return end
 }
 
-// mergeSharedRun merges the part of a page of the section that one span holds.
+// mergeSharedRun merges the part of a section's page that belongs to one span.
 func (r *Rebuilder) mergeSharedRun(s *span, rva uint64, shared []byte) {
 	off := s.off + rva - s.rva
 	mem := r.data[off : off+uint64(len(shared))]
@@ -194,7 +195,7 @@ func (r *Rebuilder) mergeSharedRun(s *span, rva uint64, shared []byte) {
 	}
 	writable := s.sect >= 0 && r.hdr.Sections[s.sect].Writable()
 	if !writable && r.madeUp {
-		// What the loader has written is not undone: it cannot be told from a patch.
+		// What the loader wrote here is not undone, because it looks the same as a patch.
 		if writable = true; s.sect >= 0 && r.hdr.Sections[s.sect].Executable() {
 			eachDifference(mem, shared, func(i, j int) { r.conflict(s, off+uint64(i), mem[i:j], shared[i:j], Prototype) })
 		}
@@ -228,8 +229,8 @@ func (r *Rebuilder) mergeSharedRun(s *span, rva uint64, shared []byte) {
 	})
 }
 
-// conflictingHeaders records where the process's copy of the headers differs from the
-// section's, which has taken its place in the file.
+// conflictingHeaders records the differences between the process's copy of the headers and
+// the section's page, which is used in the file.
 func (r *Rebuilder) conflictingHeaders(s *span, rva uint64, shared []byte) {
 	mem := r.img.Mem[rva : rva+uint64(len(shared))]
 	eachDifference(mem, shared, func(i, j int) {
@@ -237,14 +238,14 @@ func (r *Rebuilder) conflictingHeaders(s *span, rva uint64, shared []byte) {
 	})
 }
 
-// countShared moves n bytes of a private page to the account of the section's.
+// countShared counts n bytes of a private page as the section's.
 func (r *Rebuilder) countShared(n uint64) {
 	b := &r.fid.Bytes
 	n = min(n, b.Private)
 	b.Private, b.Prototype = b.Private-n, b.Prototype+n
 }
 
-// dropGaps takes out of the gaps what the section's pages have settled.
+// dropGaps removes from the gaps the bytes that are known from the section's pages.
 func (r *Rebuilder) dropGaps() {
 	if len(r.clean) == 0 || len(r.gaps) == 0 {
 		return
@@ -272,8 +273,8 @@ func (r *Rebuilder) dropGaps() {
 	r.gaps = out
 }
 
-// memoryOnly lists the executable pages whose bytes are not in the rebuilt file: what
-// a program has unpacked or written over code that the file has otherwise.
+// memoryOnly lists the executable pages whose bytes are not in the rebuilt file: code that
+// a program has unpacked, or has written over the file's code.
 func (r *Rebuilder) memoryOnly() {
 	for _, c := range r.lay.code {
 		for p := c.Start / PageSize; p*PageSize < c.End && p < uint64(len(r.img.Pages)); p++ {
@@ -290,7 +291,7 @@ func (r *Rebuilder) memoryOnly() {
 	}
 }
 
-// beyondFile says whether a page has content that no byte of the file stands for.
+// beyondFile reports whether a page has content where the file has no bytes.
 func (r *Rebuilder) beyondFile(page uint64) bool {
 	rva := page * PageSize
 	for at := rva; at < rva+PageSize; {

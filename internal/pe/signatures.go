@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// SignatureKind is a kind of ClamAV signature, by what it needs of a file.
+// SignatureKind is a kind of ClamAV signature, according to the parts of a file that it
+// needs.
 type SignatureKind string
 
 // Kinds of signatures.
@@ -21,7 +22,7 @@ const (
 	SigAllowList   SignatureKind = "allow-list"   // .fp, .sfp, trusted certificates: a clean file recognised as such
 )
 
-// Support says how far signatures of a kind can match a rebuilt file.
+// Support says how well signatures of a kind can match a rebuilt file.
 type Support string
 
 // Degrees of support.
@@ -37,16 +38,6 @@ type SignatureSupport struct {
 	Kind    SignatureKind `json:"kind"`
 	Support Support       `json:"support"`
 	Why     string        `json:"why,omitempty"`
-}
-
-// Supports returns the prediction for a kind of signature.
-func (f *Fidelity) Supports(k SignatureKind) Support {
-	for _, s := range f.Signatures {
-		if s.Kind == k {
-			return s.Support
-		}
-	}
-	return SupportNo
 }
 
 // SectionHashSupport predicts whether a hash of section i matches the original's.

@@ -200,7 +200,7 @@ func (w *wineRuns) writtenBy(path string, f *pe.File, file []byte, s *pe.Section
 	return ""
 }
 
-// channelName says whether b begins with a name as debug channels have: of at most 14
+// channelName reports whether b begins with a name as debug channels have: of at most 14
 // letters, digits and underscores, and zeros up to 15 bytes.
 func channelName(b []byte) bool {
 	n := bytes.IndexByte(b[:15], 0)

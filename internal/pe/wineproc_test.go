@@ -101,7 +101,7 @@ func (p *wineProcess) image(va uint64) *pe.Image {
 	return nil
 }
 
-// readable says whether an address can be read.
+// readable reports whether an address can be read.
 func (p *wineProcess) readable(va uint64) bool {
 	for _, r := range p.mapped {
 		if va >= r.Start && va < r.End {

@@ -6,10 +6,10 @@ import (
 	"slices"
 )
 
-// Layout is the raw layout of an image as the guest's section object knows it:
-// the subsections of its control area keep what the memory manager read from the
-// file's headers when the section was made, whatever the process did to the
-// copy in its address space.
+// Layout is the raw layout of an image as the guest's section object has it. When the
+// section was made, the memory manager recorded the headers' content in the subsections of
+// the control area. That record does not change, whatever a process does to its copy of the
+// headers.
 type Layout struct {
 	Machine       uint16 // 0 if not known
 	PE64          bool
@@ -18,7 +18,7 @@ type Layout struct {
 	Sections      []Section
 }
 
-// matches says whether the section table of h agrees with the layout: every section
+// matches reports whether the section table of h agrees with the layout: every section
 // with bytes in the file has a subsection at its address that takes them from the same
 // sector. The raw size may have been cut to what is mapped.
 func (l *Layout) matches(h *Headers) bool {
@@ -50,7 +50,8 @@ func (l *Layout) matches(h *Headers) bool {
 	return true
 }
 
-// checkHeaders says why parsed headers cannot be those the image was mapped by.
+// checkHeaders returns why parsed headers cannot be those with which the image was mapped,
+// or nil.
 func (r *Rebuilder) checkHeaders() error {
 	h := &r.hdr
 	if r.opt.Layout != nil && !h.lowAlignment() && !r.opt.Layout.matches(h) {
@@ -74,8 +75,8 @@ func (r *Rebuilder) checkHeaders() error {
 	return nil
 }
 
-// substituteHeaders makes up for headers that do not serve: a repaired copy of
-// them, the section object's layout, or a flat copy.
+// substituteHeaders replaces unusable headers: by a repaired copy of them, by the section
+// object's layout, or by a flat copy.
 func (r *Rebuilder) substituteHeaders(cause error) error {
 	r.fid.Notes = append(r.fid.Notes, cause.Error())
 	if r.img.Pages[0] != Absent && r.repairHeaders() {
@@ -114,9 +115,9 @@ func clampU32(v uint64) uint32 {
 	return uint32(min(v, 1<<32-PageSize))
 }
 
-// repairHeaders looks for headers that lost only what makes them easy to find:
-// "MZ", e_lfanew and "PE". A file header is recognised by its machine and the
-// optional header's magic and size agreeing.
+// repairHeaders looks for headers that lost only what makes them easy to find: "MZ",
+// e_lfanew and "PE". It recognises a file header if its machine fits the optional header's
+// magic and size.
 func (r *Rebuilder) repairHeaders() bool {
 	src := r.headerSource
 	le := binary.LittleEndian
@@ -225,7 +226,7 @@ func (r *Rebuilder) writeHeaders() {
 	}
 	copy(r.data, r.headerCopy)
 	for _, u := range r.unknownHeader {
-		// Zeros for a missing page stand there no more.
+		// These bytes are no longer the zeros of a missing page.
 		if u.End = min(u.End, uint64(len(r.data))); r.isGap(u.Start, u.End) {
 			r.derived += u.Len()
 		}

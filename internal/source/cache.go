@@ -6,11 +6,11 @@ import (
 	"sync/atomic"
 )
 
-// Cache is a Source that keeps the pages it read, for readers that come back to the
-// same pages in small pieces. It is bounded, and a page in it is a copy of some
-// moment since the last Invalidate: with a running guest its owner decides how old
-// that may be. Reads of a page and more pass it by. It is safe for concurrent use
-// and does not allocate once it is full.
+// Cache is a Source that keeps the pages it has read, for readers that return to the same
+// pages in small pieces. It is bounded. A cached page is a copy made at some moment since
+// the last Invalidate; with a running guest the owner decides how old that may be. Reads of
+// a page or more bypass the cache. It is safe for concurrent use and does not allocate once
+// it is full.
 type Cache struct {
 	Source
 	mu    sync.Mutex
@@ -28,15 +28,15 @@ type slot struct {
 	page *[PageSize]byte // nil until it is used
 }
 
-// NewCache puts a cache of so many pages, at least one, before a source. Closing it
-// closes the source.
+// NewCache returns a source that reads src through a cache of that many pages, at least
+// one. Closing it closes src.
 func NewCache(src Source, pages int) *Cache {
 	pages = max(pages, 1)
 	return &Cache{Source: src, index: make(map[uint64]int), slots: make([]slot, pages)}
 }
 
-// Uncached is the source behind a Cache, or src itself where that is none: for reading
-// what is there now.
+// Uncached returns the source behind a Cache, or src itself if it is none. It serves to
+// read the present content of memory.
 func Uncached(src Source) Source {
 	if c, ok := src.(*Cache); ok {
 		return c.Source
@@ -59,7 +59,7 @@ func (c *Cache) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// read copies what one page has of [addr, addr+len(p)).
+// read copies the part of [addr, addr+len(p)) that is on addr's page, and returns its size.
 func (c *Cache) read(p []byte, addr uint64) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,8 +88,8 @@ func (c *Cache) read(p []byte, addr uint64) (int, error) {
 	return copy(p, c.slots[i].page[addr%PageSize:]), nil
 }
 
-// victim picks a slot by the clock algorithm: the first that was not used since the
-// hand passed it last.
+// victim picks a slot by the clock algorithm: the first one that was not used since the
+// hand last passed it.
 func (c *Cache) victim() int {
 	for {
 		i := c.hand
@@ -101,7 +101,7 @@ func (c *Cache) victim() int {
 	}
 }
 
-// Invalidate forgets every page.
+// Invalidate drops all pages.
 func (c *Cache) Invalidate() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,10 +111,10 @@ func (c *Cache) Invalidate() {
 	}
 }
 
-// Counts returns how many page look-ups found their page and how many did not.
+// Counts returns how many look-ups found their page in the cache, and how many did not.
 func (c *Cache) Counts() (hits, misses uint64) { return c.hits.Load(), c.misses.Load() }
 
-// ReadPhysBatch implements BatchReader: batches read whole pages, past the cache.
+// ReadPhysBatch implements BatchReader. Batches read whole pages and bypass the cache.
 func (c *Cache) ReadPhysBatch(reqs []Request) error { return ReadBatch(c.Source, reqs) }
 
 // Registers implements Source.

@@ -1,39 +1,39 @@
-package source
+package source_test
 
 import (
-	"context"
 	"errors"
 	"testing"
+
+	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 )
 
-// ram is memory whose every page holds its own number.
-type ram struct {
-	pages uint64
+// counted is memory whose every page holds its own number, and how often it was read.
+type counted struct {
+	sourcetest.Bytes
 	reads int
 }
 
-func (r *ram) ReadPhys(p []byte, addr uint64) error {
-	r.reads++
-	if addr+uint64(len(p)) > r.pages*PageSize {
-		return &AccessError{Addr: addr, Size: len(p), Err: ErrHole}
-	}
-	for i := range p {
-		p[i] = byte((addr + uint64(i)) / PageSize)
-	}
-	return nil
+func (c *counted) ReadPhys(p []byte, addr uint64) error {
+	c.reads++
+	return c.Bytes.ReadPhys(p, addr)
 }
-func (r *ram) Ranges() []Range                                { return []Range{{0, r.pages * PageSize}} }
-func (r *ram) Registers(context.Context) ([]Registers, error) { return nil, ErrNoRegisters }
-func (r *ram) Info() Info                                     { return Info{} }
-func (r *ram) Close() error                                   { return nil }
+
+func numbered(pages int) (*sourcetest.Guest, *counted) {
+	c := &counted{Bytes: make(sourcetest.Bytes, pages*source.PageSize)}
+	for i := range c.Bytes {
+		c.Bytes[i] = byte(i / source.PageSize)
+	}
+	return sourcetest.New(c, uint64(len(c.Bytes))), c
+}
 
 func TestCacheReadsEachPageOnceUntilItIsFull(t *testing.T) {
-	src := &ram{pages: 64}
-	c := NewCache(src, 4)
+	guest, src := numbered(64)
+	c := source.NewCache(guest, 4)
 	var b [2]byte
 	for range 10 {
 		for pfn := uint64(0); pfn < 4; pfn++ {
-			if err := c.ReadPhys(b[:], pfn*PageSize+17); err != nil || b[0] != byte(pfn) {
+			if err := c.ReadPhys(b[:], pfn*source.PageSize+17); err != nil || b[0] != byte(pfn) {
 				t.Fatalf("page %d: %v, %v", pfn, b, err)
 			}
 		}
@@ -42,14 +42,14 @@ func TestCacheReadsEachPageOnceUntilItIsFull(t *testing.T) {
 		t.Errorf("%d reads of four pages, want 4", src.reads)
 	}
 	for pfn := uint64(0); pfn < 64; pfn++ { // far more pages than slots
-		if err := c.ReadPhys(b[:1], pfn*PageSize); err != nil || b[0] != byte(pfn) {
+		if err := c.ReadPhys(b[:1], pfn*source.PageSize); err != nil || b[0] != byte(pfn) {
 			t.Fatalf("page %d: %v, %v", pfn, b, err)
 		}
 	}
-	if err := c.ReadPhys(b[:], 9*PageSize-1); err != nil || b != [2]byte{8, 9} {
+	if err := c.ReadPhys(b[:], 9*source.PageSize-1); err != nil || b != [2]byte{8, 9} {
 		t.Errorf("across pages: %v, %v", b, err)
 	}
-	if err := c.ReadPhys(b[:], 64*PageSize); !errors.Is(err, ErrHole) {
+	if err := c.ReadPhys(b[:], 64*source.PageSize); !errors.Is(err, source.ErrHole) {
 		t.Errorf("beyond the end: %v", err)
 	}
 	before := src.reads
@@ -62,14 +62,16 @@ func TestCacheReadsEachPageOnceUntilItIsFull(t *testing.T) {
 func BenchmarkCache(b *testing.B) {
 	for _, bm := range []struct {
 		name  string
-		pages uint64
+		pages int
 	}{{"hit", 8}, {"miss", 1 << 12}} {
 		b.Run(bm.name, func(b *testing.B) {
-			c := NewCache(&ram{pages: bm.pages}, 16)
+			guest, _ := numbered(bm.pages)
+			c := source.NewCache(guest, 16)
 			buf := make([]byte, 8)
 			b.ReportAllocs()
+			b.ResetTimer()
 			for i := range b.N {
-				if err := c.ReadPhys(buf, uint64(i)%bm.pages*PageSize); err != nil {
+				if err := c.ReadPhys(buf, uint64(i%bm.pages)*source.PageSize); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -8,9 +8,9 @@ import (
 
 // Writer is the optional capability to change guest memory.
 type Writer interface {
-	// WritePhys writes p to guest-physical address addr. On error a part may have
-	// been written. The error wraps ErrHole where no guest RAM is there or it is
-	// read-only, ErrGone or ErrClosed where one of them is the cause.
+	// WritePhys writes p to guest-physical address addr. On error a part may have been
+	// written. The error wraps ErrHole if there is no RAM or it is read-only, or ErrGone or
+	// ErrClosed if that is the cause.
 	WritePhys(p []byte, addr uint64) error
 }
 
@@ -20,35 +20,35 @@ type Controller interface {
 	Control() (Control, error)
 }
 
-// Control is one session of hooks and actions on a guest. What it has pending is its
-// own: closing it cancels its actions, gives saved contexts back to their threads and
-// releases what is held. Its methods are safe for concurrent use, but for Event,
-// which has one caller at a time. Every error wraps ErrGone where the guest has
-// gone, and ErrClosed after Close.
+// Control is one session of hooks and actions on a guest. Closing it cancels its pending
+// actions, gives saved contexts back to their threads and releases held processes. Its
+// methods are safe for concurrent use, except Event, which only one goroutine may call at a
+// time. Every error wraps ErrGone if the guest has ended, and ErrClosed after Close.
 type Control interface {
 	// SetHooks replaces the session's hooks; the zero Hooks remove them.
 	SetHooks(Hooks) error
-	// Do takes an action up. Its outcome is an event that carries its cookie.
+	// Do starts an action. Its outcome comes as an event with the action's cookie.
 	Do(*Action) error
-	// Cancel ends an action and tells whether it was still pending. A held process
-	// is released.
+	// Cancel ends an action and reports whether it was still pending. A held process is
+	// released.
 	Cancel(cookie uint64) (bool, error)
-	// Event waits for the next event. When the guest has gone, it returns one of
-	// kind EventGone first and then fails with ErrGone.
+	// Event waits for the next event. After the guest has ended it returns one event of
+	// kind EventGone, and then fails with ErrGone.
 	Event(ctx context.Context) (Event, error)
+	// Close ends the session. Calls that wait fail with ErrClosed.
 	Close() error
 }
 
-// Hooks say which events a session wants beside the outcomes of its actions.
+// Hooks selects the events that a session gets beside the outcomes of its actions.
 type Hooks struct {
 	NewDTB bool          // a DTB that was not seen since the hooks were set
 	Switch bool          // a vCPU has loaded one of DTBs
-	User   bool          // the same, and is in user mode
+	User   bool          // a vCPU has loaded one of DTBs and is in user mode
 	DTBs   []uint64      // physical addresses, for Switch and User; at most MaxWatches
 	Period time.Duration // interrupt running vCPUs this often, 500 µs to 1 s; 0 for never
 }
 
-// Bounds of one session.
+// Limits of one session. They are those of the module (uapi/kvm_memhook.h).
 const (
 	MaxWatches = 64 // DTBs in one Hooks
 	MaxActions = 64 // actions pending
@@ -59,8 +59,8 @@ const (
 // ActionKind is what an Action does.
 type ActionKind uint32
 
-// Kinds of actions. All but Hold are delivered to a vCPU that is in user mode with
-// one of the process's DTBs loaded and has nothing in flight.
+// Kinds of actions. All except ActionHold are delivered to a vCPU that is in user mode with
+// one of the process's DTBs loaded and has no event in flight.
 const (
 	ActionRedirect ActionKind = 1 // set registers of a thread
 	ActionPageIn   ActionKind = 2 // have the guest handle a page fault at Address
@@ -69,6 +69,7 @@ const (
 	ActionHold     ActionKind = 5 // no user-mode instruction of the process until cancelled or expired
 )
 
+// String implements fmt.Stringer.
 func (k ActionKind) String() string {
 	names := [...]string{1: "redirect", 2: "page in", 3: "capture", 4: "restore", 5: "hold"}
 	if int(k) < len(names) && names[k] != "" {
@@ -77,7 +78,7 @@ func (k ActionKind) String() string {
 	return fmt.Sprintf("action %d", uint32(k))
 }
 
-// ActionFlags narrow an action down.
+// ActionFlags restrict the threads that an action is delivered to, or change what it does.
 type ActionFlags uint32
 
 // Flags of actions.
@@ -87,11 +88,11 @@ const (
 	OfTEB      ActionFlags = 1 << 2 // only the thread of TEB
 	InCode64   ActionFlags = 1 << 3 // only a thread that executes 64-bit code
 	InCode32   ActionFlags = 1 << 4 // only a thread that does not
-	Save       ActionFlags = 1 << 5 // redirect to RIP alone, a jump to itself, and keep the context
-	Parked     ActionFlags = 1 << 6 // only the thread whose context is kept under Saved, while it is at its jump
+	Save       ActionFlags = 1 << 5 // redirect: set RIP only, to a jump to itself, and keep the thread's context
+	Parked     ActionFlags = 1 << 6 // only the thread whose context is kept under Saved, while it is at that jump
 )
 
-// RegisterSet says which of an action's registers are set: bit n for Action.GPR[n].
+// RegisterSet selects the registers that an action sets: bit n for Action.GPR[n].
 type RegisterSet uint32
 
 // General registers in encoding order, and what is set beside them.
@@ -113,9 +114,9 @@ const (
 	SetCode64 RegisterSet = 1 << 18 // CS becomes flat 64-bit user code of selector CS
 )
 
-// Guard is a condition on guest memory that is looked at in the moment of an action's
-// delivery: (*(uint64)(GPA) & Mask) == Value. An action whose guard fails is
-// cancelled for ReasonGuard, with nothing done.
+// Guard is a condition on guest memory that is checked at the moment an action is
+// delivered: (*(uint64)(GPA) & Mask) == Value. If it does not hold, the action is cancelled
+// for ReasonGuard and has no effect.
 type Guard struct {
 	GPA   uint64 // guest-physical, a multiple of 8
 	Mask  uint64 // not 0
@@ -153,7 +154,7 @@ const (
 	FaultFetch = 1 << 4
 )
 
-// EventKind is what an Event tells.
+// EventKind is the kind of an Event.
 type EventKind uint32
 
 // Kinds of events.
@@ -163,10 +164,11 @@ const (
 	EventSwitch    EventKind = 3
 	EventUser      EventKind = 4
 	EventApplied   EventKind = 5 // registers are the thread's own, before the action
-	EventExpired   EventKind = 6 // its time is over; Threads were reached
+	EventExpired   EventKind = 6 // its time is over; Threads says how many were reached
 	EventCancelled EventKind = 7 // see Reason
 )
 
+// String implements fmt.Stringer.
 func (k EventKind) String() string {
 	names := [...]string{1: "gone", 2: "new DTB", 3: "switch", 4: "user mode", 5: "applied", 6: "expired", 7: "cancelled"}
 	if int(k) < len(names) && names[k] != "" {
@@ -186,6 +188,7 @@ const (
 	ReasonState Reason = 3 // the vCPU's state cannot be read or set
 )
 
+// String implements fmt.Stringer.
 func (r Reason) String() string {
 	switch r {
 	case ReasonAsked:
@@ -200,7 +203,7 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason %d", uint32(r))
 }
 
-// Event is what a session's hooks and actions report.
+// Event is one report of a session's hooks or actions.
 type Event struct {
 	Kind    EventKind
 	VCPU    uint32

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Missing is the offset that Compile leaves for an optional member that the
-// build lacks.
+// Missing is the offset that Compile sets for an optional member that the build does not
+// have.
 const Missing = ^uint32(0)
 
 // MissingFactsError names every structure, field and symbol that a reader needs
@@ -18,6 +18,7 @@ type MissingFactsError struct {
 	Facts    []string // as their tags spell them, sorted
 }
 
+// Error implements error.
 func (e *MissingFactsError) Error() string {
 	return fmt.Sprintf("profile %s lacks %s", e.Identity, strings.Join(e.Facts, ", "))
 }
@@ -119,35 +120,4 @@ func inside(name, open string) (string, bool) {
 		return "", false
 	}
 	return strings.TrimSuffix(rest, ")"), true
-}
-
-// Needs lists what the tags of the structure that v points to ask for, whether
-// optional or not: the structures (with every structure their paths may lead
-// through left to the profile) and the symbols, sorted.
-func Needs(v any) (structs, symbols []string) {
-	seenStruct, seenSym := map[string]bool{}, map[string]bool{}
-	var walk func(t reflect.Type)
-	walk = func(t reflect.Type) {
-		for i := range t.NumField() {
-			tag, ok := t.Field(i).Tag.Lookup("win")
-			if !ok {
-				if ft := t.Field(i).Type; ft.Kind() == reflect.Struct && ft != fieldType {
-					walk(ft)
-				}
-				continue
-			}
-			for _, name := range strings.Split(strings.TrimSuffix(tag, ",optional"), "|") {
-				if sym, ok := inside(name, "sym("); ok {
-					seenSym[sym] = true
-				} else if s, ok := inside(name, "sizeof("); ok {
-					seenStruct[s] = true
-				} else {
-					s, _, _ := strings.Cut(name, ".")
-					seenStruct[s] = true
-				}
-			}
-		}
-	}
-	walk(reflect.TypeOf(v).Elem())
-	return sortedKeys(seenStruct), sortedKeys(seenSym)
 }

@@ -9,24 +9,23 @@ import (
 	"www.velocidex.com/golang/vtypes"
 )
 
-// Value is one member of a structure that was read: its place, its type as the
-// profile spells it, and what it holds.
+// Value is one member of a structure that was read: its offset, its type as the profile
+// spells it, and its value.
 type Value struct {
 	Field        // Name is the dotted path from the structure that was asked for
 	Value uint64 // of integers, pointers and bit fields
 	Bytes []byte // of arrays and of what has no size of an integer; nil for the others
 }
 
-// Dumper reads any structure of a profile by its vtypes definition. It is for
-// showing structures, not for walking them (see Compile), and not safe for concurrent
-// use.
+// Dumper reads any structure of a profile by its vtypes definition. It serves to show
+// structures; code that walks them uses Compile. It is not safe for concurrent use.
 type Dumper struct {
 	profile *Profile
 	engine  *vtypes.Profile
 	scope   vfilter.Scope
 }
 
-// word is the vtypes integer of a size in bytes, "" for a size that has none.
+// word returns the name of the vtypes integer with a size in bytes, or "" if there is none.
 func word(size uint32) string {
 	switch size {
 	case 1, 2, 4, 8:
@@ -35,9 +34,9 @@ func word(size uint32) string {
 	return ""
 }
 
-// NewDumper hands the profile's definitions to vtypes. Members of nested structures
-// are defined with their outer structure, by dotted paths; pointers are integers, so
-// that nothing is followed.
+// NewDumper passes the profile's definitions to vtypes. Members of nested structures are
+// defined as members of the outer structure, with dotted paths. Pointers are defined as
+// integers, so that vtypes follows none.
 func (p *Profile) NewDumper(structName string) (*Dumper, error) {
 	fields, err := p.flatten(structName)
 	if err != nil {
@@ -99,8 +98,8 @@ func (p *Profile) flatten(structName string) ([]Field, error) {
 	return out, walk(structName, "", 0, 0)
 }
 
-// Dump reads a structure from a copy of its memory, which must be at least of its
-// size. vtypes panics on some input; that is an error here.
+// Dump decodes a structure from a copy of its memory, which must have at least its size.
+// vtypes panics on some input; Dump returns that as an error.
 func (d *Dumper) Dump(structName string, mem []byte) (out []Value, err error) {
 	s, ok := d.profile.structs[structName]
 	if !ok {

@@ -137,7 +137,7 @@ const (
 	digestBefore = `{"vmav_profile":2,"sha256":"`
 	digestAfter  = "\",\n"
 
-	// headEnd ends what a profile says of itself; see loadHead.
+	// headEnd is the text at which a profile's own description ends; see loadHead.
 	headEnd = ",\n\"types\":["
 )
 
@@ -145,10 +145,10 @@ func digestLine(sum [32]byte) string {
 	return digestBefore + hex.EncodeToString(sum[:]) + digestAfter
 }
 
-// Save writes p as a profile file, compressed.
+// Save writes p as a compressed profile file.
 func (p *Profile) Save(w io.Writer) error { return p.save(w, zstd.SpeedDefault) }
 
-// SaveSmall is Save with the best compression, which takes its time.
+// SaveSmall does what Save does with the best compression, which is slow.
 func (p *Profile) SaveSmall(w io.Writer) error { return p.save(w, zstd.SpeedBestCompression) }
 
 func (p *Profile) save(w io.Writer, level zstd.EncoderLevel) error {
@@ -177,14 +177,14 @@ func (p *Profile) SaveText(w io.Writer) error {
 	return err
 }
 
-// Load reads a profile file. Its digest is verified, and everything in it is bounded
-// and checked: it may come from anywhere.
+// Load reads a profile file, which may come from anywhere: its digest is verified, and
+// everything in it is bounded and checked.
 func Load(r io.Reader) (*Profile, error) {
 	return load(r, true)
 }
 
-// LoadHandMade is Load for a file that may have no digest. One that is there is
-// verified.
+// LoadHandMade does what Load does for a file that need not have a digest. If it has one,
+// it is verified.
 func LoadHandMade(r io.Reader) (*Profile, error) {
 	return load(r, false)
 }
@@ -212,7 +212,7 @@ func loadBytes(packed []byte, needDigest bool) (*Profile, error) {
 	return p, nil
 }
 
-// loadHead is loadBytes without the structures and symbols, which are not looked at.
+// loadHead does what loadBytes does, without parsing structures and symbols.
 func loadHead(packed []byte) (*Profile, error) {
 	text, err := verified(packed, true)
 	if err != nil {
@@ -232,7 +232,7 @@ func loadHead(packed []byte) (*Profile, error) {
 	return p, nil
 }
 
-// verified is the text of a profile file that has the digest it says.
+// verified returns the text of a profile file if its digest fits.
 func verified(packed []byte, needDigest bool) ([]byte, error) {
 	if len(packed) > maxFile {
 		return nil, fmt.Errorf("larger than %d bytes", maxFile)
@@ -250,7 +250,7 @@ func verified(packed []byte, needDigest bool) ([]byte, error) {
 	return text, nil
 }
 
-// checkDigest holds the text against the digest in its first line.
+// checkDigest compares the text with the digest in its first line.
 func checkDigest(text []byte, need bool) error {
 	if !bytes.HasPrefix(text, []byte(digestBefore)) {
 		if need && !bytes.Contains(text[:min(len(text), 64)], []byte(`"vmav_profile":`)) {

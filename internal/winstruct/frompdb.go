@@ -12,15 +12,15 @@ import (
 	"vmav.dev/vmav/internal/winstruct/pdb"
 )
 
-// maxMembers bounds the fields of all structures of one PDB together: many structures
-// can share one list of members.
+// maxMembers bounds the total number of fields of all structures of one PDB, because many
+// structures can share one list of members.
 const maxMembers = 1 << 21
 
 // maxPDB bounds a PDB that is imported, in bytes.
 const maxPDB = 1 << 30
 
-// ImportPDBFile makes a profile of a PDB, as it is or in a cabinet. The PDB does not hold
-// its own name: it is that of the file.
+// ImportPDBFile makes a profile from a PDB file, uncompressed or in a cabinet. A PDB does
+// not contain its own name, so that of the file is used.
 func ImportPDBFile(path string) (p *Profile, err error) {
 	err = ReadPDB(path, maxPDB, func(r io.ReaderAt, size int64, name string) error {
 		p, err = ImportPDB(r, size, name)
@@ -32,8 +32,9 @@ func ImportPDBFile(path string) (p *Profile, err error) {
 	return p, nil
 }
 
-// ReadPDB opens a PDB file, as it is or compressed in a cabinet, and hands f its content,
-// its size and its name. Neither form of it may have more than most bytes.
+// ReadPDB opens a PDB file, uncompressed or in a cabinet, and calls f with its content, its
+// size in bytes and its name. It fails for a file that has more than most bytes in either
+// form.
 func ReadPDB(path string, most int64, f func(r io.ReaderAt, size int64, name string) error) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -64,8 +65,8 @@ func ReadPDB(path string, most int64, f func(r io.ReaderAt, size int64, name str
 	return f(tmp, size, filepath.Base(strings.ReplaceAll(name, `\`, "/")))
 }
 
-// ImportPDB makes a profile of a PDB of size bytes with a name. The input is not
-// trusted: it is bounded, and one that contradicts itself is refused.
+// ImportPDB makes a profile from a PDB of size bytes with a name. The input is not trusted:
+// everything is bounded, and a PDB that contradicts itself is refused.
 func ImportPDB(r io.ReaderAt, size int64, name string) (*Profile, error) {
 	f, err := pdb.Open(r, size)
 	if err != nil {
@@ -74,7 +75,8 @@ func ImportPDB(r io.ReaderAt, size int64, name string) (*Profile, error) {
 	return fromPDB(f, name)
 }
 
-// PDBIdentity is the identity of a PDB with a name, without its types and symbols.
+// PDBIdentity reads only the identity of a PDB with a name, and neither its types nor its
+// symbols.
 func PDBIdentity(r io.ReaderAt, size int64, name string) (Identity, error) {
 	f, err := pdb.Open(r, size)
 	if err != nil {
@@ -136,8 +138,8 @@ func fromPDB(f *pdb.File, name string) (*Profile, error) {
 	return p, nil
 }
 
-// undecorate takes what the compiler of x86 put around the name of a C function or
-// variable: "_Name", "_Name@8", "@Name@8". C++ names stay.
+// undecorate removes the decoration that the x86 compiler puts around the name of a C
+// function or variable: "_Name", "_Name@8", "@Name@8". C++ names stay as they are.
 func undecorate(name string) string {
 	bare, ok := strings.CutPrefix(name, "_")
 	if !ok {
@@ -152,7 +154,7 @@ func undecorate(name string) string {
 	return bare
 }
 
-// pdbTypes turns the types of a PDB into structures of a profile.
+// pdbTypes converts the types of a PDB into structures of a profile.
 type pdbTypes struct {
 	types   *pdb.Types
 	profile *Profile
@@ -177,7 +179,7 @@ func (b *pdbTypes) all() error {
 			name = fmt.Sprintf("__unnamed_%x", ty.Index)
 		}
 		if first, again := taken[name]; again {
-			// The same type compiled twice, or two of one name: the first has the name.
+			// The same type compiled twice, or two types of one name: the first one counts.
 			if first.Kind == ty.Kind && first.Fields == ty.Fields && first.Size == ty.Size {
 				b.names[ty.Index] = name
 				continue
@@ -203,7 +205,7 @@ func (b *pdbTypes) all() error {
 	return nil
 }
 
-// unnamedType tells whether the source gives a type no name of its own.
+// unnamedType reports whether a type has no name in the source code.
 func unnamedType(name string) bool {
 	return name == "" || strings.HasPrefix(name, "__unnamed") || strings.Contains(name, "<unnamed-") || strings.Contains(name, "<anonymous-")
 }
@@ -243,8 +245,8 @@ func (b *pdbTypes) structure(ty pdb.Type) error {
 	return nil
 }
 
-// collect appends the members of ty to s. Those of a base class, and of a member that
-// has no name, are s's own.
+// collect appends the members of ty to s. Members of a base class, and of a member without
+// a name, count as members of s.
 func (b *pdbTypes) collect(s *Struct, ty pdb.Type, base uint64, depth int) error {
 	if depth > maxDepth {
 		return errors.New("nested too deeply")

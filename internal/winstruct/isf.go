@@ -15,8 +15,7 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// Bounds on what is imported; real symbol files of Windows kernels stay under a
-// tenth of each.
+// Bounds on an import. Symbol files of Windows kernels stay below a tenth of each.
 const (
 	maxISF     = 256 << 20 // bytes of JSON after decompression
 	maxStructs = 1 << 16
@@ -39,7 +38,7 @@ type isfType struct {
 	BitPosition uint8
 }
 
-// isfFile is what is read of a symbol file.
+// isfFile has the parts of a symbol file that are read.
 type isfFile struct {
 	format, guid, database string
 	age, machine           uint32
@@ -66,7 +65,7 @@ type isfEnum struct {
 	constants map[string]int64
 }
 
-// ImportISFFile reads a Volatility 3 symbol file, plain or xz-compressed.
+// ImportISFFile makes a profile from a Volatility 3 symbol file, plain or xz-compressed.
 func ImportISFFile(path string) (*Profile, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -80,8 +79,8 @@ func ImportISFFile(path string) (*Profile, error) {
 	return p, nil
 }
 
-// ImportISF reads a symbol file in Volatility 3's intermediate symbol format
-// (schema 6.x), plain or xz-compressed. The input is not trusted: it is bounded,
+// ImportISF makes a profile from a symbol file in Volatility 3's intermediate symbol format
+// (schema 6.x), plain or xz-compressed. The input is not trusted: everything is bounded,
 // and a file that contradicts itself is refused.
 func ImportISF(r io.Reader) (*Profile, error) {
 	br := bufio.NewReaderSize(r, 1<<16)
@@ -163,7 +162,8 @@ func (f *isfFile) profile() (*Profile, error) {
 	return p, nil
 }
 
-// Check tells whether id can name a PDB: its name is that of a file, its GUID is one.
+// Check returns an error if id cannot identify a PDB: its name must be a file name, and its
+// GUID must have the form of one.
 func (id Identity) Check() error {
 	strange := func(r rune) bool { return r < ' ' || r == '/' || r == '\\' || r == 0x7f }
 	if id.PDB == "" || len(id.PDB) > 255 || id.PDB[0] == '.' || strings.ContainsFunc(id.PDB, strange) {
@@ -216,7 +216,7 @@ func (fd *isfField) field(sizes map[string]uint32) (Field, error) {
 	return f, nil
 }
 
-// size is the extent of the type in bytes; false where it is out of bounds.
+// size returns the size of the type in bytes; ok is false if it is out of bounds.
 func (t *isfType) size(sizes map[string]uint32, depth int) (uint32, bool) {
 	if depth > 8 {
 		return 0, false
@@ -261,8 +261,8 @@ func (t *isfType) spell(depth int) string {
 	return t.Name
 }
 
-// sort puts fields in the order of their place, then of their name, so that
-// a profile does not depend on the order of a map.
+// sort orders fields by offset and then by name, so that a profile does not depend on the
+// order of a map.
 func (s *Struct) sort() {
 	order := func(a, b Field) int {
 		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.BitOffset, b.BitOffset), cmp.Compare(a.Name, b.Name))

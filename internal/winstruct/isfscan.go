@@ -2,7 +2,7 @@ package winstruct
 
 import "math"
 
-// parseISF reads what is needed of a symbol file's text.
+// parseISF reads the needed parts of a symbol file's text.
 func parseISF(text []byte) (*isfFile, error) {
 	s := &scanner{text: string(text)}
 	f := &isfFile{bases: make(map[string]uint32), structs: make(map[string]isfStruct, 4096), enums: make(map[string]isfEnum, 512), symbols: make(map[string]uint64, 1<<15)}

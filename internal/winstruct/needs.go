@@ -1,8 +1,8 @@
 package winstruct
 
-// The built-in profiles hold these structures, enumerations and symbols, as far as
-// the build has them. The list is what the readers of the project declare plus what
-// a person looks at first.
+// The structures, enumerations and symbols in the built-in profiles, as far as a build has
+// them: those that the readers of the project declare, and those that a person looks at
+// first.
 var (
 	packStructs = []string{
 		"_CLIENT_ID", "_CONTROL_AREA", "_CURDIR", "_DBGKD_GET_VERSION64", "_DISPATCHER_HEADER", "_DRIVER_OBJECT",
@@ -36,5 +36,5 @@ var (
 	}
 )
 
-// Pack is the part of p that the built-in profiles carry.
+// Pack returns the part of p that belongs into a built-in profile.
 func Pack(p *Profile) *Profile { return p.Trim(packStructs, packEnums, packSymbols) }

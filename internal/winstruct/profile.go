@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Profile is the layout of one kernel build. It is immutable once loaded and
-// safe for concurrent use.
+// Profile has the structures, enumerations and symbols of one kernel build. It is immutable
+// once loaded and safe for concurrent use.
 type Profile struct {
 	Identity
 	Arch    string   // ArchX64, …
@@ -26,7 +26,7 @@ const (
 	ArchARM64 = "arm64"
 )
 
-// Verification is how far facts were verified.
+// Verification says how far a source of facts was verified.
 type Verification string
 
 // Verifications, from the least to the most.
@@ -52,8 +52,8 @@ type Source struct {
 	Verified Verification `json:"verified"`
 }
 
-// SourceOf is where a structure or symbol comes from: the source that names it, else
-// the one of its kind, else that of all.
+// SourceOf returns the source of a structure or symbol: the source that names it, or else
+// that of its kind, or else that of everything.
 func (p *Profile) SourceOf(name string) (Source, bool) {
 	kind := "types"
 	if _, ok := p.symbols[name]; ok {
@@ -69,14 +69,16 @@ func (p *Profile) SourceOf(name string) (Source, bool) {
 	return Source{}, false
 }
 
-// Struct is one structure or union. Its fields stand in the order of their place.
+// Struct is one structure or union. Its fields are in the order of their offsets. Size is
+// in bytes.
 type Struct struct {
 	Name   string
 	Size   uint32 // bytes
 	Fields []Field
 }
 
-// Field is one member of a structure, at its offset from the start of it.
+// Field is one member of a structure. Offset is counted in bytes from the start of the
+// structure, Size is in bytes.
 type Field struct {
 	Name      string
 	Offset    uint32 // bytes
@@ -88,7 +90,7 @@ type Field struct {
 	BitCount  uint8  // for bit fields: width; 0 for others
 }
 
-// Bits takes the bit field's value out of the word it lies in. For a field that is
+// Bits returns the value of the bit field from the word that contains it. If the field is
 // no bit field it returns the word.
 func (f Field) Bits(word uint64) uint64 {
 	if f.BitCount == 0 || f.BitCount >= 64 {
@@ -149,7 +151,7 @@ func (p *Profile) Enum(name string) (map[string]int64, bool) {
 	return e, ok
 }
 
-// PointerSize is the width of a pointer in bytes.
+// PointerSize returns the size of a pointer in bytes.
 func (p *Profile) PointerSize() uint32 {
 	if p.Arch == ArchX86 {
 		return 4
@@ -157,10 +159,9 @@ func (p *Profile) PointerSize() uint32 {
 	return 8
 }
 
-// Field resolves a dotted path of members, "Pcb.DirectoryTableBase" in
-// "_EPROCESS", and returns the last member with its offset counted from the
-// start of structName. A member that leads on must be an embedded structure: a
-// path does not follow pointers.
+// Field resolves a dotted path of members, such as "Pcb.DirectoryTableBase" in "_EPROCESS".
+// It returns the last member, with its offset counted from the start of structName. All
+// members before the last must be embedded structures: a path does not follow pointers.
 func (p *Profile) Field(structName, path string) (Field, error) {
 	s, ok := p.structs[structName]
 	if !ok {
@@ -195,8 +196,8 @@ func (s *Struct) field(name string) (Field, bool) {
 	return Field{}, false
 }
 
-// Trim returns a profile that holds only the named structures, enumerations and
-// symbols, as far as p has them, and the nameless structures embedded in those.
+// Trim returns a profile that has only the named structures, enumerations and symbols of p,
+// and the nameless structures embedded in those.
 func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
 	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Sources: p.Sources,
 		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
@@ -227,7 +228,7 @@ func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
 	return t
 }
 
-// Of returns the profile of an image with the structures of p and the symbols that are given,
+// Of returns the profile of an image with p's structures and the given symbols, which are
 // RVAs in the image.
 func (p *Profile) Of(id Identity, symbols map[string]uint64) *Profile {
 	n := *p
@@ -235,8 +236,8 @@ func (p *Profile) Of(id Identity, symbols map[string]uint64) *Profile {
 	return &n
 }
 
-// nameless tells whether a structure has no name in the source: symbol files
-// number such ones.
+// nameless reports whether a structure has no name in the source code. Symbol files number
+// such structures.
 func nameless(name string) bool {
 	return strings.Contains(name, "anonymous") || strings.Contains(name, "unnamed")
 }

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// scanner reads JSON of a known shape without reflection: loading a profile is on the
-// way of every command, and encoding/json took nine tenths of its time. Strings are parts
-// of the text. The first error sticks; what is read behind it is zero.
+// scanner reads JSON of a known shape without reflection. Every command loads a profile,
+// and encoding/json took nine tenths of the time for that. Strings are slices of the text.
+// The first error is kept, and everything read after it is zero.
 type scanner struct {
 	text   string
 	at     int
@@ -26,7 +26,7 @@ func (s *scanner) fail(format string, args ...any) {
 	}
 }
 
-// peek is the next byte behind white space, 0 at the end.
+// peek returns the next byte behind white space, or 0 at the end.
 func (s *scanner) peek() byte {
 	for s.at < len(s.text) {
 		switch c := s.text[s.at]; c {
@@ -47,8 +47,8 @@ func (s *scanner) expect(c byte) {
 	s.at++
 }
 
-// next goes to the next element of an array or object that was opened, and tells
-// whether there is one; else it is closed.
+// next goes to the next element of the open array or object and reports whether there is
+// one. If there is none, it closes it.
 func (s *scanner) next(closing byte, first *bool) bool {
 	if s.err != nil {
 		return false
@@ -85,7 +85,7 @@ func (s *scanner) elements(f func(i int)) {
 	}
 }
 
-// raw is the content of a string between its quotes, and whether it has escapes.
+// raw returns the content of a string between its quotes, and whether it has escapes.
 func (s *scanner) raw() (text string, escaped bool) {
 	s.expect('"')
 	if s.err != nil {
@@ -126,7 +126,7 @@ func (s *scanner) str() string {
 	return raw
 }
 
-// number reads an integer from min to max; the bounds are those of an int64.
+// number reads an integer between min and max.
 func (s *scanner) number(lowest, highest int64) int64 {
 	s.peek()
 	start := s.at
@@ -153,7 +153,7 @@ func (s *scanner) number(lowest, highest int64) int64 {
 
 func (s *scanner) u32() uint32 { return uint32(s.number(0, math.MaxUint32)) }
 
-// skip reads over a value of any kind.
+// skip skips a value of any kind.
 func (s *scanner) skip(depth int) {
 	if depth > 32 {
 		s.fail("nested too deeply")
@@ -348,7 +348,8 @@ func (s *scanner) field() (f Field) {
 	return f
 }
 
-// check holds a profile that was read against what every profile is.
+// check returns an error if a profile that was read breaks a rule that holds for every
+// profile.
 func (p *Profile) check() error {
 	if len(p.structs) == 0 || len(p.symbols) == 0 && p.GUID != NoGUID {
 		return errors.New("holds no structures or no symbols")
@@ -356,7 +357,7 @@ func (p *Profile) check() error {
 	return p.checkHead()
 }
 
-// checkHead is check for what a profile says of itself.
+// checkHead does what check does, for the profile's description of itself.
 func (p *Profile) checkHead() error {
 	if err := p.Identity.Check(); err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct/cab"
 )
 
-// SystemDir holds the profiles of the host, for every user.
+// SystemDir is the directory of the host's profiles, for every user.
 const SystemDir = "/var/lib/vmav/profiles"
 
 const fileSuffix = ".json.zst"
@@ -28,10 +28,10 @@ const fileSuffix = ".json.zst"
 //go:embed builtin layouts
 var builtin embed.FS
 
-// Store finds profiles in three layers: the user's, the system's, and those that
-// vmav was built with. The first layer that has a profile wins. A file that cannot
-// be read is an error only for the profile it should hold. A Store keeps what it
-// loaded and is safe for concurrent use.
+// Store finds profiles in three layers: the user's, the system's, and the built-in ones.
+// The first layer that has a profile wins. A file that cannot be read is an error only for
+// the profile that it should contain. A Store keeps what it has loaded and is safe for
+// concurrent use.
 type Store struct {
 	layers  []layer
 	layouts layer // of builds without symbols: see NoGUID
@@ -58,7 +58,7 @@ type Entry struct {
 	Err      error  // why it cannot be used
 }
 
-// UserDir is the directory of the user's own profiles.
+// UserDir returns the directory of the user's own profiles.
 func UserDir() (string, error) {
 	if data := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(data) {
 		return filepath.Join(data, "vmav", "profiles"), nil
@@ -71,7 +71,7 @@ func UserDir() (string, error) {
 }
 
 // OpenStore opens the layers of this host and user. A user without a home directory has no
-// layer, and one whom root has given no way to SystemDir does without that one.
+// layer. A user who may not read SystemDir does without that layer.
 func OpenStore() *Store {
 	s := &Store{}
 	if dir, err := UserDir(); err == nil {
@@ -85,7 +85,7 @@ func OpenStore() *Store {
 	return s
 }
 
-// BuiltIn is the store of what vmav was built with, and nothing else.
+// BuiltIn returns a store with only the built-in profiles.
 func BuiltIn() *Store {
 	sub := func(dir string) fs.FS {
 		fsys, err := fs.Sub(builtin, dir)
@@ -97,13 +97,13 @@ func BuiltIn() *Store {
 	return &Store{layers: []layer{{"built-in", "", sub("builtin")}}, layouts: layer{"layout", "", sub("layouts")}}
 }
 
-// FileName is the name of a profile's file in a store.
+// FileName returns the name of a profile's file in a store.
 func FileName(id Identity) string {
 	return strings.TrimSuffix(id.PDB, ".pdb") + "-" + id.Key() + fileSuffix
 }
 
-// Find returns the profile of a kernel build from the first layer that has it. It
-// fails with a *MissingError where none has.
+// Find returns the profile of a kernel build from the first layer that has it. It fails
+// with a *MissingError if none has.
 func (s *Store) Find(id Identity) (*Profile, error) {
 	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
 	if err := id.Check(); err != nil {
@@ -137,8 +137,8 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 	return nil, &MissingError{Identity: id}
 }
 
-// FindPacked is Find without a look into it: the file that holds the profile, as it lies
-// in the first layer that has it, for somebody else to load.
+// FindPacked does what Find does without loading the profile. It returns the content of the
+// file in the first layer that has it, for another process to load.
 func (s *Store) FindPacked(id Identity) ([]byte, error) {
 	id.PDB, id.GUID = strings.ToLower(id.PDB), strings.ToUpper(id.GUID)
 	if err := id.Check(); err != nil {
@@ -165,7 +165,7 @@ func (l layer) load(name string) (*Profile, error) {
 	return p, nil
 }
 
-// head is load without structures and symbols.
+// head does what load does, without structures and symbols.
 func (l layer) head(name string) (*Profile, error) {
 	packed, err := fs.ReadFile(l.fsys, name)
 	if err != nil {
@@ -178,13 +178,13 @@ func (l layer) head(name string) (*Profile, error) {
 	return p, nil
 }
 
-// List lists every profile of the store, also those that a higher layer hides,
-// ordered by version. A profile that is damaged is listed with its error.
+// List returns every profile of the store, ordered by version, including those that a
+// higher layer hides. A damaged profile is listed with its error.
 func (s *Store) List() []Entry {
 	return list(s.layers)
 }
 
-// Layouts lists what is known of builds without their symbols, ordered by version.
+// Layouts returns the layouts of builds whose symbols are not known, ordered by version.
 func (s *Store) Layouts() []Entry {
 	if s.layouts.fsys == nil {
 		return nil
@@ -218,7 +218,7 @@ func list(layers []layer) []Entry {
 	return out
 }
 
-// Open loads the profile of an entry, also one that a higher layer hides.
+// Open loads the profile of an entry, even one that a higher layer hides.
 func (s *Store) Open(e Entry) (*Profile, error) {
 	for _, l := range append(s.layers[:len(s.layers):len(s.layers)], s.layouts) {
 		if l.name == e.Layer {
@@ -228,7 +228,7 @@ func (s *Store) Open(e Entry) (*Profile, error) {
 	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
 }
 
-// Packed is the file of an entry, as it lies in the store.
+// Packed returns the content of an entry's file.
 func (s *Store) Packed(e Entry) ([]byte, error) {
 	for _, l := range append(s.layers[:len(s.layers):len(s.layers)], s.layouts) {
 		if l.name == e.Layer {
@@ -238,9 +238,10 @@ func (s *Store) Packed(e Entry) ([]byte, error) {
 	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
 }
 
-// Near lists the profiles and layouts of the store by how near their builds are to a version
-// of Windows: by the distance of the build numbers, among those of one number the latest
-// revision first. A profile without a version, or that cannot be read, is left out.
+// Near returns the store's profiles and layouts in the order of their distance from a
+// version of Windows: by the difference of the build numbers, and among equal ones the
+// latest revision first. Profiles without a version, and those that cannot be read, are
+// left out.
 func (s *Store) Near(version string) []Entry {
 	want := parseVersion(version)
 	var out []Entry
@@ -274,11 +275,11 @@ func versionLess(a, b string) bool {
 	return false
 }
 
-// Put writes p into a directory of profiles, the user's or SystemDir, and returns
-// the file's path. The file appears whole or not at all.
+// Put writes p into a directory of profiles, the user's or SystemDir, and returns the
+// file's path. The file appears completely or not at all.
 func Put(dir string, p *Profile) (string, error) { return put(dir, p, (*Profile).Save) }
 
-// PutSmall is Put with the best compression.
+// PutSmall does what Put does with the best compression.
 func PutSmall(dir string, p *Profile) (string, error) { return put(dir, p, (*Profile).SaveSmall) }
 
 func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, error) {
@@ -310,8 +311,8 @@ func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, 
 	return path, nil
 }
 
-// Open reads a profile of any form from a file: vmav's own, a Volatility 3 symbol file
-// or a PDB. The content decides, not the name.
+// Open reads a profile from a file of any form: vmav's own, a Volatility 3 symbol file or a
+// PDB. The file's content decides, not its name.
 func Open(path string) (*Profile, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -1,13 +1,12 @@
-// Package winstruct knows the layout of Windows kernel structures, build by
-// build. A Profile holds the structures, enumerations and symbols of one kernel
-// build; it is found by the Identity that the kernel image carries in its debug
-// record.
+// Package winstruct knows the layout of Windows kernel structures, build by build. A
+// Profile has the structures, enumerations and symbols of one kernel build. It is found by
+// the Identity that the kernel image has in its debug record.
 //
-// Profiles are vtypes definitions plus symbols plus metadata. Hot paths do not
-// interpret them: Compile resolves the offsets a reader needs into a plain Go
-// struct once. They are made of PDBs (package pdb) and of Volatility 3 symbol files, fetched
-// (symsrv) and carried to other hosts (bundle). The tree imports no other package of the
-// project.
+// Profiles are vtypes definitions, symbols and metadata. Hot paths do not interpret them:
+// Compile resolves the offsets that a reader needs into a plain Go struct once. Profiles
+// are made from PDBs (package pdb) and from Volatility 3 symbol files, fetched from symbol
+// servers (symsrv), and carried to other hosts (bundle). The packages of this tree import
+// no other package of the project.
 package winstruct
 
 import (
@@ -25,15 +24,16 @@ type Identity struct {
 	Age  uint32 `json:"age"`
 }
 
-// NoGUID is the GUID of a layout: the structures of a version of Windows without the symbols
-// of one image of it. Layouts serve to infer profiles and are found by version only.
+// NoGUID is the GUID of a layout: the structures of a version of Windows without the
+// symbols of a particular image. Layouts are used to infer profiles, and are found by
+// version only.
 const NoGUID = "00000000000000000000000000000000"
 
-// Key is the identity as symbol servers write it: GUID followed by the age in
+// Key returns the identity as symbol servers write it: the GUID followed by the age in
 // hexadecimal.
 func (id Identity) Key() string { return fmt.Sprintf("%s%X", strings.ToUpper(id.GUID), id.Age) }
 
-// ParseIdentity reads an identity from the name of its PDB and its key.
+// ParseIdentity makes an identity from the name of a PDB and a key as Key returns it.
 func ParseIdentity(pdb, key string) (Identity, error) {
 	if len(key) <= 32 {
 		return Identity{}, fmt.Errorf("%q is no id of a build: it is the GUID in 32 hexadecimal digits with the age behind it", key)
@@ -46,23 +46,27 @@ func ParseIdentity(pdb, key string) (Identity, error) {
 	return id, id.Check()
 }
 
+// String implements fmt.Stringer.
 func (id Identity) String() string { return id.PDB + " " + id.Key() }
 
 // ErrNoProfile is wrapped by MissingError.
 var ErrNoProfile = errors.New("no profile for this kernel build")
 
-// MissingError reports a kernel whose profile no layer of the store has. Its text
+// MissingError reports a kernel build whose profile no layer of the store has. Its text
 // names the command that adds one.
 type MissingError struct{ Identity Identity }
 
+// Error implements error.
 func (e *MissingError) Error() string {
 	return fmt.Sprintf("no profile for %s, GUID %s, age %d; vmav profile fetch %s gets it, vmav profile import takes its symbol file",
 		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, e.Identity)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *MissingError) Unwrap() error { return ErrNoProfile }
 
 // Finder finds the profile of a kernel build, or fails with a *MissingError.
 type Finder interface {
+	// Find returns the profile of the build. The caller must not change it.
 	Find(Identity) (*Profile, error)
 }

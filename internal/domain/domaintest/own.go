@@ -1,4 +1,4 @@
-// Package domaintest gives tests a libvirt daemon of their own, which they may kill.
+// Package domaintest gives a test a libvirt daemon of its own, which it may kill.
 package domaintest
 
 import (
@@ -72,7 +72,7 @@ func (d *Daemon) PID() int {
 // Hooks is the directory of the daemon's hook scripts.
 func (d *Daemon) Hooks() string { return filepath.Join(d.dir, "hooks") }
 
-// Kill ends the daemon as a crash does, and returns when it is gone.
+// Kill ends the daemon as a crash would, and returns when it is gone.
 func (d *Daemon) Kill() {
 	d.t.Helper()
 	pid := d.PID()

@@ -1,4 +1,5 @@
-// Package gdbtest is a debugger for tests of guests under QEMU.
+// Package gdbtest has a debugger for tests of guests under QEMU. It imports no other
+// package of the project.
 package gdbtest
 
 import (
@@ -13,7 +14,7 @@ import (
 	"time"
 )
 
-// hang is for how long QEMU may be silent; nothing is concluded from less.
+// hang is the time after which a silent QEMU counts as stuck.
 const hang = 3 * time.Minute
 
 // Numbers of registers in QEMU's remote protocol for x86-64 (its gdb-xml/i386-64bit.xml).
@@ -36,15 +37,16 @@ const (
 // Order are the general registers by those numbers.
 var Order = []string{"rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"}
 
-// Debugger speaks GDB's remote protocol with QEMU: it stops the guest between two
-// instructions and changes what a hypervisor could change.
+// Debugger speaks GDB's remote protocol with QEMU. It stops the guest between two
+// instructions and changes what a hypervisor could change. Its methods end the test T on
+// failure.
 type Debugger struct {
 	T    testing.TB // what fails where QEMU does not answer
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-// Socket returns QEMU's option for a debugger's socket, and its path.
+// Socket returns QEMU's option for a debugger's socket, and the path of that socket.
 func Socket(t testing.TB) (args []string, path string) {
 	path = filepath.Join(t.TempDir(), "gdb")
 	return []string{"-gdb", "unix:" + path + ",server=on,wait=off"}, path
@@ -104,7 +106,7 @@ func (d *Debugger) Ask(format string, args ...any) string {
 	return d.get()
 }
 
-// Must sends a packet that is to be answered by OK.
+// Must sends a packet to which the answer must be OK.
 func (d *Debugger) Must(format string, args ...any) {
 	d.T.Helper()
 	if got := d.Ask(format, args...); got != "OK" {
@@ -112,7 +114,7 @@ func (d *Debugger) Must(format string, args ...any) {
 	}
 }
 
-// Reg reads a register as it lies in the packet: little-endian.
+// Reg reads a register as raw little-endian bytes.
 func (d *Debugger) Reg(n int) []byte {
 	d.T.Helper()
 	raw, err := hex.DecodeString(d.Ask("p%x", n))
@@ -122,24 +124,25 @@ func (d *Debugger) Reg(n int) []byte {
 	return raw
 }
 
-// Reg64 is a register of up to 64 bits.
+// Reg64 reads a register of up to 64 bits.
 func (d *Debugger) Reg64(n int) uint64 {
 	raw := append(d.Reg(n), make([]byte, 8)...)
 	return binary.LittleEndian.Uint64(raw)
 }
 
-// SetReg and SetReg64 change one.
+// SetReg changes a register; raw is little-endian.
 func (d *Debugger) SetReg(n int, raw []byte) {
 	d.T.Helper()
 	d.Must("P%x=%x", n, raw)
 }
 
+// SetReg64 changes a register of up to 64 bits.
 func (d *Debugger) SetReg64(n int, v uint64) {
 	d.T.Helper()
 	d.SetReg(n, binary.LittleEndian.AppendUint64(nil, v))
 }
 
-// Read and Write work on virtual addresses of the vCPU that is looked at.
+// Read reads n bytes at a virtual address of the current vCPU.
 func (d *Debugger) Read(va uint64, n int) []byte {
 	d.T.Helper()
 	raw, err := hex.DecodeString(d.Ask("m%x,%x", va, n))
@@ -149,18 +152,20 @@ func (d *Debugger) Read(va uint64, n int) []byte {
 	return raw
 }
 
+// Write writes to a virtual address of the current vCPU.
 func (d *Debugger) Write(va uint64, raw []byte) {
 	d.T.Helper()
 	d.Must("M%x,%x:%x", va, len(raw), raw)
 }
 
-// Cont lets the guest run until a breakpoint and looks at the vCPU that met it.
+// Cont lets the guest run until a breakpoint, and makes the vCPU that reached it the
+// current one.
 func (d *Debugger) Cont() {
 	d.T.Helper()
 	d.Stopped(d.Ask("vCont;c"))
 }
 
-// Step executes n instructions of the vCPU looked at; the others stand still.
+// Step executes n instructions of a vCPU while the others are stopped.
 func (d *Debugger) Step(thread string, n int) {
 	d.T.Helper()
 	for range n {
@@ -168,7 +173,8 @@ func (d *Debugger) Step(thread string, n int) {
 	}
 }
 
-// Stopped reads a stop reply "T05thread:p01.02;" and turns to that vCPU.
+// Stopped parses a stop reply "T05thread:p01.02;", makes that vCPU the current one and
+// returns its thread.
 func (d *Debugger) Stopped(reply string) string {
 	d.T.Helper()
 	_, rest, ok := strings.Cut(reply, "thread:")
@@ -180,9 +186,10 @@ func (d *Debugger) Stopped(reply string) string {
 	return thread
 }
 
-// Run lets the guest go on; Halt stops it again.
+// Run lets the guest run, until Halt.
 func (d *Debugger) Run() { d.put("vCont;c") }
 
+// Halt stops the guest.
 func (d *Debugger) Halt() {
 	d.T.Helper()
 	if _, err := d.conn.Write([]byte{3}); err != nil {
@@ -191,7 +198,7 @@ func (d *Debugger) Halt() {
 	d.get()
 }
 
-// Threads lists the vCPUs.
+// Threads returns the threads of the vCPUs.
 func (d *Debugger) Threads() []string {
 	d.T.Helper()
 	var out []string
@@ -201,7 +208,7 @@ func (d *Debugger) Threads() []string {
 	return out
 }
 
-// Detach lets the guest go on and leaves it.
+// Detach lets the guest run and ends the connection.
 func (d *Debugger) Detach() {
 	d.T.Helper()
 	d.put("D")

@@ -24,8 +24,8 @@ func parseELF(r io.ReaderAt, size uint64) (segs []segment, regs []source.Registe
 	if err != nil {
 		return nil, nil, fmt.Errorf("read ELF header: %w", err)
 	}
-	// QEMU writes that of a guest in 32-bit mode for i386, and as ELF32 where its memory ends
-	// below 4 GiB. The registers are in the same form.
+	// For a guest in 32-bit mode QEMU writes a core for i386, in the form ELF32 if its
+	// memory ends below 4 GiB. The registers have the same form in all of them.
 	if f.Machine != elf.EM_X86_64 && f.Machine != elf.EM_386 || f.Type != elf.ET_CORE {
 		return nil, nil, fmt.Errorf("it is an ELF %s for %s, not an x86 core", f.Type, f.Machine)
 	}

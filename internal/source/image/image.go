@@ -22,7 +22,7 @@ type segment struct {
 	offset uint64 // in the file
 }
 
-// Image is guest memory in a file.
+// Image is guest memory in a file. It implements source.Source and source.Sharer.
 type Image struct {
 	name     string
 	form     string
@@ -38,7 +38,7 @@ type Image struct {
 // maxSegments bounds the ranges of one file; real ones have a few dozen.
 const maxSegments = 1 << 16
 
-// Open recognises the form of a memory image and opens it. The caller closes it.
+// Open opens a memory image of any known form. The caller closes it.
 func Open(path string) (*Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -99,8 +99,7 @@ func kindOf(m os.FileMode) string {
 	return "special file"
 }
 
-// check sorts the segments and refuses what cannot be: overlaps, and bytes that are
-// not in the file.
+// check sorts the segments, and rejects overlaps and segments that are not in the file.
 func (im *Image) check(size uint64) error {
 	sort.Slice(im.segments, func(i, j int) bool { return im.segments[i].Start < im.segments[j].Start })
 	var end uint64
@@ -177,7 +176,7 @@ func (im *Image) Share() (*os.File, []source.Shared, error) {
 // Ranges implements source.Source.
 func (im *Image) Ranges() []source.Range { return im.ranges }
 
-// Registers implements source.Source: of an ELF core's notes.
+// Registers implements source.Source. Only ELF cores have registers, in their notes.
 func (im *Image) Registers(context.Context) ([]source.Registers, error) {
 	if len(im.regs) == 0 {
 		return nil, source.ErrNoRegisters

@@ -34,7 +34,7 @@ func parseLiME(r io.ReaderAt, size uint64) ([]segment, error) {
 		}
 		n := last - first + 1
 		off += limeHeader
-		// Only whole pages can be read; a ragged edge is left out.
+		// Only whole pages can be read; a part of a page at either end is left out.
 		start := (first + source.PageSize - 1) &^ (source.PageSize - 1)
 		end := (first + n) &^ (source.PageSize - 1)
 		if end > start {

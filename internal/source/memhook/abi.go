@@ -1,9 +1,13 @@
 package memhook
 
-import "unsafe"
+import (
+	"unsafe"
 
-// What follows mirrors kernel/kvm-memhook/uapi/kvm_memhook.h; names are the header's
-// without their prefix. TestABIIsTheHeaders compares the two.
+	"vmav.dev/vmav/internal/source"
+)
+
+// These declarations mirror kernel/kvm-memhook/uapi/kvm_memhook.h; their names are the
+// header's without its prefix. TestABIIsTheHeaders compares the two.
 const (
 	apiMajor = 1
 	apiMinor = 0
@@ -11,10 +15,6 @@ const (
 
 	maxRanges     = 1024
 	maxRangeBytes = 64 << 20
-	maxActions    = 64
-	maxSaved      = 16
-	maxGuards     = 4
-	maxWatches    = 64
 
 	vendorAMD   = 1
 	vendorIntel = 2
@@ -150,7 +150,7 @@ type actionArg struct {
 	Saved     uint64
 	Guards    uint32
 	Reserved  uint32
-	Guard     [maxGuards]guardArg
+	Guard     [source.MaxGuards]guardArg
 }
 
 type cancelArg struct {

@@ -30,8 +30,8 @@ var unmirrored = map[string]string{"kvm_memhook_ring": "events are read(2)"}
 // constants are the header's numbers with what this package and source make of them.
 var constants = map[string]uint64{
 	"API_MAJOR": apiMajor, "API_MINOR": apiMinor, "API": api,
-	"MAX_RANGES": maxRanges, "MAX_RANGE_BYTES": maxRangeBytes, "MAX_ACTIONS": maxActions, "MAX_SAVED": maxSaved,
-	"MAX_GUARDS": maxGuards, "MAX_WATCHES": maxWatches,
+	"MAX_RANGES": maxRanges, "MAX_RANGE_BYTES": maxRangeBytes, "MAX_ACTIONS": source.MaxActions, "MAX_SAVED": source.MaxSaved,
+	"MAX_GUARDS": source.MaxGuards, "MAX_WATCHES": source.MaxWatches,
 	"VENDOR_AMD": vendorAMD, "VENDOR_INTEL": vendorIntel, "STATE_GONE": stateGone, "SLOT_READONLY": slotReadonly,
 	"REGS_HALTED": regsHalted, "REGS_NESTED": regsNested,
 	"HOOK_NEW_DTB": hookNewDTB, "HOOK_SWITCH": hookSwitch, "HOOK_USER": hookUser,

@@ -21,11 +21,11 @@ type session struct {
 	pid  int
 	file *os.File
 	conn interface{ Control(func(fd uintptr)) error }
-	gone bool // the event that says so was handed out; Event's caller alone uses it
+	gone bool // EventGone was returned; only Event's caller uses it
 }
 
-// Control implements source.Controller. The session outlives the Guest's Close; one
-// that is leaked is closed by the garbage collector.
+// Control implements source.Controller. The session stays open after the Guest is closed. A
+// session that nobody closes is closed by the garbage collector.
 func (g *Guest) Control() (source.Control, error) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -40,7 +40,7 @@ func (g *Guest) Control() (source.Control, error) {
 		unix.Close(fd)
 		return nil, &OpError{Op: "open a session", PID: g.pid, Err: err}
 	}
-	// Non-blocking, so that waiting for events is the runtime poller's work.
+	// Non-blocking, so that the runtime's poller waits for events.
 	f := os.NewFile(uintptr(fd), "kvm-memhook-vm")
 	conn, err := f.SyscallConn()
 	if err == nil {
@@ -67,8 +67,8 @@ func (s *session) call(op string, req uintptr, arg unsafe.Pointer) error {
 
 // SetHooks implements source.Control.
 func (s *session) SetHooks(h source.Hooks) error {
-	if len(h.DTBs) > maxWatches {
-		return &OpError{Op: "set hooks", PID: s.pid, Err: fmt.Errorf("%d DTBs, %d are possible", len(h.DTBs), maxWatches)}
+	if len(h.DTBs) > source.MaxWatches {
+		return &OpError{Op: "set hooks", PID: s.pid, Err: fmt.Errorf("%d DTBs, %d are possible", len(h.DTBs), source.MaxWatches)}
 	}
 	arg := hooksArg{PeriodUs: uint32(h.Period.Microseconds())}
 	for _, m := range []struct {
@@ -91,8 +91,8 @@ func (s *session) SetHooks(h source.Hooks) error {
 
 // Do implements source.Control.
 func (s *session) Do(a *source.Action) error {
-	if len(a.Guards) > maxGuards {
-		return &OpError{Op: a.Kind.String(), PID: s.pid, Err: fmt.Errorf("%d guards, %d are possible", len(a.Guards), maxGuards)}
+	if len(a.Guards) > source.MaxGuards {
+		return &OpError{Op: a.Kind.String(), PID: s.pid, Err: fmt.Errorf("%d guards, %d are possible", len(a.Guards), source.MaxGuards)}
 	}
 	arg := actionArg{Type: uint32(a.Kind), Flags: uint32(a.Flags), Cookie: a.Cookie, DTB: a.DTB, UserDTB: a.UserDTB,
 		TimeoutMs: milliseconds(a.Timeout), Set: uint32(a.Set), GPR: a.GPR, RIP: a.RIP, RFLAGS: a.RFLAGS,
@@ -104,7 +104,7 @@ func (s *session) Do(a *source.Action) error {
 	return s.call(a.Kind.String(), addAction, unsafe.Pointer(&arg))
 }
 
-// milliseconds rounds up: what is short is not nothing.
+// milliseconds rounds up, so that a short time does not become none.
 func milliseconds(d time.Duration) uint32 {
 	return uint32(max(0, (d+time.Millisecond-1)/time.Millisecond))
 }
@@ -158,8 +158,8 @@ func eventOf(e *eventArg) source.Event {
 		Threads: e.Count, Reason: source.Reason(e.Reason)}
 }
 
-// Close implements source.Control. An Event that waits fails with ErrClosed. Closing
-// waits for calls that are under way, not for events.
+// Close implements source.Control. It waits for calls that are in progress, except Event:
+// an Event that waits fails with ErrClosed.
 func (s *session) Close() error {
 	err := s.file.Close()
 	if errors.Is(err, os.ErrClosed) {

@@ -1,13 +1,13 @@
-// Package memhook is the client of the kvm-memhook kernel module: a running KVM
-// guest's memory, registers, hooks and actions. It is written against the module's
-// uapi header, which a test compares it with.
+// Package memhook is the client of the kvm-memhook kernel module. Through it a running KVM
+// guest's memory and registers are read, and hooks and actions are set. It follows the
+// module's uapi header; a test compares the two. It imports only package source.
 //
-// Open takes the VM's descriptor out of the QEMU process and attaches to it. Batches
-// are copied from a mapping of guest memory and single reads go through the module;
-// both report a hole, or a page that the VMM has given up, as an error. Hooks and
-// actions belong to sessions (Control), each with a descriptor of its own: when it is
-// closed, or this process dies, the module undoes what the session has pending.
+// Open takes the VM's descriptor out of the QEMU process and attaches to it. Batches are
+// copied from a mapping of guest memory, and single reads go through the module. Both
+// report a hole, and a page that QEMU has given up, as an error. Hooks and actions belong
+// to sessions (Control). Each session has a descriptor of its own. When that is closed, or
+// this process ends, the module undoes whatever the session has pending.
 //
-// The module follows the VM's process. Once that has ended every call fails with
+// The module follows the VM's process. Once that has ended, every call fails with
 // source.ErrGone.
 package memhook

@@ -9,18 +9,18 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Why a guest cannot be had through the module; test with errors.Is.
+// Reasons why a guest cannot be opened through the module. Test for them with errors.Is.
 var (
 	// ErrAbsent reports that the module is not loaded.
 	ErrAbsent = errors.New("the kvm-memhook module is not loaded")
-	// ErrDenied reports that the device, or the QEMU process, is not the caller's to use.
+	// ErrDenied reports that the caller may not use the device or the QEMU process.
 	ErrDenied = errors.New("permission denied")
-	// ErrNotKVM reports a process that runs no KVM VM: a domain under software
-	// emulation, or no VMM at all.
+	// ErrNotKVM reports a process that has no KVM VM: a domain under software emulation, or
+	// a process that is no VMM.
 	ErrNotKVM = errors.New("the process runs no KVM guest")
-	// ErrForeignKVM reports a KVM that is not the stock module.
+	// ErrForeignKVM reports a VM of a KVM that is not the kernel's own module.
 	ErrForeignKVM = errors.New("this KVM is not the stock kernel module")
-	// ErrAPI reports a module of another version than this client was built for.
+	// ErrAPI reports a module whose interface version does not fit this client.
 	ErrAPI = errors.New("the kvm-memhook module has another interface version")
 )
 
@@ -31,6 +31,7 @@ type OpError struct {
 	Err error
 }
 
+// Error implements error.
 func (e *OpError) Error() string {
 	if e.PID == 0 {
 		return fmt.Sprintf("kvm-memhook: %s: %v", e.Op, e.Err)
@@ -38,10 +39,11 @@ func (e *OpError) Error() string {
 	return fmt.Sprintf("kvm-memhook: %s of process %d: %v", e.Op, e.PID, e.Err)
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *OpError) Unwrap() error { return e.Err }
 
-// guestError turns what a call on a VM's descriptor failed with into this package's
-// and source's words.
+// guestError translates the error of a call on a VM's descriptor into errors of this
+// package and of source.
 func guestError(err error) error {
 	switch {
 	case errors.Is(err, unix.ESRCH):
@@ -54,7 +56,7 @@ func guestError(err error) error {
 	return err
 }
 
-// deviceError is why the device could not be opened.
+// deviceError translates the error of opening the device.
 func deviceError(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
@@ -65,7 +67,7 @@ func deviceError(err error) error {
 	return err
 }
 
-// attachError is why a VM's descriptor was refused.
+// attachError translates the error of attaching to a VM's descriptor.
 func attachError(err error) error {
 	switch {
 	case errors.Is(err, unix.EPROTO):

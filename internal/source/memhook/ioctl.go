@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ioctl issues one call; the argument's memory stays where it is meanwhile. It is
-// repeated where a signal cut it off before anything happened.
+// ioctl issues one call. The memory of the argument must not move during it. The call is
+// repeated if a signal interrupted it before it had any effect.
 func ioctl(fd int, req uintptr, arg unsafe.Pointer) (int, error) {
 	for {
 		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(arg))

@@ -15,21 +15,22 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// window is a run of guest RAM with its mapping here; mem is nil where it could not
-// be mapped, which costs speed only.
+// window is a range of guest RAM and its mapping in this process. mem is nil if it could
+// not be mapped, which only costs speed.
 type window struct {
 	source.Range
 	mem []byte
 }
 
-// layoutState is guest RAM as it was at one generation of the VM's slots.
+// layoutState is the layout of guest RAM at one generation of the VM's memory slots.
 type layoutState struct {
 	generation uint64
 	ranges     []source.Range
 	windows    []window // one for each range
 }
 
-// layout follows guest RAM. Mappings are kept until unmap, as views of them are out.
+// layout tracks the layout of guest RAM. Mappings stay until unmap, since readers may be
+// using them.
 type layout struct {
 	now atomic.Pointer[layoutState]
 	mu  sync.Mutex // one change at a time
@@ -41,8 +42,9 @@ const (
 	maxWindows = 1024  // mappings over the life of a Guest
 )
 
-// relayout reads the VM's slots, has the module drop mapped pages that are not guest
-// RAM any more, and maps what is new. The caller keeps the Guest open.
+// relayout reads the VM's memory slots, lets the module drop mapped pages that are no
+// longer guest RAM, and maps new ranges. The caller prevents the Guest from being closed
+// meanwhile.
 func (g *Guest) relayout() error {
 	l := &g.layout
 	l.mu.Lock()
@@ -66,7 +68,8 @@ func (g *Guest) relayout() error {
 	return nil
 }
 
-// window returns a range's mapping: that of an earlier layout where it is the same.
+// window returns the mapping of a range, from an earlier layout if the range was the same
+// there.
 func (l *layout) window(fd int, r source.Range) []byte {
 	for _, w := range l.all {
 		if w.Range == r {
@@ -96,7 +99,7 @@ func (l *layout) unmap() error {
 	return errors.Join(errs...)
 }
 
-// slots asks for the VM's slots, with room for as many as there are.
+// slots reads the VM's memory slots, in a buffer that is large enough for all.
 func (g *Guest) slots() ([]slotArg, uint64, error) {
 	var pin runtime.Pinner // the kernel is handed the buffer's address as a number
 	defer pin.Unpin()
@@ -119,7 +122,7 @@ func (g *Guest) slots() ([]slotArg, uint64, error) {
 	return nil, 0, fmt.Errorf("the VM has more than %d slots", maxSlots)
 }
 
-// joinSlots makes ranges of slots: ascending, neighbours joined.
+// joinSlots turns slots into ranges in ascending order and joins adjacent ones.
 func joinSlots(slots []slotArg) ([]source.Range, error) {
 	var out []source.Range
 	for _, s := range slots {
@@ -144,13 +147,13 @@ func joinSlots(slots []slotArg) ([]source.Range, error) {
 	return out, nil
 }
 
-// Ranges implements source.Source: guest RAM and ROM as of the last look at the layout,
-// which batches renew when it has changed.
+// Ranges implements source.Source. It returns guest RAM and ROM as of the last look at the
+// layout. Batches update it when the layout has changed.
 func (g *Guest) Ranges() []source.Range { return g.layout.now.Load().ranges }
 
-// Share implements source.Sharer. The file is this attachment's: the module lets it be
-// mapped read-only, and takes the pages of all its mappings away together when the layout
-// changes, which batches here notice.
+// Share implements source.Sharer. The file is that of this attachment, which the module
+// allows to be mapped read-only. When the layout changes, which batches notice, the module
+// removes the pages from all mappings of the attachment together.
 func (g *Guest) Share() (*os.File, []source.Shared, error) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -168,16 +171,9 @@ func (g *Guest) Share() (*os.File, []source.Shared, error) {
 	return os.NewFile(uintptr(fd), "kvm-memhook"), runs, nil
 }
 
-// View implements source.Mapper.
-func (g *Guest) View(addr, size uint64) []byte {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	if g.closed {
-		return nil
-	}
-	return g.layout.now.Load().view(addr, size)
-}
-
+// view returns the guest memory at [addr, addr+size) as it is mapped in this process, or
+// nil if it is not mapped in one piece. The guest changes it at any time. A page that QEMU
+// has given up faults, so it is read through source.CopyView.
 func (s *layoutState) view(addr, size uint64) []byte {
 	i := sort.Search(len(s.windows), func(i int) bool { return s.windows[i].End() > addr })
 	if i == len(s.windows) {

@@ -10,13 +10,13 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Single reads go through READ, batches through the mapping with READ for what that
-// cannot give: READ costs a system call but knows why a range fails, and a touched page
-// of the mapping costs none (docs/PERFORMANCE.md).
+// Single reads use READ. Batches copy from the mapping, and use READ for what the mapping
+// does not have. READ costs a system call but tells why a range fails; a page of the
+// mapping that was touched before costs none (docs/PERFORMANCE.md).
 
-// vectors are the arguments of one READ or WRITE. They come from a pool: a read must
-// not allocate. The buffers are kept as pointers beside their addresses, so that they
-// live on the heap and stay in place while the kernel has them.
+// vectors has the arguments of one READ or WRITE. They come from a pool, because a read
+// must not allocate. Pointers to the buffers are kept beside their addresses, so that the
+// buffers are on the heap and stay in place while the kernel uses them.
 type vectors struct {
 	rw     rwArg
 	info   infoArg
@@ -32,7 +32,7 @@ func (v *vectors) set(i int, p []byte, addr uint64) {
 	v.ranges[i] = rangeArg{GPA: addr, Buf: uint64(uintptr(unsafe.Pointer(&p[0]))), Len: uint32(len(p))}
 }
 
-// do issues the call for the first n ranges. Their outcomes are in ranges[i].Error.
+// do issues the call for the first n ranges. The outcome of each is in ranges[i].Error.
 func (v *vectors) do(fd int, req uintptr, n int) error {
 	v.rw = rwArg{Ranges: uint64(uintptr(unsafe.Pointer(&v.ranges[0]))), Count: uint32(n)}
 	_, err := ioctl(fd, req, unsafe.Pointer(&v.rw))
@@ -73,7 +73,7 @@ func (g *Guest) single(p []byte, addr uint64, write bool) error {
 	return nil
 }
 
-// rangeError is a range's own outcome in source's words.
+// rangeError translates the outcome of one range into errors of source.
 func rangeError(e int32) error {
 	switch errno := unix.Errno(-e); {
 	case e == 0:
@@ -85,8 +85,8 @@ func rangeError(e int32) error {
 	}
 }
 
-// ReadPhysBatch implements source.BatchReader. Where it fails as a whole, every request
-// carries the error.
+// ReadPhysBatch implements source.BatchReader. If it fails as a whole, each request has the
+// error.
 func (g *Guest) ReadPhysBatch(reqs []source.Request) error {
 	return source.FailAll(reqs, g.readBatch(reqs))
 }
@@ -132,7 +132,7 @@ func (g *Guest) readBatch(reqs []source.Request) error {
 	return g.readRest(v, n, reqs)
 }
 
-// current is the layout, looked at anew where the VM's has changed.
+// current returns the layout. It reads it again if the VM's has changed.
 func (g *Guest) current(v *vectors) (*layoutState, error) {
 	if _, err := ioctl(g.fd, getInfo, unsafe.Pointer(&v.info)); err != nil {
 		return nil, guestError(err)

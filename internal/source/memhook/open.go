@@ -16,12 +16,12 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Device is the module's device.
+// Device is the path of the module's device.
 const Device = "/dev/kvm-memhook"
 
-// Version is the module's interface version, as it answers. It fails with ErrAbsent,
-// ErrDenied or, where the major version is not this client's, with ErrAPI and the
-// version.
+// Version returns the interface version of the loaded module. It fails with ErrAbsent or
+// ErrDenied. If the major version is not this client's it fails with ErrAPI, and still
+// returns the version.
 func Version() (major, minor int, err error) {
 	fd, err := openDevice()
 	if err != nil {
@@ -51,7 +51,7 @@ func version(device int) (major, minor int, err error) {
 	return major, minor, err
 }
 
-// Guest is one VM, attached to. It implements source.Source, BatchReader, Mapper,
+// Guest is an attachment to one VM. It implements source.Source, BatchReader, Sharer,
 // Writer and Controller.
 type Guest struct {
 	pid  int
@@ -66,10 +66,10 @@ type Guest struct {
 	layout layout
 }
 
-// Open attaches to the VM that a process runs. name is for messages. It fails with
-// ErrAbsent, ErrDenied, ErrNotKVM, ErrForeignKVM or ErrAPI, or with source.ErrGone
-// where the process ends meanwhile. The caller closes the Guest; one that is leaked is
-// closed by the garbage collector.
+// Open attaches to the VM of a process. name is for messages. It fails with ErrAbsent,
+// ErrDenied, ErrNotKVM, ErrForeignKVM or ErrAPI, or with source.ErrGone if the process ends
+// meanwhile. The caller closes the Guest; one that nobody closes is closed by the garbage
+// collector.
 func Open(ctx context.Context, name string, pid int) (*Guest, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -109,8 +109,8 @@ func (g *Guest) attach() (int, error) {
 	return fd, nil
 }
 
-// vmDescriptor duplicates the VM's descriptor of a process. What it is worth is the
-// module's to judge; here it is only found by its name.
+// vmDescriptor duplicates the VM's descriptor of a process. It finds it by its name only;
+// the module checks what it is.
 func vmDescriptor(pid int) (int, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -134,8 +134,8 @@ func vmDescriptor(pid int) (int, error) {
 		if err != nil {
 			continue
 		}
-		// The pidfd refers to the process that the directory was read of, or the
-		// call fails: ids are not reused while it is alive.
+		// The call fails unless the pidfd refers to the process whose directory was read: a
+		// process id is not reused while the process lives.
 		fd, err := unix.PidfdGetfd(pidfd, n, 0)
 		if errors.Is(err, unix.EBADF) {
 			continue // closed meanwhile
@@ -174,8 +174,8 @@ func (g *Guest) Info() source.Info {
 	return source.Info{Kind: "memhook", Name: g.name, Form: fmt.Sprintf("kvm-memhook, pid %d", g.pid), Live: true}
 }
 
-// Close implements source.Source. It waits for calls that are under way. Sessions that
-// were opened stay open.
+// Close implements source.Source. It waits for calls that are in progress. Sessions stay
+// open.
 func (g *Guest) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -11,13 +11,13 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// regsTimeout is how long one vCPU may take to come out of the guest, in ms.
+// regsTimeout is the time that one vCPU may take to leave guest mode, in ms.
 const regsTimeout = 500
 
-// Registers implements source.Source. A vCPU that runs is interrupted for it, one that
-// is halted is read as it is. One that runs a guest of its own is left out, as its state
-// is that guest's. It fails where no vCPU can be read, with source.ErrNoRegisters where
-// none ever can.
+// Registers implements source.Source. A running vCPU is interrupted for it, and a halted
+// one is read as it is. A vCPU that runs a nested guest is left out, because its state is
+// that guest's. It fails if no vCPU can be read, and with source.ErrNoRegisters if none
+// ever can.
 func (g *Guest) Registers(ctx context.Context) ([]source.Registers, error) {
 	info, err := g.info()
 	if err != nil {

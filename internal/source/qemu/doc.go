@@ -1,9 +1,9 @@
 // Package qemu reads the memory of a running guest out of its QEMU process, without
-// configuring or touching it: guest RAM with process_vm_readv, the layout of RAM and
-// the vCPU registers from QEMU's monitor. It works for TCG and KVM alike and never
-// writes.
+// changing or stopping QEMU. It reads guest RAM with process_vm_readv, and asks QEMU's
+// monitor for the layout of RAM and for the vCPU registers. It works for TCG and KVM and
+// never writes. It imports only package source; the caller supplies the connection to the
+// monitor.
 //
-// The process can end at any moment. A pidfd tells, and every read is checked
-// against it after the copy, so that a process id that the kernel hands out again
-// never yields another process's bytes.
+// The process can end at any moment. Each read checks a pidfd after the copy, so that bytes
+// of another process that has been given the same process id are never returned.
 package qemu

@@ -23,8 +23,8 @@ var flatRange = regexp.MustCompile(`^\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\
 
 const maxRegions = 4096
 
-// parseMemoryTree finds guest RAM in the flat view of the address space "memory".
-// Video memory and firmware are RAM to QEMU, but not the guest's.
+// parseMemoryTree finds guest RAM in the flat view of the address space "memory". Video
+// memory and firmware count as RAM for QEMU; they are left out.
 func parseMemoryTree(text string) ([]region, error) {
 	var out []region
 	inView, isMemory := false, false
@@ -62,9 +62,9 @@ func parseMemoryTree(text string) ([]region, error) {
 	return merge(out)
 }
 
-// notGuestRAM tells what QEMU backs with RAM beside the guest's memory: firmware, option
-// ROMs, video memory, tables handed over by firmware, memory shared with other guests. The
-// names are QEMU's own; a memory backend of the user's is called as the user likes, so
+// notGuestRAM reports whether a memory region is something other than the guest's RAM:
+// firmware, option ROMs, video memory, tables from the firmware, or memory shared with
+// other guests. These names are QEMU's own. A user may give a memory backend any name, so
 // only whole parts of a name count.
 func notGuestRAM(name string) bool {
 	switch name {

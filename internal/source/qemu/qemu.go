@@ -12,7 +12,7 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Config says which process to read and how to ask it.
+// Config names the process to read and the way to its monitor.
 type Config struct {
 	Name string // of the domain, for messages
 	PID  int    // of the QEMU process
@@ -20,7 +20,8 @@ type Config struct {
 	Monitor func(ctx context.Context, command string) (string, error)
 }
 
-// Guest reads one QEMU process. It implements source.Source and BatchReader.
+// Guest is a guest that is read through its QEMU process. It implements source.Source and
+// source.BatchReader.
 type Guest struct {
 	cfg    Config
 	blocks []block
@@ -31,15 +32,15 @@ type Guest struct {
 	closed bool
 }
 
-// block is a run of guest RAM with where QEMU has it.
+// block is a range of guest RAM and its address in the QEMU process.
 type block struct {
 	source.Range
 	host uint64
 }
 
-// Open asks QEMU for the layout of the guest's RAM and gets ready to read it. It
-// needs the right to trace the process: the same user, or root. The caller closes
-// the Guest.
+// Open asks QEMU for the layout of the guest's RAM and prepares to read it. The caller must
+// be allowed to trace the process: as the same user, or root. The error wraps
+// source.ErrGone if the process has ended. The caller closes the Guest.
 func Open(ctx context.Context, cfg Config) (*Guest, error) {
 	fd, err := unix.PidfdOpen(cfg.PID, 0)
 	if err != nil {
@@ -80,13 +81,13 @@ func (g *Guest) layOut(ctx context.Context) error {
 		g.blocks = append(g.blocks, block{r.Range, host})
 		g.ranges = append(g.ranges, r.Range)
 	}
-	// Prove the access now, with one read, rather than in the middle of a scan.
+	// Check the right to read now, and not in the middle of a scan.
 	var b [1]byte
 	return g.ReadPhys(b[:], g.ranges[0].Start)
 }
 
-// hostOf asks where a range lies in the process. Its two ends must agree: QEMU maps
-// a block in one piece.
+// hostOf asks the monitor for the address of a range in the process. QEMU maps a block in
+// one piece, so the addresses of both ends must fit.
 func (g *Guest) hostOf(ctx context.Context, r source.Range) (uint64, error) {
 	ask := func(addr uint64) (uint64, error) {
 		text, err := g.cfg.Monitor(ctx, fmt.Sprintf("gpa2hva 0x%x", addr))
@@ -118,7 +119,7 @@ func (g *Guest) find(addr uint64) *block {
 	return &g.blocks[i]
 }
 
-// vectors are the arguments of one process_vm_readv call. They come from a pool: a
+// vectors has the arguments of one process_vm_readv call. They come from a pool, because a
 // read must not allocate.
 type vectors struct {
 	local  [maxVectors]unix.Iovec
@@ -164,7 +165,7 @@ func (v *vectors) set(i int, p []byte, host uint64) {
 	v.remote[i] = unix.RemoteIovec{Base: uintptr(host), Len: len(p)}
 }
 
-// reason is why a copy failed, in this package's words.
+// reason translates the error of a failed copy into source's errors.
 func (g *Guest) reason(err error) error {
 	switch {
 	case errors.Is(err, unix.ESRCH) || g.alive() != nil:
@@ -176,8 +177,8 @@ func (g *Guest) reason(err error) error {
 	return err
 }
 
-// alive fails with ErrGone once the process has ended. It is asked after each copy:
-// what was copied before the answer came from that process.
+// alive fails with ErrGone once the process has ended. It is called after each copy: if the
+// process is alive then, the bytes came from it.
 func (g *Guest) alive() error {
 	fds := [1]unix.PollFd{{Fd: int32(g.pidfd), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds[:], 0)
@@ -187,8 +188,8 @@ func (g *Guest) alive() error {
 	return source.ErrGone
 }
 
-// ReadPhysBatch implements source.BatchReader: many requests a system call. Where it
-// fails as a whole, every request carries the error.
+// ReadPhysBatch implements source.BatchReader with many requests in one system call. If it
+// fails as a whole, each request has the error.
 func (g *Guest) ReadPhysBatch(reqs []source.Request) error {
 	return source.FailAll(reqs, g.readBatch(reqs))
 }
@@ -225,8 +226,8 @@ func (g *Guest) readBatch(reqs []source.Request) error {
 	return g.alive()
 }
 
-// copy serves the first n vectors. The kernel stops at the first page it cannot
-// read; that request fails and the rest go on.
+// copy serves the first n vectors. The kernel stops at the first page that it cannot read.
+// That request fails, and copy goes on with the next.
 func (g *Guest) copy(v *vectors, n int, reqs []source.Request) error {
 	for done := 0; done < n; {
 		got, err := unix.ProcessVMReadv(g.cfg.PID, v.local[done:n], v.remote[done:n], 0)
@@ -252,8 +253,7 @@ func (g *Guest) copy(v *vectors, n int, reqs []source.Request) error {
 // Ranges implements source.Source.
 func (g *Guest) Ranges() []source.Range { return g.ranges }
 
-// Registers implements source.Source: QEMU's monitor stops the vCPUs for the moment
-// that it takes to read them.
+// Registers implements source.Source. QEMU's monitor stops the vCPUs while it reads them.
 func (g *Guest) Registers(ctx context.Context) ([]source.Registers, error) {
 	if err := g.alive(); err != nil {
 		return nil, err

@@ -10,8 +10,8 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Guest is guest memory that another process shares (source.Sharer), mapped read-only
-// for as long as this process lives.
+// Guest is guest memory that another process shares (source.Sharer), mapped read-only. The
+// mapping lasts until this process ends. A nil Guest has no memory.
 type Guest struct {
 	runs []run // ascending
 }
@@ -21,8 +21,9 @@ type run struct {
 	mem []byte
 }
 
-// Map maps what it can of the runs; what is left out costs speed only. The descriptor
-// stays the caller's, and need not stay open.
+// Map maps the ranges of guest memory in a shared file. A range that cannot be mapped is
+// left out, which only costs speed. The descriptor stays the caller's and may be closed
+// afterwards.
 func Map(fd int, shared []source.Shared) *Guest {
 	g := &Guest{}
 	for _, s := range shared {
@@ -39,8 +40,8 @@ func Map(fd int, shared []source.Shared) *Guest {
 	return g
 }
 
-// Read fills p from guest-physical address addr and tells whether it could: not where
-// the memory is not mapped in one piece here, or its page is gone.
+// Read fills p from guest-physical address addr and reports whether it could. It cannot if
+// the range is not mapped here in one piece, or if a page of it is gone.
 func (g *Guest) Read(p []byte, addr uint64) bool {
 	if g == nil {
 		return false
@@ -56,10 +57,11 @@ func (g *Guest) Read(p []byte, addr uint64) bool {
 	return source.CopyView(p, r.mem[addr-r.Start:][:len(p)])
 }
 
-// sharedSize is a run as it is passed on: its address, size and offset.
+// sharedSize is the encoded size of one source.Shared, in bytes: address, size and offset.
 const sharedSize = 24
 
-// Put writes runs to the beginning of memory, and tells whether there is room for them.
+// Put encodes the places of shared guest memory at the beginning of mem. It reports whether
+// there was room.
 func Put(mem []byte, shared []source.Shared) bool {
 	if len(mem) < 4+sharedSize*len(shared) {
 		return false
@@ -74,7 +76,7 @@ func Put(mem []byte, shared []source.Shared) bool {
 	return true
 }
 
-// Take reads what Put wrote.
+// Take decodes what Put wrote. The content of mem is not trusted.
 func Take(mem []byte) ([]source.Shared, error) {
 	if len(mem) < 4 {
 		return nil, fmt.Errorf("no runs of guest memory in %d bytes", len(mem))

@@ -1,9 +1,9 @@
-// Package window is memory that two processes share: what a broker reads of a guest for
-// a worker, and what the worker sends back. It is under internal/source because only
-// there memory is mapped.
+// Package window provides memory that two processes share: in it a broker passes the guest
+// memory that it reads for a worker, and a worker passes its answers. It is below
+// internal/source because memory may only be mapped there. It imports only package source.
 //
-// What the other side can write is hostile: it changes while it is looked at. Copy once,
-// then validate the copy.
+// The other side can change the shared memory at any time. Copy once, then validate the
+// copy.
 package window
 
 import (
@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Window is one mapping of shared memory. Its owner closes it.
+// Window is one mapping of shared memory. Whoever made or opened it closes it.
 type Window struct {
 	mem  []byte
 	file *os.File // nil where it was opened by descriptor
@@ -22,8 +22,8 @@ type Window struct {
 	err  error
 }
 
-// New makes a window of so many bytes. It can be neither grown nor shrunk by whoever has
-// its descriptor: a page that went would fault in the other process.
+// New makes a window of size bytes. Nobody who gets its descriptor can change the size,
+// since a missing page would fault in the other process.
 func New(size int) (*Window, error) {
 	fd, err := unix.MemfdCreate("vmav-window", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -45,7 +45,7 @@ func New(size int) (*Window, error) {
 	return w, nil
 }
 
-// Open maps a window of so many bytes by its descriptor, which stays the caller's.
+// Open maps a window of size bytes by its descriptor. The descriptor stays the caller's.
 func Open(fd, size int) (*Window, error) {
 	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -54,13 +54,14 @@ func Open(fd, size int) (*Window, error) {
 	return &Window{mem: mem}, nil
 }
 
-// File is the descriptor of a window that New made, to pass on. It stays the window's.
+// File returns the file of a window that New made, to pass to another process. The window
+// closes it. It is nil for a window from Open.
 func (w *Window) File() *os.File { return w.file }
 
-// Bytes is the shared memory, valid until Close.
+// Bytes returns the shared memory. It is valid until Close.
 func (w *Window) Bytes() []byte { return w.mem }
 
-// Close ends the mapping. The caller has nobody use Bytes any more.
+// Close ends the mapping. Nobody may use the result of Bytes afterwards.
 func (w *Window) Close() error {
 	w.once.Do(func() {
 		w.err = unix.Munmap(w.mem)

@@ -1,11 +1,11 @@
-// Package bundle carries profiles to hosts that reach no symbol server: one file, signed
-// by the operator's key.
+// Package bundle carries profiles to hosts that cannot reach a symbol server, in one file
+// that is signed with the operator's key.
 //
 // A bundle is a tar archive: manifest.json, which lists the profiles with their SHA-256;
-// manifest.sig, the Ed25519 signature of the manifest; and the profiles as they lie in a
-// store. Nothing of a bundle is believed before its signature is verified, and nothing is
-// stored before all of it is. The package imports winstruct and no other package of the
-// project.
+// manifest.sig, the Ed25519 signature of the manifest; and the profiles' files as a store
+// has them. Nothing in a bundle is used before its signature is verified, and nothing is
+// stored before all of it is verified. The package imports winstruct and no other package
+// of the project.
 package bundle
 
 import (
@@ -43,8 +43,8 @@ const (
 	signatureName = "manifest.sig"
 	format        = 1
 
-	// What is signed is this line and the manifest, so that a signature of something else
-	// by the same key is none.
+	// The signature is over this line and the manifest, so that no signature of anything
+	// else by the same key fits.
 	signedPrefix = "vmav profile bundle\n"
 
 	maxManifest = 16 << 20
@@ -73,7 +73,7 @@ type Profile struct {
 	Packed []byte
 }
 
-// Write writes a bundle of profiles, signed by key. created is what its manifest says.
+// Write writes a bundle of profiles, signed with key. created is recorded in the manifest.
 func Write(w io.Writer, profiles []Profile, key ed25519.PrivateKey, created time.Time) error {
 	m := manifest{Format: format, Created: created.UTC().Truncate(time.Second), Profiles: make([]item, 0, len(profiles))}
 	for _, p := range profiles {
@@ -102,9 +102,9 @@ func Write(w io.Writer, profiles []Profile, key ed25519.PrivateKey, created time
 
 func signed(manifest []byte) []byte { return append([]byte(signedPrefix), manifest...) }
 
-// Import verifies a bundle and stores its profiles in a directory, all or none. usable
-// says of each profile whether it is of use; one that is not refuses the bundle. What is
-// there of the same builds is replaced.
+// Import verifies a bundle and stores its profiles in a directory: all of them, or none.
+// usable reports whether a profile is of use; the bundle is refused if one is not. Profiles
+// of the same builds that are in the directory already are replaced.
 func Import(r io.Reader, dir string, trusted []ed25519.PublicKey, usable func(*winstruct.Profile) error) (imported []winstruct.Identity, err error) {
 	t := tar.NewReader(r)
 	text, err := next(t, manifestName, maxManifest)
@@ -252,11 +252,11 @@ func readPEM(path, kind string, parse func([]byte) (any, error)) (any, error) {
 	return key, nil
 }
 
-// TrustedDir holds the public keys whose bundles this host takes.
+// TrustedDir is the directory with the public keys whose bundles this host accepts.
 const TrustedDir = "/etc/vmav/trusted"
 
-// TrustedKeys reads the keys of a directory, *.pub; where there is no directory there are
-// none.
+// TrustedKeys reads the keys of a directory, in files *.pub. If there is no directory there
+// are none.
 func TrustedKeys(dir string) ([]ed25519.PublicKey, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.pub"))
 	if err != nil {
@@ -273,5 +273,5 @@ func TrustedKeys(dir string) ([]ed25519.PublicKey, error) {
 	return out, nil
 }
 
-// Is tells whether a file starts as a bundle does.
+// Is reports whether a file starts like a bundle.
 func Is(head []byte) bool { return bytes.HasPrefix(head, []byte(manifestName+"\x00")) }

@@ -1,11 +1,11 @@
-// Package cab reads the one file of a cabinet: symbol servers keep a PDB compressed as
-// NAME.pd_, which is a cabinet with that one file in it.
+// Package cab reads cabinets with one file. Symbol servers keep a PDB compressed as
+// NAME.pd_, which is such a cabinet.
 //
-// Data that is stored, MSZIP or LZX is read; Quantum, and cabinets that go on in another,
-// are refused. Cabinets come from the network: all sizes are bounded by the caller, and
-// one that contradicts itself is an error that wraps ErrCorrupt. The format is that of
-// Microsoft's "Cabinet File Format" ([MS-CAB]) and "LZX DELTA Compression" ([MS-PATCH]),
-// in its older form without deltas. The package imports no other package of the project.
+// It decodes stored, MSZIP and LZX data. Quantum, and cabinets that continue in another
+// one, are refused. Cabinets come from the network: the caller bounds all sizes, and a
+// cabinet that contradicts itself is an error that wraps ErrCorrupt. The format is that of
+// Microsoft's "Cabinet File Format" ([MS-CAB]) and "LZX DELTA Compression" ([MS-PATCH]), in
+// its older form without deltas. The package imports no other package of the project.
 package cab
 
 import (
@@ -28,7 +28,7 @@ func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-// Magic is what a cabinet starts with.
+// Magic is the signature at the start of a cabinet.
 const Magic = "MSCF"
 
 const (
@@ -42,7 +42,7 @@ const (
 	flagReserve  = 4
 )
 
-// header is what is needed of a cabinet's headers.
+// header has the needed parts of a cabinet's headers.
 type header struct {
 	dataReserve int // bytes in front of each block's data
 	folderAt    uint32
@@ -53,8 +53,8 @@ type header struct {
 	name        string
 }
 
-// Extract writes the cabinet's first file to w and returns its name and size. It fails
-// before it writes more than most bytes.
+// Extract writes the cabinet's first file to w and returns its name and its size in bytes.
+// It fails before it has written more than most bytes.
 func Extract(w io.Writer, r io.ReaderAt, most int64) (name string, size int64, err error) {
 	h, err := readHeader(r)
 	if err != nil {
@@ -90,7 +90,8 @@ func Extract(w io.Writer, r io.ReaderAt, most int64) (name string, size int64, e
 	return h.name, int64(h.size), nil
 }
 
-// readAt fills a buffer; the cabinet's end is corruption.
+// readAt fills a buffer. Reading beyond the cabinet's end is an error that wraps
+// ErrCorrupt.
 func readAt(r io.ReaderAt, n int, at int64) ([]byte, error) {
 	p := make([]byte, n)
 	if got, err := r.ReadAt(p, at); got < n {

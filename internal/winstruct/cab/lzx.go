@@ -41,7 +41,8 @@ const (
 	blockUncompressed = 3
 )
 
-// positionSlots are how many ranges of distances a window of 2^n bytes has, from 15.
+// positionSlots is the number of distance ranges for a window of 2^n bytes, starting with n
+// = 15.
 var positionSlots = [...]int{30, 32, 34, 36, 38, 42, 50}
 
 // position gives the extra bits of a range of distances, and its first distance.
@@ -114,7 +115,7 @@ func (b *bitReader) read(n uint) uint32 {
 	return v
 }
 
-// align drops what is left of the word at hand.
+// align drops the rest of the current word.
 func (b *bitReader) align() { b.bits, b.n = 0, 0 }
 
 // huffman is a canonical code: for each length its first code, and the symbols in order.
@@ -123,8 +124,8 @@ type huffman struct {
 	symbols []uint16
 }
 
-// build makes the code of a list of lengths; lengths that are no code are corrupt. One
-// without any symbol is sound as long as nothing is coded with it.
+// build makes the code from a list of lengths. Lengths that form no code are corrupt. A
+// code without symbols is valid as long as it decodes nothing.
 func (h *huffman) build(lens []uint8) error {
 	h.count = [17]uint32{}
 	for _, l := range lens {
@@ -154,7 +155,7 @@ func (h *huffman) build(lens []uint8) error {
 	return nil
 }
 
-// decode reads one symbol, -1 where the bits are none.
+// decode reads one symbol, or -1 if the bits are no symbol.
 func (h *huffman) decode(b *bitReader) int {
 	b.need(16)
 	code, first, index := uint32(0), uint32(0), uint32(0)
@@ -237,8 +238,8 @@ func (z *lzx) startBlock() error {
 	case blockVerbatim:
 	case blockUncompressed:
 		z.e8 = true
-		// One to sixteen bits of padding come up to the next word: what is left of the one
-		// at hand, or a whole one. A word that was read ahead belongs to what follows.
+		// Padding of one to sixteen bits leads to the next word: the rest of the current
+		// word, or a whole word. A word that was read ahead belongs to what follows.
 		z.bits.need(1)
 		z.bits.at -= int((z.bits.n-1)/16) * 2
 		z.bits.align()
@@ -363,7 +364,7 @@ func (z *lzx) decode(n int) (int, error) {
 	return done, nil
 }
 
-// distance reads how far back a match lies, and notes it as recent.
+// distance reads the distance of a match and records it as recent.
 func (z *lzx) distance(slot int) (uint32, error) {
 	r := &z.recent
 	switch slot {
@@ -388,7 +389,7 @@ func (z *lzx) distance(slot int) (uint32, error) {
 	return r[0], nil
 }
 
-// frame copies what was decoded last out of the window.
+// frame copies the bytes decoded last out of the window.
 func (z *lzx) frame(start, size int) []byte {
 	z.out = z.out[:0]
 	for i := range size {

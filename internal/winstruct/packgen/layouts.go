@@ -12,9 +12,9 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// vtypesFiles are the type definitions of Volatility 2 (the folder
-// volatility/plugins/overlays/windows of its repository) that layouts are made of: with the
-// build that each is of, as the profiles beside them say.
+// vtypesFiles are the files of type definitions of Volatility 2 (in the folder
+// volatility/plugins/overlays/windows of its repository) that layouts are made from, each
+// with its build according to the profiles beside it.
 var vtypesFiles = []struct{ file, version string }{
 	{"xp_sp2_x86_vtypes.py", "5.1.2600.2180"},
 	{"xp_sp3_x86_vtypes.py", "5.1.2600.5512"},
@@ -77,7 +77,7 @@ func makeLayouts(from, to string) error {
 var basics = map[string]uint64{"char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "wchar": 2, "long": 4, "unsigned long": 4,
 	"int": 4, "unsigned int": 4, "float": 4, "double": 8, "long long": 8, "unsigned long long": 8}
 
-// layout makes a profile without an identity or symbols of vtypes definitions.
+// layout makes a profile from vtypes definitions, without an identity or symbols.
 func layout(defs map[string]any, version string, source winstruct.Source) (*winstruct.Profile, error) {
 	types := []any{}
 	size := func(t []any) (uint64, bool) { return sizeOf(defs, t) }
@@ -153,7 +153,7 @@ func option(t []any, name string) string {
 	return s
 }
 
-// target is what a pointer or array holds, for a person.
+// target describes the type that a pointer or array refers to, for a person.
 func target(t any) string {
 	of, ok := t.([]any)
 	if !ok || len(of) == 0 {

@@ -19,7 +19,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// guests are the builds that the test guest is laid out as: introspection and Volatility 3
+// guests are the builds that the test guest is laid out as. Introspection and Volatility 3
 // read it with these facts (docs/TESTING.md).
 var guests = map[string]bool{"6.1.7601.24540": true, "10.0.19041.1237": true, "10.0.22000.978": true}
 

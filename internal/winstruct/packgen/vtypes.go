@@ -60,7 +60,7 @@ func (p *literal) expect(c byte) error {
 	return nil
 }
 
-// value reads one literal; what is not one is an error.
+// value reads one literal, or fails if there is none.
 func (p *literal) value(depth int) (any, error) {
 	if depth > 16 {
 		return nil, errors.New("nested too deeply")

@@ -6,7 +6,7 @@ import (
 	"sort"
 )
 
-// Machines that a program can be made for (IMAGE_FILE_MACHINE_…).
+// Machine types of a program (IMAGE_FILE_MACHINE_…).
 const (
 	MachineX86   = 0x14c
 	MachineX64   = 0x8664
@@ -20,7 +20,7 @@ type Section struct {
 	Size uint32 // bytes in memory
 }
 
-// dbi is what the debug information stream's header refers to.
+// dbi has what the header of the debug information stream refers to.
 type dbi struct {
 	machine  uint16
 	symbols  uint32    // stream of symbol records; noStream for none
@@ -30,15 +30,15 @@ type dbi struct {
 	omap     []omapEntry
 }
 
-// omapEntry says that what was at the address from, and all up to the next entry, was
-// moved to the address to by a tool that reordered the program after it was linked; 0
-// means that it was taken out.
+// omapEntry describes a move: a tool that reordered the program after linking moved the
+// code from the address from, up to the next entry, to the address to. If to is 0, the code
+// was removed.
 type omapEntry struct{ from, to uint32 }
 
 const (
 	dbiHeader = 64 // bytes
 
-	// Places in the array of streams behind the header (pdb.h, DBGTYPE).
+	// Indices into the array of streams behind the header (pdb.h, DBGTYPE).
 	dbgOmapFromSrc    = 4
 	dbgSectionHdr     = 5
 	dbgSectionHdrOrig = 10
@@ -95,7 +95,7 @@ func (f *File) readDBI() error {
 	if dbg(dbgOmapFromSrc) == noStream {
 		return nil
 	}
-	// The program was reordered: its symbols count in the sections it had before.
+	// The program was reordered: its symbols refer to the sections that it had before.
 	if d.omap, err = f.omapTable(dbg(dbgOmapFromSrc)); err != nil {
 		return fmt.Errorf("address map: %w", err)
 	}
@@ -160,7 +160,7 @@ func (f *File) omapTable(stream uint32) ([]omapEntry, error) {
 	return out, nil
 }
 
-// Machine is what the program was made for, 0 where the PDB does not say.
+// Machine returns the program's machine type, or 0 if the PDB does not say.
 func (f *File) Machine() uint16 {
 	if f.dbi == nil {
 		return 0
@@ -168,16 +168,8 @@ func (f *File) Machine() uint16 {
 	return f.dbi.machine
 }
 
-// Sections are those of the program, in their order, as its symbols count them.
-func (f *File) Sections() []Section {
-	if f.dbi == nil {
-		return nil
-	}
-	return f.dbi.sections
-}
-
-// rva turns a section's number, from 1, and an offset in it into an address of the
-// program as it is now; false where it has none.
+// rva converts a section number, which counts from 1, and an offset in that section into an
+// RVA of the program as it is now. ok is false if there is none.
 func (d *dbi) rva(segment uint16, off uint32) (uint32, bool) {
 	if segment == 0 || int(segment) > len(d.sections) {
 		return 0, false // an absolute symbol, or one of another program

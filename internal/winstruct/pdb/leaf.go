@@ -2,8 +2,9 @@ package pdb
 
 import "math"
 
-// Kinds of type records, "leaves" (cvinfo.h, LEAF_ENUM_e). Those with 16 in their name
-// have 16-bit type indices, those with ST and 16 have names with the length in front.
+// Kinds of type records, called leaves (cvinfo.h, LEAF_ENUM_e). Leaves with 16 in their
+// name have 16-bit type indices. Leaves with ST or 16 in their name have names with a
+// length in front.
 const (
 	leafModifier16  = 0x0001
 	leafPointer16   = 0x0002
@@ -72,35 +73,35 @@ const (
 	leafBInterface   = 0x151a
 	leafVector       = 0x151b
 
-	// Not in the published cvinfo.h; as the compilers of 2019 and later write them: the
-	// properties are of 32 bits, the number of members is a numeric leaf behind the indices.
+	// Not in the published cvinfo.h. Compilers of 2019 and later write them with properties
+	// of 32 bits, and with the number of members as a numeric leaf behind the indices.
 	leafClass2     = 0x1608
 	leafStructure2 = 0x1609
 	leafUnion2     = 0x160a
 	leafInterface2 = 0x160b
 )
 
-// leafNumeric is the first of the leaves that say how a number is written.
+// leafNumeric is the first of the leaves that give the form of a number.
 const leafNumeric = 0x8000
 
-// numericSize are the sizes in bytes of the numbers behind each numeric leaf; only
-// those of integers have a value here.
+// numericSize has the sizes in bytes of the numbers behind each numeric leaf. Only integers
+// have a value here.
 var numericSize = map[uint16]int{
 	0x8005: 4, 0x8006: 8, 0x8007: 10, 0x8008: 16, 0x800b: 6, // reals of 32, 64, 80, 128, 48 bits
 	0x800c: 8, 0x800d: 16, 0x800e: 20, 0x800f: 32, // complex
 	0x8019: 16, 0x801a: 8, 0x801c: 2, // decimal, date, real of 16 bits
 }
 
-// number is the value of a numeric leaf. What is no integer, or one beyond 64 bits, is
-// read over and has ok false.
+// number is the value of a numeric leaf. ok is false for a number that is no integer or has
+// more than 64 bits.
 type number struct {
 	value  uint64 // sign-extended where negative
 	signed bool   // value is negative as an int64
 	ok     bool
 }
 
-// numeric reads a numeric leaf: a number below 0x8000 stands for itself, else it says
-// what form follows.
+// numeric reads a numeric leaf. A value below 0x8000 is the number itself; any other is a
+// leaf that gives the form of the number that follows.
 func (c *cursor) numeric() number {
 	leaf := c.u16()
 	if leaf < leafNumeric {
@@ -142,8 +143,8 @@ func (c *cursor) numeric() number {
 	return number{}
 }
 
-// size reads a numeric leaf that stands for bytes; what cannot be a size or an offset
-// spoils the record.
+// size reads a numeric leaf that is a number of bytes. A value that can be neither a size
+// nor an offset makes the record bad.
 func (c *cursor) size() uint64 {
 	n := c.numeric()
 	if !n.ok || n.signed || n.value > math.MaxUint32 {

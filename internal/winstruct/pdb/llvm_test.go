@@ -190,8 +190,8 @@ func TestSymbolsAreWhatLLVMReads(t *testing.T) {
 			for _, m := range section.FindAllSubmatch(pdbutil(t, "dump", "--section-headers", file), -1) {
 				rvas = append(rvas, uint64(hexOf(t, string(m[1]))))
 			}
-			if len(rvas) != len(f.Sections()) {
-				t.Fatalf("%d sections, llvm-pdbutil prints %d", len(f.Sections()), len(rvas))
+			if len(rvas) != len(f.dbi.sections) {
+				t.Fatalf("%d sections, llvm-pdbutil prints %d", len(f.dbi.sections), len(rvas))
 			}
 			want := make(map[string]int)
 			add := func(kind, name, seg, off string) {

@@ -10,20 +10,20 @@ type Member struct {
 	Value  int64  // of a constant
 }
 
-// maxMembers bounds one structure or enumeration with all parts of its list.
+// maxMembers bounds the members of one structure or enumeration, over all parts of its
+// list.
 const maxMembers = 1 << 16
 
-// methodIntro tells whether a method's attributes say that it adds a slot to the table
-// of virtual functions, whose offset then follows (CV_methodprop_e: intro, pure intro).
+// methodIntro reports whether a method's attributes say that it adds a slot to the table of
+// virtual functions. The slot's offset then follows (CV_methodprop_e: intro, pure intro).
 func methodIntro(attr uint16) bool {
 	kind := attr >> 2 & 7
 	return kind == 4 || kind == 6
 }
 
-// Members lists the data members and constants of a list of fields, in the order of
-// the file, with the parts that the list is continued in. Static members, methods,
-// nested types, friends and virtual bases are no part of a structure's extent at a fixed
-// place and left out.
+// Members lists the data members and constants of a field list and its continuations, in
+// the order of the file. Static members, methods, nested types, friends and virtual bases
+// have no fixed place in a structure and are left out.
 func (t *Types) Members(list uint32) ([]Member, error) {
 	var out []Member
 	seen := make(map[uint32]bool)
@@ -69,8 +69,8 @@ func (t *Types) Members(list uint32) ([]Member, error) {
 	return out, nil
 }
 
-// member reads one entry of a field list behind its leaf. next is the list that goes
-// on; ok is false for what is no data member or constant.
+// member reads one entry of a field list, behind its leaf. next is the list that continues
+// it. ok is false if the entry is no data member or constant.
 func (c *cursor) member(leaf uint16) (m Member, next uint32, ok bool) {
 	switch leaf {
 	case leafMember16:
@@ -127,7 +127,7 @@ func (c *cursor) member(leaf uint16) (m Member, next uint32, ok bool) {
 	return m, 0, false
 }
 
-// skipMember reads over an entry that is no data member.
+// skipMember skips an entry that is no data member.
 func (c *cursor) skipMember(leaf uint16) {
 	switch leaf {
 	case leafVBClass16, leafIVBClass16:

@@ -39,8 +39,8 @@ type msf struct {
 	blocks    []uint32 // block numbers
 }
 
-// openMSF reads the superblock and the directory of streams. The map of free blocks
-// is not looked at: no reader needs it.
+// openMSF reads the superblock and the directory of streams. It ignores the map of free
+// blocks, which a reader does not need.
 func openMSF(r io.ReaderAt, size int64) (*msf, error) {
 	var super [superSize]byte
 	if _, err := r.ReadAt(super[:], 0); err != nil {
@@ -87,8 +87,7 @@ func openMSF(r io.ReaderAt, size int64) (*msf, error) {
 	return f, f.parseDirectory(words(raw), count)
 }
 
-// parseDirectory takes the directory apart: number of streams, their sizes, their
-// blocks.
+// parseDirectory decodes the directory: the number of streams, their sizes, their blocks.
 func (f *msf) parseDirectory(dir []uint32, count uint32) error {
 	n := dir[0]
 	if n > maxStreams || uint64(n) > uint64(len(dir)-1) {
@@ -127,7 +126,7 @@ func (f *msf) blocksOf(size uint32) uint32 {
 	return uint32((uint64(size) + uint64(f.blockSize) - 1) / uint64(f.blockSize))
 }
 
-// words reads little-endian 32-bit words; a rest is dropped.
+// words reads little-endian 32-bit words and drops an incomplete last one.
 func words(raw []byte) []uint32 {
 	out := make([]uint32, len(raw)/4)
 	for i := range out {
@@ -187,7 +186,7 @@ func (s *Stream) bytes(off, n uint32) ([]byte, error) {
 	if uint64(off)+uint64(n) > uint64(s.size) {
 		return nil, corrupt("%d bytes at %d of a stream of %d", n, off, s.size)
 	}
-	// Blocks can be listed more than once: what is read is bounded by the caller.
+	// A block can be listed more than once, so the caller bounds what is read.
 	p := make([]byte, n)
 	if n == 0 {
 		return p, nil

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"strings"
 )
 
 // Fixed numbers of streams.
@@ -20,7 +19,7 @@ type Info struct {
 	Age  uint32   // the debug information's (DBI), which RSDS records hold; the container's where it has none
 }
 
-// GUIDText is the GUID as symbol servers spell it: 32 upper-case hexadecimal digits.
+// GUIDText returns the GUID as symbol servers spell it: 32 upper-case hexadecimal digits.
 func (i Info) GUIDText() string {
 	g := i.GUID
 	le := binary.LittleEndian
@@ -29,18 +28,18 @@ func (i Info) GUIDText() string {
 
 // File is an open PDB. It is not safe for concurrent use.
 type File struct {
-	msf   *msf
-	size  int64
-	info  Info
-	named map[string]uint32
-	dbi   *dbi // nil where the PDB has no debug information
+	msf  *msf
+	size int64
+	info Info
+	dbi  *dbi // nil where the PDB has no debug information
 }
 
 // maxSize bounds a PDB, in bytes; those of browsers have 2 GiB.
 const maxSize = 4 << 30
 
-// Open reads the container and the identity of a PDB of size bytes. The File reads
-// through r as long as it is used.
+// Open reads the container and the identity of a PDB of size bytes. The File reads through
+// r for as long as it is used; r stays the caller's. The error wraps ErrNotPDB, ErrCorrupt
+// or ErrUnsupported.
 func Open(r io.ReaderAt, size int64) (*File, error) {
 	if size > maxSize {
 		return nil, fmt.Errorf("%w: %d bytes", ErrUnsupported, size)
@@ -59,32 +58,19 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 	return f, nil
 }
 
-// Info is the PDB's identity.
+// Info returns the PDB's identity.
 func (f *File) Info() Info { return f.info }
-
-// Named returns the stream of a name, "/names" for one.
-func (f *File) Named(name string) (*Stream, bool) {
-	n, ok := f.named[name]
-	if !ok {
-		return nil, false
-	}
-	s, err := f.msf.stream(n)
-	return s, err == nil
-}
 
 // infoVC70Dep is the first version of the info stream that has a GUID.
 const infoVC70Dep = 19990604
 
-const maxNames = 1 << 20 // bytes of the info stream that are looked at
-
-// readInfo reads the info stream: version, time, age, GUID, and the table of named
-// streams.
+// readInfo reads what identifies the PDB in the info stream: version, time, age, GUID.
 func (f *File) readInfo() error {
 	s, err := f.msf.stream(streamInfo)
 	if err != nil {
 		return err
 	}
-	raw, err := s.bytes(0, min(s.size, maxNames))
+	raw, err := s.bytes(0, min(s.size, 28))
 	if err != nil {
 		return err
 	}
@@ -97,34 +83,7 @@ func (f *File) readInfo() error {
 	}
 	f.info.Age = le.Uint32(raw[8:])
 	copy(f.info.GUID[:], raw[12:28])
-	f.named = namedStreams(raw[28:])
 	return nil
-}
-
-// namedStreams reads the hash table of names: a string buffer; the table's size and
-// capacity; the bit sets of its present and its deleted buckets; a pair of name offset
-// and stream number for each present one. Nothing here depends on the names, so that a
-// table that does not fit names nothing.
-func namedStreams(raw []byte) map[string]uint32 {
-	c := cursor{p: raw}
-	text := c.take(int(min(c.u32(), maxNames)))
-	size := c.u32()
-	c.u32() // capacity
-	present := c.take(4 * int(min(c.u32(), maxNames/4)))
-	c.take(4 * int(min(c.u32(), maxNames/4)))
-	out := make(map[string]uint32)
-	for bit := 0; bit < 8*len(present) && len(out) < int(min(size, maxStreams)); bit++ {
-		if present[bit/8]>>(bit%8)&1 == 0 {
-			continue
-		}
-		off, stream := c.u32(), c.u32()
-		if c.bad || uint64(off) >= uint64(len(text)) {
-			break
-		}
-		name, _, _ := strings.Cut(string(text[off:min(uint64(len(text)), uint64(off)+256)]), "\x00")
-		out[name] = stream
-	}
-	return out
 }
 
 // cursor reads a buffer from its start. Reading beyond its end sets bad and gives

@@ -2,8 +2,8 @@ package pdb
 
 import "fmt"
 
-// primitives are the types that need no record, by the low byte of their index
-// (cvinfo.h, TYPE_ENUM_e). Names are those of C, sizes are bytes.
+// primitives are the types that have no record, by the low byte of their index (cvinfo.h,
+// TYPE_ENUM_e). Names are those of C, sizes are in bytes.
 var primitives = map[uint32]struct {
 	name string
 	size uint64
@@ -27,7 +27,7 @@ func primitive(index uint32) (Type, error) {
 	ty := Type{Index: index, Kind: Primitive}
 	p, ok := primitives[index&0xff]
 	if !ok {
-		// A kind of this range that nobody documents: it has no extent that is known.
+		// An undocumented kind of this range: its size is not known.
 		ty.Name = fmt.Sprintf("primitive %#x", index)
 		return ty, nil
 	}

@@ -88,9 +88,9 @@ const (
 	psiHeader    = 28         // bytes in front of the hash table of public symbols (PSGSIHDR)
 )
 
-// liveRecords are the places of the symbol records that the hash tables of globals and
-// publics refer to, ascending: an incremental linker leaves records behind that mean
-// nothing any more. nil stands for all of them, where there is no such table.
+// liveRecords returns the offsets of the symbol records that the hash tables of globals and
+// publics refer to, in ascending order. An incremental linker leaves other records behind,
+// which are obsolete. nil stands for all records, if there are no such tables.
 func (f *File) liveRecords() ([]uint32, error) {
 	var live []uint32
 	for _, table := range []struct{ stream, at uint32 }{{f.dbi.globals, 0}, {f.dbi.publics, psiHeader}} {
@@ -130,7 +130,7 @@ func (f *File) liveRecords() ([]uint32, error) {
 	return live, nil
 }
 
-// errEnd names a record that runs over the end of its stream.
+// errEnd reports a record that goes beyond the end of its stream.
 func errEnd(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return corrupt("it runs over the end of its stream")
@@ -138,7 +138,7 @@ func errEnd(err error) error {
 	return err
 }
 
-// symbol decodes one record; false for one of another kind, or without an address.
+// symbol decodes one record. ok is false if it is of another kind or has no address.
 func (d *dbi) symbol(rec []byte) (Symbol, bool, error) {
 	c := cursor{p: rec}
 	kind := c.u16()

@@ -5,10 +5,10 @@ import (
 	"fmt"
 )
 
-// Kind is what a type is.
+// Kind is the kind of a type.
 type Kind uint8
 
-// Kinds of types. Procedures and what else has no extent are Other.
+// Kinds of types. Procedures and everything else without a size are Other.
 const (
 	Other Kind = iota
 	Primitive
@@ -37,9 +37,8 @@ type Type struct {
 	BitCount  uint8
 }
 
-// Versions of the type stream (tpi.h) that are read: both have 32-bit type indices;
-// the records of the first have names with their length in front, and may be of 16-bit
-// forms.
+// Versions of the type stream that are read (tpi.h). Both have 32-bit type indices. Records
+// of the older one have names with a length in front, and may have 16-bit forms.
 const (
 	tpiV70 = 19990903
 	tpiV80 = 20040203
@@ -60,7 +59,7 @@ type Types struct {
 	defined map[string]uint32
 }
 
-// Types reads the type stream. Its size is the memory that it takes.
+// Types reads the type stream. The result takes as much memory as the stream is large.
 func (f *File) Types() (*Types, error) {
 	t, err := f.types()
 	if err != nil {
@@ -99,7 +98,7 @@ func (f *File) types() (*Types, error) {
 	return newTypes(data, first, end-first)
 }
 
-// newTypes finds the records in the stream's data: each has its length in front.
+// newTypes finds the records in the stream's data. Each has its length in front.
 func newTypes(data []byte, first, count uint32) (*Types, error) {
 	if uint64(count)*4 > uint64(len(data)) {
 		return nil, corrupt("%d types in %d bytes", count, len(data))
@@ -125,8 +124,8 @@ func newTypes(data []byte, first, count uint32) (*Types, error) {
 	return t, t.findDefinitions()
 }
 
-// findDefinitions notes the first definition of each name, for references to names
-// that are declared only.
+// findDefinitions records the first definition of each name. References to types that are
+// only declared are resolved with it.
 func (t *Types) findDefinitions() error {
 	for i := range t.offsets {
 		index := t.first + uint32(i)
@@ -150,8 +149,8 @@ func (t *Types) findDefinitions() error {
 	return nil
 }
 
-// key is what a declaration and its definition have in common: the decorated name, or
-// the kind and the plain one.
+// key is what a declaration and its definition share: the decorated name, or the kind and
+// the plain name.
 func (t *Type) key() string {
 	if t.Unique != "" {
 		return t.Unique
@@ -159,13 +158,13 @@ func (t *Type) key() string {
 	return string(rune('0'+t.Kind)) + t.Name
 }
 
-// Count is the number of records; their indices start with First.
+// Count returns the number of records. Their indices start with First.
 func (t *Types) Count() int { return len(t.offsets) }
 
-// First is the index of the first record.
+// First returns the index of the first record.
 func (t *Types) First() uint32 { return t.first }
 
-// record is the content of a record, its leaf first.
+// record returns the content of a record, starting with its leaf.
 func (t *Types) record(index uint32) ([]byte, error) {
 	if index < t.first || index-t.first >= uint32(len(t.offsets)) {
 		return nil, corrupt("type %#x is beyond the last, %#x", index, t.first+uint32(len(t.offsets)))
@@ -321,8 +320,8 @@ func pointerSize(kind uint32) uint64 {
 	return 4
 }
 
-// Resolve follows modifiers, and declarations to their definitions. A declaration
-// without a definition stays itself.
+// Resolve follows modifiers, and declarations to their definitions. A declaration without a
+// definition is returned as it is.
 func (t *Types) Resolve(index uint32) (Type, error) {
 	for range maxDepth {
 		ty, err := t.At(index)
@@ -345,7 +344,7 @@ func (t *Types) Resolve(index uint32) (Type, error) {
 	return Type{}, corrupt("type %#x is a modifier without an end", index)
 }
 
-// Size is the extent of a type in bytes, 0 for what has none.
+// Size returns the size of a type in bytes, or 0 if it has none.
 func (t *Types) Size(index uint32) (uint64, error) {
 	for range maxDepth {
 		ty, err := t.Resolve(index)

@@ -28,7 +28,7 @@ const (
 // errAbsent reports a server that has no such file.
 var errAbsent = errors.New("not there")
 
-// checkRedirect bounds redirections, and lets none lead from https to http.
+// checkRedirect bounds the number of redirections and allows none from https to http.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("redirected more than %d times", maxRedirects)
@@ -39,8 +39,9 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// fromServer downloads the file into the own store, where what an earlier attempt got is
-// gone on with, and verifies it. The path is that of the verified file.
+// fromServer downloads the file into the first store and verifies it. If an earlier attempt
+// got a part of the file, the download continues behind that. The path is that of the
+// verified file.
 func (c *Client) fromServer(ctx context.Context, base *url.URL, id winstruct.Identity) (*winstruct.Profile, string, error) {
 	if c.opt.AirGapped {
 		return nil, "", ErrAirGapped
@@ -66,7 +67,8 @@ func (c *Client) fromServer(ctx context.Context, base *url.URL, id winstruct.Ide
 		}
 		p, err := c.open(path+".part", id)
 		if err != nil {
-			// What is not what was asked for is of no use, now or to go on with.
+			// A file that is not the requested one is useless, also as the start of another
+			// download.
 			failed = err
 			forget(path + ".part")
 			continue
@@ -77,7 +79,7 @@ func (c *Client) fromServer(ctx context.Context, base *url.URL, id winstruct.Ide
 	return nil, "", failed
 }
 
-// lock keeps other fetches of the same file, also those of other processes, away from it.
+// lock prevents other downloads of the same file, including those of other processes.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -106,8 +108,8 @@ func forget(part string) {
 
 func forgetTag(part string) { os.Remove(part + ".tag") }
 
-// download gets a URL into a file, in several attempts where the connection breaks, each
-// from where the last one ended.
+// download downloads a URL into a file. If the connection breaks it tries again several
+// times, each time from where the last attempt ended.
 func (c *Client) download(ctx context.Context, u *url.URL, part string) error {
 	var err error
 	for n := range attempts {
@@ -131,7 +133,7 @@ func (c *Client) download(ctx context.Context, u *url.URL, part string) error {
 	return fmt.Errorf("given up after %d attempts: %w", attempts, err)
 }
 
-// retryError is one that another attempt may not meet again.
+// retryError is an error that may not occur again in another attempt.
 type retryError struct {
 	err   error
 	after time.Duration // that the server asks for; 0 for nothing said
@@ -140,7 +142,7 @@ type retryError struct {
 func (e *retryError) Error() string { return e.err.Error() }
 func (e *retryError) Unwrap() error { return e.err }
 
-// attempt asks once, for what is missing of the file.
+// attempt makes one request, for the missing part of the file.
 func (c *Client) attempt(ctx context.Context, u *url.URL, part string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -238,8 +240,8 @@ func (c *Client) receive(ctx context.Context, res *http.Response, part string, h
 	}
 }
 
-// broken is the error of a connection, which another attempt may do without, unless the
-// caller has ended it all.
+// broken returns the error of a connection. Another attempt may succeed, unless the caller
+// has ended the download.
 func (c *Client) broken(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = cause
@@ -256,7 +258,7 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	return &retryError{err: err}
 }
 
-// strongTag is what names this very content: an entity tag that is not weak.
+// strongTag returns the entity tag of this exact content, or "" if it is weak or missing.
 func strongTag(h http.Header) string {
 	if tag := h.Get("ETag"); tag != "" && !strings.HasPrefix(tag, "W/") {
 		return tag
@@ -264,7 +266,7 @@ func strongTag(h http.Header) string {
 	return h.Get("Last-Modified")
 }
 
-// contentRange reads "bytes START-END/TOTAL"; a total that is not said is -1.
+// contentRange parses "bytes START-END/TOTAL". A total that is not given is -1.
 func contentRange(text string) (start, total int64, err error) {
 	rest, ok := strings.CutPrefix(text, "bytes ")
 	span, all, ok2 := strings.Cut(rest, "/")

@@ -11,8 +11,8 @@ import (
 // Microsoft's public symbol server.
 const Microsoft = "https://msdl.microsoft.com/download/symbols"
 
-// place is one element of a symbol path: stores that are asked one after the other. What
-// one has is copied into those before it.
+// place is one element of a symbol path: stores that are searched one after the other. A
+// file found in one is copied into those before it.
 type place struct {
 	text   string // as the path spells it
 	stores []store
@@ -33,10 +33,10 @@ func (s store) String() string {
 
 var windowsPath = regexp.MustCompile(`^([A-Za-z]:|\\\\)`)
 
-// parsePath reads a symbol path as debuggers write it in _NT_SYMBOL_PATH
-// ("Symbol path for Windows debuggers", Microsoft): elements with semicolons between
-// them, each a directory, a URL, srv*STORE*…*STORE, symsrv*DLL*STORE*… or cache*DIR,
-// which caches for the elements behind it. own is the store that stands for an empty one.
+// parsePath parses a symbol path as debuggers use it in _NT_SYMBOL_PATH ("Symbol path for
+// Windows debuggers", Microsoft): elements separated by semicolons, each a directory, a
+// URL, srv*STORE*…*STORE, symsrv*DLL*STORE*… or cache*DIR, which is a cache for the
+// elements behind it. own is the store that an empty one stands for.
 func parsePath(path, own string) ([]place, error) {
 	var out []place
 	var caches []store

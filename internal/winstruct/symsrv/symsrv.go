@@ -1,11 +1,11 @@
-// Package symsrv gets the PDB of a kernel build from where debuggers get it: directories
-// and symbol servers, as a symbol path names them.
+// Package symsrv fetches the PDB of a kernel build from the places that debuggers use:
+// directories and symbol servers, as a symbol path names them.
 //
-// Nothing that comes from there is trusted. What is fetched is bounded in size and time,
-// goes on where an earlier attempt ended, is decompressed where it is a cabinet, and is
-// of use only if the identity inside is the one that was asked for. Servers are asked
-// only where the host is not air-gapped (AirGapped). The package imports winstruct and
-// its readers, and no other package of the project.
+// Nothing from there is trusted. A download is bounded in size and time, continues where an
+// earlier attempt ended, and is decompressed if it is a cabinet. It is used only if it
+// contains the requested identity. Servers are not asked if the host is air-gapped
+// (AirGapped). The package imports winstruct and its readers, and no other package of the
+// project.
 package symsrv
 
 import (
@@ -22,7 +22,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Names in the environment and the file that say what may be asked.
+// Environment variables and the file that say which places may be asked.
 const (
 	PathVariable   = "_NT_SYMBOL_PATH"
 	AirGapVariable = "VMAV_AIR_GAPPED"
@@ -43,8 +43,8 @@ const (
 	DefaultTotal   = 10 * time.Minute
 )
 
-// Options say where a Client looks and how far it goes. The zero value is that of the
-// host's environment.
+// Options configure a Client: the places where it looks, and its limits. The zero value
+// takes the symbol path from the host's environment.
 type Options struct {
 	Path      string        // symbol path; "" for that of the environment, then Microsoft's server
 	CacheDir  string        // own store; "" for vmav/symbols in the user's cache directory
@@ -65,8 +65,8 @@ type Client struct {
 	http   *http.Client
 }
 
-// AirGapped tells whether this host's operator wants no server asked: by
-// $VMAV_AIR_GAPPED, which is not "" or "0", or by the file /etc/vmav/air-gapped.
+// AirGapped reports whether this host's operator forbids asking servers: by
+// $VMAV_AIR_GAPPED, if it is neither "" nor "0", or by the file /etc/vmav/air-gapped.
 func AirGapped() bool {
 	if v := os.Getenv(AirGapVariable); v != "" {
 		return v != "0"
@@ -75,7 +75,7 @@ func AirGapped() bool {
 	return err == nil
 }
 
-// New returns a client. The symbol path is read, and nothing is asked yet.
+// New returns a Client. It parses the symbol path, and contacts no place yet.
 func New(opt Options) (*Client, error) {
 	if opt.MaxSize == 0 {
 		opt.MaxSize = DefaultMaxSize
@@ -131,8 +131,8 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Profile gets the symbol file of a build and makes a profile of it. The error names
-// every place that was asked and what it said.
+// Profile fetches the symbol file of a build and makes a profile of it. The error names
+// every place that was asked and its answer.
 func (c *Client) Profile(ctx context.Context, id winstruct.Identity) (*winstruct.Profile, error) {
 	if err := id.Check(); err != nil {
 		return nil, err
@@ -163,6 +163,7 @@ type NotFoundError struct {
 	Tried    []error // one for each place
 }
 
+// Error implements error.
 func (e *NotFoundError) Error() string {
 	lines := make([]string, len(e.Tried))
 	for i, err := range e.Tried {
@@ -171,9 +172,10 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("no symbol file for %s: %s", e.Identity, strings.Join(lines, "; "))
 }
 
+// Unwrap returns the cause, for errors.Is and errors.As.
 func (e *NotFoundError) Unwrap() []error { return append([]error{ErrNotFound}, e.Tried...) }
 
-// names are what a store can call a file: as it is, and compressed.
+// names returns the names that a file can have in a store: uncompressed, and compressed.
 func names(id winstruct.Identity) []string {
 	return []string{id.PDB, id.PDB[:len(id.PDB)-1] + "_"}
 }
@@ -224,8 +226,8 @@ func verify(r io.ReaderAt, size int64, id winstruct.Identity) (*winstruct.Profil
 	return winstruct.ImportPDB(r, size, id.PDB)
 }
 
-// keep copies a file that was found into the stores in front of the one that had it. A
-// cache that cannot be written is none.
+// keep copies a file into the stores before the one in which it was found. A cache that
+// cannot be written to is skipped.
 func (c *Client) keep(caches []store, id winstruct.Identity, path string) {
 	for _, s := range caches {
 		if s.url != nil {

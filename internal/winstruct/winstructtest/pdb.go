@@ -1,5 +1,5 @@
-// Package winstructtest makes, for tests, what a symbol server would have: the PDB of a
-// kernel whose profile is at hand.
+// Package winstructtest has stores for tests, with a profile more or less, and makes what a
+// symbol server would have: the PDB of a kernel whose profile is known.
 package winstructtest
 
 import (
@@ -24,8 +24,8 @@ const (
 	public      = uint16(3)
 )
 
-// PDB is a program database with the identity, structures and symbols of a profile. Of
-// members it keeps names, places, sizes and bits, and what structures they nest.
+// PDB returns a program database with the identity, structures and symbols of a profile. Of
+// members it has names, offsets, sizes, bit positions and nested structures.
 func PDB(p *winstruct.Profile) []byte {
 	g, err := hex.DecodeString(p.GUID)
 	if err != nil || len(g) != 16 {

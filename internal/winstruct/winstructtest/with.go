@@ -6,7 +6,7 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// With is a store that has one profile more.
+// With is a store with one more profile.
 type With struct {
 	*winstruct.Store
 	Profile *winstruct.Profile
@@ -20,7 +20,7 @@ func (w With) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	return w.Store.Find(id)
 }
 
-// FindPacked is the same for a file.
+// FindPacked returns the file of a build's profile.
 func (w With) FindPacked(id winstruct.Identity) ([]byte, error) {
 	if id != w.Profile.Identity {
 		return w.Store.FindPacked(id)

@@ -2,7 +2,7 @@ package winstructtest
 
 import "vmav.dev/vmav/internal/winstruct"
 
-// Without is a store with the profile of one build taken out.
+// Without is a store without the profile of one build.
 type Without struct {
 	*winstruct.Store
 	Identity winstruct.Identity
@@ -16,7 +16,7 @@ func (w Without) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	return w.Store.Find(id)
 }
 
-// Near is that of the store, without the build.
+// Near returns the store's near profiles without that of the build.
 func (w Without) Near(version string) (out []winstruct.Entry) {
 	for _, e := range w.Store.Near(version) {
 		if e.Identity != w.Identity {
@@ -26,7 +26,8 @@ func (w Without) Near(version string) (out []winstruct.Entry) {
 	return out
 }
 
-// FindPacked is that of the store, without the build.
+// FindPacked returns the file of a build's profile, unless it is that of the build left
+// out.
 func (w Without) FindPacked(id winstruct.Identity) ([]byte, error) {
 	if id == w.Identity {
 		return nil, &winstruct.MissingError{Identity: id}

@@ -1,5 +1,5 @@
 // Package cabtest makes cabinets for tests: stored, MSZIP and LZX. It shares no code with
-// the reader that it tests; cabextract is held against both.
+// the reader that it tests. A test compares both with cabextract.
 package cabtest
 
 import (
@@ -64,13 +64,14 @@ func frames(data []byte) (out [][]byte, sizes []int) {
 	return out, sizes
 }
 
-// Stored is a cabinet with a file as it is, with reserved space in its headers or without.
+// Stored makes a cabinet with an uncompressed file, with or without reserved space in its
+// headers.
 func Stored(name string, data []byte, reserve bool) []byte {
 	blocks, sizes := frames(data)
 	return cabinet(0, name, len(data), blocks, sizes, reserve)
 }
 
-// MSZIP is a cabinet with a file compressed by MSZIP.
+// MSZIP makes a cabinet with a file that is compressed by MSZIP.
 func MSZIP(name string, data []byte) []byte {
 	blocks, sizes := frames(data)
 	var before []byte
@@ -177,9 +178,9 @@ func (w *lzxWriter) lengths(lens, before []uint8) {
 	}
 }
 
-// LZX is a cabinet with a file compressed by LZX: in blocks of a size, of all three kinds
-// in turn, with a window of 2^window bytes, and with the targets of calls translated or
-// not.
+// LZX makes a cabinet with a file that is compressed by LZX. The window has 2^window bytes.
+// If calls is set, the targets of x86 calls are translated. blockSize is the size of LZX's
+// blocks in bytes; they are of all three kinds in turn.
 func LZX(name string, data []byte, window uint, calls bool, blockSize int) []byte {
 	src := bytes.Clone(data)
 	if calls {

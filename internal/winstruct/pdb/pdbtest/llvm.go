@@ -11,10 +11,11 @@ import (
 	"strings"
 )
 
-// NoRealPDBs is why a test that needs them is skipped.
+// NoRealPDBs is the reason given when a test that needs real PDBs is skipped.
 const NoRealPDBs = "no PDBs beside this checkout (../shared/pdb); the reader is tested on those that the tests build"
 
-// RealPDBs are PDBs of several compilers, where the checkout at root has them beside it.
+// RealPDBs returns the paths of PDBs of several compilers, if they are in a directory
+// beside the checkout at root.
 func RealPDBs(root string) (files []string) {
 	for _, up := range []string{"..", "../.."} {
 		more, _ := filepath.Glob(filepath.Join(root, up, "shared/pdb/*.pdb"))
@@ -38,8 +39,8 @@ var (
 	indexLine    = regexp.MustCompile(`^ +- LF_INDEX continuation = 0x([0-9A-F]+)`)
 )
 
-// LLVMTypes are the types of a PDB as llvm-pdbutil reads them, an independent reader,
-// which packaging/deps.sh installs.
+// LLVMTypes returns the types of a PDB as llvm-pdbutil prints them. That is an independent
+// reader, which packaging/deps.sh installs.
 func LLVMTypes(file string) (map[uint32]*LLVMType, error) {
 	text, err := exec.Command("llvm-pdbutil", "dump", "--types", file).Output()
 	if err != nil {
@@ -89,7 +90,8 @@ func LLVMTypes(file string) (map[uint32]*LLVMType, error) {
 	return out, err
 }
 
-// Field takes the number behind a word of the record's text, 0 where it is not there.
+// Field returns the number behind a word of the record's text, or 0 if the word is not
+// there.
 func (l *LLVMType) Field(word string) uint64 {
 	_, rest, ok := strings.Cut(l.Text, word)
 	if !ok {

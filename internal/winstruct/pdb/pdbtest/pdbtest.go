@@ -14,7 +14,8 @@ type Section struct {
 	RVA, Size uint32
 }
 
-// PDB is what is written. Types and Symbols are records without their lengths, see Rec.
+// PDB describes the PDB to write. Types and Symbols are records without their lengths; see
+// Rec.
 type PDB struct {
 	GUID        [16]byte
 	Age         uint32
@@ -39,14 +40,14 @@ func (p *PDB) Add(record []byte) uint32 {
 	return FirstType + uint32(len(p.Types)-1)
 }
 
-// Prefixed is a name with its length in front.
+// Prefixed is a name that is written with its length in front.
 type Prefixed string
 
 // Num is a numeric leaf, in the shortest of its forms.
 type Num uint64
 
-// Rec makes a record: a leaf or kind, and integers, names and numbers behind it. It is
-// padded to a multiple of four with its length, as compilers do.
+// Rec makes a record: a leaf or kind, followed by integers, names and numbers. With its
+// length it is padded to a multiple of four, as compilers do.
 func Rec(kind uint16, parts ...any) []byte {
 	b := binary.LittleEndian.AppendUint16(nil, kind)
 	for _, part := range parts {
@@ -118,9 +119,9 @@ func records(recs [][]byte) []byte {
 	return b
 }
 
-// Streams are the PDB's streams, by number: the old directory, information, types,
-// debug information, ids, symbol records, hash tables of globals and publics, section
-// headers, address map, original section headers.
+// Streams returns the PDB's streams by number: the old directory, information, types, debug
+// information, ids, symbol records, hash tables of globals and publics, section headers,
+// address map, original section headers.
 func (p *PDB) Streams() [][]byte {
 	le := binary.LittleEndian
 	info := le.AppendUint32(nil, 20000404)
@@ -217,7 +218,7 @@ func sectionHeaders(sections []Section) []byte {
 	return b
 }
 
-// Bytes is the PDB as a file.
+// Bytes returns the PDB as a file.
 func (p *PDB) Bytes() []byte {
 	bs := p.BlockSize
 	if bs == 0 {

@@ -56,14 +56,14 @@ test-kvm-all:
 # Many kills in the lab, with the times from request to death.
 KILLS ?= 1000
 test-kvm-kills: build
-	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
+	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
 
 # The service in the lab: so many programs that start and must die, with the times, and chaos
 # for so long.
 STARTS ?= 200
 CHAOS  ?= 15m
 test-kvm-watch: build
-	@VMAV_LAB_STARTS=$(STARTS) VMAV_CHAOS=$(CHAOS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabWatch' LAB_KERNELS=6.1 LAB_LIMIT=36000
+	@VMAV_LAB_STARTS=$(STARTS) VMAV_CHAOS=$(CHAOS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestWatch' LAB_KERNELS=6.1 LAB_LIMIT=36000
 
 # On a kernel with lockdep, KASAN and kmemleak, which it builds first (a quarter of an hour).
 test-kvm-debug:

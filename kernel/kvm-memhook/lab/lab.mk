@@ -9,7 +9,7 @@ GO              ?= go
 
 include $(KVM_MEMHOOK_LAB)/../selftest/selftest.mk
 
-.PHONY: lab-hello lab-deps module-test resize-test lab-go-test lab-test lab-step build/kvm-memhook/e2e.test
+.PHONY: lab-hello lab-deps module-test resize-test lab-go-test lab-test lab-step build/kvm-memhook/lab.test
 
 # Does KVM work in the lab at all?
 lab-hello:
@@ -34,32 +34,32 @@ build/kvm-memhook/kmh-resize: $(wildcard $(KMH_SELFTEST)/qemu/*.[ch]) $(KMH_SELF
 	@mkdir -p $(@D)
 	gcc -std=gnu11 -O1 -g -Wall -Wextra -Werror -static -pthread -o $@ $(filter %.c,$^)
 
-# The Go tests named Lab: bin/vmav on KVM guests. LAB_RUN is a pattern of go test, and
+# The Go tests of internal/e2e/lab: bin/vmav on KVM guests. LAB_RUN is a pattern of go test, and
 # LAB_LIMIT how many seconds they may take.
-LAB_RUN   ?= Lab
+LAB_RUN   ?= .
 LAB_LIMIT ?= 3600
-lab-go-test: build/kvm-memhook/e2e.test
+lab-go-test: build/kvm-memhook/lab.test
 	@for k in $(LAB_KERNELS); do \
-	  (cd internal/e2e && $(KVM_MEMHOOK_LAB)/run-module.sh -l -t $(LAB_LIMIT) -o ../../build/kvm-memhook/lab-$$k-go $$k \
-	    ../../build/kvm-memhook/e2e.test -test.v -test.timeout $(LAB_LIMIT)s -test.run '$(LAB_RUN)') || exit; \
+	  (cd internal/e2e/lab && $(KVM_MEMHOOK_LAB)/run-module.sh -l -t $(LAB_LIMIT) -o ../../../build/kvm-memhook/lab-$$k-go $$k \
+	    ../../../build/kvm-memhook/lab.test -test.v -test.timeout $(LAB_LIMIT)s -test.run '$(LAB_RUN)') || exit; \
 	done
 
 # Replaced only when it is another one: a lab may be running it.
-build/kvm-memhook/e2e.test:
+build/kvm-memhook/lab.test:
 	@mkdir -p $(@D)
-	@$(GO) test -c -trimpath -o $@.$$$$ ./internal/e2e && \
+	@$(GO) test -c -trimpath -o $@.$$$$ ./internal/e2e/lab && \
 	  if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
 # What the module costs a guest, and what reading through it costs (docs/PERFORMANCE.md).
 .PHONY: bench-kvm
 bench-kvm: build build/kvm-memhook/kmh-bench
 	@$(KVM_MEMHOOK_LAB)/run-module.sh -o build/kvm-memhook/lab-bench 6.1 build/kvm-memhook/kmh-bench build/kvm-memhook/6.1/kvm_memhook.ko
-	@$(MAKE) --no-print-directory lab-go-test LAB_KERNELS=6.1 LAB_RUN=TestLabReadCost
+	@$(MAKE) --no-print-directory lab-go-test LAB_KERNELS=6.1 LAB_RUN=TestReadCost
 
 # All that is tested in the lab. A lab takes one processor, so that two kernels run
 # side by side; what a step says comes when it is done.
 LAB_JOBS ?= 2
-lab-test: build build/kvm-memhook/e2e.test build/kvm-memhook/kmh-selftest build/kvm-memhook/kmh-resize
+lab-test: build build/kvm-memhook/lab.test build/kvm-memhook/kmh-selftest build/kvm-memhook/kmh-resize
 	@$(MAKE) --no-print-directory --output-sync=recurse -j$(LAB_JOBS) $(LAB_KERNELS:%=lab-test-%)
 
 # What make test takes; test-kvm-all adds resize-test.

@@ -15,8 +15,8 @@
 #        command runs when all is up, in /
 #
 # LAB_QEMU, LAB_THREAD (single or multi) and LAB_SMP choose another emulation, and
-# LAB_APPEND adds to the kernel's command line. With LAB_AGAIN what fails is run once
-# more, unless the kernel complained. VMAV_* and LAB_* variables cross over.
+# LAB_APPEND adds to the kernel's command line. With LAB_AGAIN a lab that comes to no
+# result is booted once more, unless the kernel complained. VMAV_* and LAB_* variables cross over.
 #
 # Exit: the command's own status; 97 the kernel complained; 98 no result (the
 # lab hung, crashed or never came up); 99 the lab could not be set up.
@@ -123,9 +123,9 @@ if complained && starved; then
 	echo "run.sh: the emulation starved a processor; once more. That console is $out/console-starved.log" >&2
 	boot
 fi
-if [ -n "${LAB_AGAIN:-}" ] && ! complained && [ "$(cat "$out/status" 2>/dev/null)" != 0 ]; then
+if [ -n "${LAB_AGAIN:-}" ] && ! complained && [ ! -s "$out/status" ]; then
 	cp "$out/console.log" "$out/console-failed.log"
-	echo "run.sh: status $(cat "$out/status" 2>/dev/null || echo none), and nothing in the kernel's log; once more. That console is $out/console-failed.log" >&2
+	echo "run.sh: no result, and nothing in the kernel's log; once more. That console is $out/console-failed.log" >&2
 	boot
 fi
 if complained; then

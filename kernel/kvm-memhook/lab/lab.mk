@@ -66,5 +66,5 @@ lab-test: build guest build/kvm-memhook/lab.test build/kvm-memhook/kmh-selftest
 
 lab-test-%:
 	@echo "== Linux $*"
-	@LAB_AGAIN=1 $(KVM_MEMHOOK_LAB)/run-module.sh -t $(LAB_LIMIT) -o build/kvm-memhook/lab-$* $* \
+	@LAB_AGAIN=1 $(KVM_MEMHOOK_LAB)/run-module.sh -t $(LAB_LIMIT) -s 600 -o build/kvm-memhook/lab-$* $* \
 	  $(KVM_MEMHOOK_LAB)/tests.sh $(abspath build/kvm-memhook/kmh-selftest) $(abspath build/kvm-memhook/lab.test) $(LAB_LIMIT)

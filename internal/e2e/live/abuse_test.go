@@ -22,26 +22,29 @@ func TestWhatGoesAwayInMidScanIsNamed(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		status int
-		says   []string // any of
-		strike func(t *testing.T, g *harness.Guest, vmav *os.Process)
+		says   []string                                                           // any of
+		strike func(t *testing.T, g *harness.Guest, vmav *os.Process, tmp string) // its directory for temporary files
 	}{
 		// "not running": it was killed before vmav opened it.
-		{"QEMU killed", 2, []string{"guest is gone", "not running"}, func(t *testing.T, g *harness.Guest, _ *os.Process) {
+		{"QEMU killed", 2, []string{"guest is gone", "not running"}, func(t *testing.T, g *harness.Guest, _ *os.Process, _ string) {
 			if pid := harness.PidOf("qemu-system", "guest="+g.Name); pid == 0 {
 				t.Error("no QEMU to kill")
 			} else {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}},
-		{"domain destroyed", 2, []string{"guest is gone", "no such domain", "not running"}, func(t *testing.T, g *harness.Guest, _ *os.Process) { harness.VirshQuiet(t, "destroy", g.Name) }},
-		{"clamd killed", 2, []string{"clamd is gone", "start a private clamd: it ended at once"}, func(t *testing.T, g *harness.Guest, v *os.Process) {
-			if pid := harness.PidOf("clamd", "--config-file=", "vmav-clamd-"); pid != 0 {
+		{"domain destroyed", 2, []string{"guest is gone", "no such domain", "not running"}, func(t *testing.T, g *harness.Guest, _ *os.Process, _ string) {
+			harness.VirshQuiet(t, "destroy", g.Name)
+		}},
+		{"clamd killed", 2, []string{"clamd is gone", "start a private clamd: it ended at once"}, func(t *testing.T, _ *harness.Guest, _ *os.Process, tmp string) {
+			if pid := harness.PidOf("clamd", "--config-file="+tmp); pid != 0 {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}},
-		{"interrupted", 130, []string{"interrupted", "context canceled"}, func(t *testing.T, g *harness.Guest, v *os.Process) { _ = v.Signal(syscall.SIGINT) }},
+		{"interrupted", 130, []string{"interrupted", "context canceled"}, func(t *testing.T, _ *harness.Guest, v *os.Process, _ string) { _ = v.Signal(syscall.SIGINT) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			hit := 0
 			var g *harness.Guest
 			for try := 0; try < 40 && hit < 3; try++ {
@@ -62,7 +65,7 @@ func TestWhatGoesAwayInMidScanIsNamed(t *testing.T) {
 					return len(s) > 0 || cmd.Process.Signal(syscall.Signal(0)) != nil
 				})
 				time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
-				tt.strike(t, g, cmd.Process)
+				tt.strike(t, g, cmd.Process, tmp)
 				_ = cmd.Wait()
 				status := cmd.ProcessState.ExitCode()
 				if left, _ := filepath.Glob(tmp + "/*"); len(left) != 0 {

@@ -23,6 +23,7 @@ func TestListsEqualTheGuestsOwnAccount(t *testing.T) {
 				continue
 			}
 			t.Run(build+"/"+form, func(t *testing.T) {
+				t.Parallel()
 				g := harness.Start(t, build, more...)
 				g.Say("pause", "CHURN 0")
 				g.Say("freeze", "FROZEN 1")

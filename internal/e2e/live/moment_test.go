@@ -88,6 +88,7 @@ func (m *moments) check() {
 func TestEveryMoment(t *testing.T) {
 	for _, more := range [][]string{{"--kva-shadow"}, {"--kva-shadow", "--la57"}} {
 		t.Run(strings.Join(more, " "), func(t *testing.T) {
+			t.Parallel()
 			g := harness.Start(t, "10.0.22000", more...)
 			g.Say("pause", "CHURN 0")
 			everyMoment(t, g)

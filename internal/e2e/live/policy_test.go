@@ -23,6 +23,7 @@ import (
 // A policy decides on what is found in a running domain; the domain is suspended, and
 // everybody whom the settings name is told.
 func TestAPolicySuspendsAndTells(t *testing.T) {
+	t.Parallel()
 	g := harness.Start(t, "10.0.19041")
 	dir := t.TempDir()
 	var mu sync.Mutex

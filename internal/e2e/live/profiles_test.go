@@ -103,6 +103,7 @@ func (u *unknown) scan(t *testing.T, program string, want int, args ...string) s
 // offsets of a near build the guest gives the same processes and findings, marked; and
 // the symbol server's file gives what the built-in profile gave.
 func TestABuildWithoutAProfile(t *testing.T) {
+	t.Parallel()
 	u := withoutProfile(t, "10.0.19041.1237")
 	exact := harness.Bin(t, "vmav")
 
@@ -183,6 +184,7 @@ func TestABuildWithoutAProfile(t *testing.T) {
 // A profile goes to an air-gapped host in one signed bundle, with one command on each
 // side.
 func TestABundleForAnAirGappedFleet(t *testing.T) {
+	t.Parallel()
 	u := withoutProfile(t, "10.0.22000.978")
 	dir := t.TempDir()
 	key, pub, file := filepath.Join(dir, "bundle.key"), filepath.Join(dir, "bundle.pub"), filepath.Join(dir, "profiles.bundle")
@@ -208,6 +210,7 @@ func TestABundleForAnAirGappedFleet(t *testing.T) {
 
 // The offsets are proven in a guest that runs, whose processes start and end meanwhile.
 func TestARunningBuildWithoutAProfile(t *testing.T) {
+	t.Parallel()
 	u := withoutProfile(t, "10.0.19041.1237")
 	g := harness.Start(t, "10.0.19041", "--kva-shadow")
 	for range 10 {

@@ -55,6 +55,7 @@ func host(t *testing.T, more string) (env []string, dir string) {
 
 // One scan of all domains runs at a time, whoever starts how many.
 func TestScansOfAllDomainsExcludeEachOther(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
@@ -108,6 +109,7 @@ func TestScansOfAllDomainsExcludeEachOther(t *testing.T) {
 
 // What an interrupted scan of all domains has done is not done again.
 func TestAnInterruptedScanIsResumed(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
@@ -175,6 +177,7 @@ func TestAnInterruptedScanIsResumed(t *testing.T) {
 
 // Where no service runs, the hook's scan stands in for it.
 func TestHookScansWhereNoServiceRuns(t *testing.T) {
+	t.Parallel()
 	d := domaintest.Own(t)
 	if d == nil {
 		return

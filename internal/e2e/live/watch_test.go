@@ -17,6 +17,7 @@ import (
 // A domain that starts is swept, and what starts in it later is found, with no command of
 // anyone; a Linux is told apart and left alone.
 func TestWatchFindsWhatStarts(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
@@ -86,6 +87,7 @@ func TestWatchFindsWhatStarts(t *testing.T) {
 
 // Pausing, resuming, saving, restoring and resetting a domain leaves it watched.
 func TestWatchFollowsADomainThroughItsStates(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
@@ -122,6 +124,7 @@ func TestWatchFollowsADomainThroughItsStates(t *testing.T) {
 
 // libvirtd dies: what runs is watched on, what started or ended meanwhile is noticed.
 func TestWatchOutlivesLibvirt(t *testing.T) {
+	t.Parallel()
 	d := domaintest.Own(t)
 	if d == nil {
 		return
@@ -158,6 +161,7 @@ func TestWatchOutlivesLibvirt(t *testing.T) {
 
 // clamd dies, also in the middle of its work: what was to be scanned is, by the next one.
 func TestWatchOutlivesClamd(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
@@ -185,6 +189,7 @@ func TestWatchOutlivesClamd(t *testing.T) {
 
 // The service dies; the next one finds what came meanwhile.
 func TestWatchIsStartedAgain(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
@@ -209,6 +214,7 @@ func TestWatchIsStartedAgain(t *testing.T) {
 // The hook in libvirt's own hands: domains start with it, beside another's hook, and the
 // service hears of it; whatever it is given, it prints nothing and succeeds.
 func TestHookHandsStartsOver(t *testing.T) {
+	t.Parallel()
 	d := domaintest.Own(t)
 	if d == nil {
 		return
@@ -271,6 +277,7 @@ func TestHookHandsStartsOver(t *testing.T) {
 // What the hook adds to a start, measured beside starts without it; the figure is for
 // docs/PERFORMANCE.md.
 func TestHookCost(t *testing.T) {
+	t.Parallel()
 	d := domaintest.Own(t)
 	if d == nil {
 		return

@@ -44,9 +44,9 @@ if [ -c /dev/kvm ] && [ -z "${VMAV_LAB:-}" ] && unshare --mount true 2>/dev/null
 		exec "$@"' sh "$run/dev" $((0x$(stat -c %t /dev/kvm))) $((0x$(stat -c %T /dev/kvm))))
 fi
 
-# daemon NAME: starts a libvirt daemon.
+# daemon NAME [AROUND...]: starts a libvirt daemon.
 daemon() {
-	setsid "${private[@]}" tini -s -- "/usr/sbin/$1" -p "$run/$1.pid" >"$run/$1.log" 2>&1 </dev/null 8>&- 9>&- &
+	setsid "${@:2}" tini -s -- "/usr/sbin/$1" -p "$run/$1.pid" >"$run/$1.log" 2>&1 </dev/null 8>&- 9>&- &
 	started+=($!)
 }
 
@@ -58,7 +58,7 @@ fi
 if [ "$(id -u)" = 0 ] && ! answers; then
 	# Another user's daemons are not ours.
 	pgrep -x -u 0 virtlogd >/dev/null || daemon virtlogd
-	daemon libvirtd
+	daemon libvirtd "${private[@]}"
 	for _ in $(seq 100); do
 		answers && break
 		sleep 0.1

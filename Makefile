@@ -1,7 +1,8 @@
 # vmav: agentless antivirus for Windows guests on KVM.
 #
-#   make demo    install what is missing, build, and run the main job on a real VM
-#   make test    everything that is tested
+#   make demo     install what is missing, build, and run the main job on a real VM
+#   make test     install what is missing, and test it
+#   make check    what one runs while working
 #
 # `make help` lists the rest.
 
@@ -18,84 +19,69 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
-FUZZTIME ?= 30s
 
-.PHONY: help deps demo-deps build test demo bench lint fuzz install clean packages test-packages test-packages-kvm
+.PHONY: help deps demo-deps check-deps test-deps build guest demo bench lint install clean packages
 .DEFAULT_GOAL := build
 
+define HELP
+make                 builds bin/vmav
+make demo            installs what is missing, builds, and runs the main job on a real VM
+make check           lint, unit tests, the seeds of the fuzz targets: some 4 minutes
+make test            unit tests, live guests, the packages' contents, the module on one kernel: some 25 minutes
+make test-all        make test, and all that takes longer (make test-rest): some two hours
+make race            the concurrent packages under the race detector
+make fuzz            every fuzz target, FUZZTIME=30s each
+make test-chaos      the service while everything around it is killed, CHAOS=1m
+make test-packages   the packages in a container; test-packages-kvm: in the nested lab, with the module
+make test-kvm        the module in the nested lab, LAB_KERNELS="6.1"; test-kvm-all: on all kernels
+make bench           the figures of docs/PERFORMANCE.md; bench-kvm: those of the module
+make packages        build/packages/*.deb
+also: build guest install clean deps demo-deps check-deps test-deps lint test-kvm-kills test-kvm-watch test-kvm-debug module module-matrix
+endef
 help:
-	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug bench-kvm module-matrix"
+	$(info $(HELP))
+	@:
 
-# What building, the demo and running vmav take; deps adds what the tests read.
+# Each of these brings what its command takes. With all of it there they change nothing and
+# need neither root nor the network.
 demo-deps:
-	@packaging/deps.sh
-	@testdata/linux.sh
-	@$(MAKE) --no-print-directory lab-deps
-
-# A node of one's own brings its npm; Debian's is a package of its own.
-deps: demo-deps
-	@command -v npm >/dev/null || VMAV_EXTRA_PACKAGES=npm packaging/deps.sh
+	@packaging/deps.sh build demo
+	@$(MAKE) --no-print-directory lab-deps LAB_KERNELS=6.1
+check-deps:
+	@packaging/deps.sh build demo test
 	@testdata/pecorpus/fetch.sh
+test-deps: check-deps
+	@testdata/linux.sh
 	@packaging/root.sh fetch
+	@$(MAKE) --no-print-directory lab-deps LAB_KERNELS=6.1
+deps: test-deps
+	@$(MAKE) --no-print-directory lab-deps LAB_KERNELS="$(LAB_KERNELS_ALL)"
 
-build: guest-assets
+build:
 	@mkdir -p bin
 	$(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o bin/vmav ./cmd/vmav
+
+# The NT test guest, which demo and tests boot.
+guest: guest-assets
+	@mkdir -p bin
 	$(GO) build -trimpath -o bin/ntguest ./internal/ntguest/cmd/ntguest
 
 include testdata/ntguest/guest.mk
 include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
-
-# The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
-.PHONY: test-kvm test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug
-test-kvm: lab-test
-test-kvm-all:
-	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(LAB_KERNELS_ALL)" LAB_STEPS="module-test resize-test lab-go-test"
-
-# Many kills in the lab, with the times from request to death.
-KILLS ?= 1000
-test-kvm-kills: build
-	@VMAV_LAB_KILLS=$(KILLS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabKills$$$$' LAB_KERNELS=6.1 LAB_LIMIT=36000
-
-# The service in the lab: so many programs that start and must die, with the times, and chaos
-# for so long.
-STARTS ?= 200
-CHAOS  ?= 15m
-test-kvm-watch: build
-	@VMAV_LAB_STARTS=$(STARTS) VMAV_CHAOS=$(CHAOS) $(MAKE) --no-print-directory lab-go-test LAB_RUN='^TestLabWatch' LAB_KERNELS=6.1 LAB_LIMIT=36000
-
-# On a kernel with lockdep, KASAN and kmemleak, which it builds first (a quarter of an hour).
-test-kvm-debug:
-	@$(MAKE) --no-print-directory module-test LAB_KERNELS=6.1-debug
-
-# The tests boot guests as libvirt domains and read them; then the packages, in a Debian of
-# their own, and the module.
-test: build lint
-	testdata/with-libvirt.sh $(GO) test -timeout 30m ./...
-	@$(MAKE) --no-print-directory test-packages
-	@$(MAKE) --no-print-directory test-kvm
+include test.mk
 
 demo: demo-deps
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build guest
 	@testdata/with-libvirt.sh testdata/demo/run.sh
 
-bench: build
+bench: build guest
 	@GO=$(GO) testdata/with-libvirt.sh testdata/bench/run.sh
 
 lint:
 	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.6.1 ./...
-
-# Every fuzz target of the tree, FUZZTIME each.
-fuzz: build
-	@for pkg in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "fuzz $$pkg $$f"; \
-	    $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
-	  done; \
-	done
 
 install: build
 	install -D -m 755 bin/vmav $(DESTDIR)$(PREFIX)/bin/vmav
@@ -104,13 +90,6 @@ install: build
 # vmav and vmav-dkms, into build/packages (docs/PACKAGING.md).
 packages: build
 	@packaging/build.sh
-
-# Installed, upgraded and purged in a Debian of its own: in a container, and in the lab with
-# the module (some 20 minutes).
-test-packages: build
-	@packaging/test.sh
-test-packages-kvm: build
-	@packaging/test.sh lab
 
 clean:
 	rm -rf bin build

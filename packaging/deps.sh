@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Installs what vmav builds, tests and demonstrates itself with, from Debian by
-# package name. It is idempotent: with everything there it changes nothing and
-# needs neither root nor the network.
+# Installs what vmav is built, demonstrated and tested with, from Debian by package name.
+# It is idempotent: with everything there it changes nothing and needs neither root nor the
+# network.
+#
+#   deps.sh [build] [demo] [test]      all of them without one
 #
 # Go comes from Debian too where no Go new enough is on PATH: Debian 12 carries
 # it in its backports suite, which is read through apt lists of our own, so that
 # the host's apt configuration stays as it is.
 set -euo pipefail
 
-packages=(
-	# build
-	gcc libc6-dev make pkg-config libvirt-dev git ca-certificates
+build=(gcc libc6-dev make pkg-config libvirt-dev git ca-certificates)
+demo=(
 	# the job itself: domains and the scanner
 	libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 	qemu-system-x86 seabios tini procps bc clamav clamav-daemon clamav-testfiles
@@ -18,6 +19,8 @@ packages=(
 	gcc-mingw-w64-x86-64-win32 gcc-mingw-w64-i686-win32 libwine wine64 libz-mingw-w64
 	# the nested lab: other Debian kernels and their compilers, an initramfs
 	mmdebstrap busybox-static cpio kmod xz-utils zstd
+)
+test=(
 	# what an independent reader, Volatility 3, needs where one is given
 	python3-pefile python3-capstone
 	# independent readers of PDBs (llvm-pdbutil) and of compressed ones
@@ -27,6 +30,19 @@ packages=(
 	# packages, and a root with an init to install them in
 	debhelper dh-dkms systemd-container
 )
+# A node of one's own brings its npm, which fetches some of the tests' files.
+command -v npm >/dev/null || test+=(npm)
+packages=()
+for group in "${@:-build demo test}"; do
+	for g in $group; do
+		case $g in
+		build) packages+=("${build[@]}") ;;
+		demo) packages+=("${demo[@]}") ;;
+		test) packages+=("${test[@]}") ;;
+		*) sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 2 ;;
+		esac
+	done
+done
 go_packages=(golang-1.23-go golang-1.23-src)
 go_minor=23
 

@@ -149,7 +149,14 @@ func TestInstallLeavesOthersAlone(t *testing.T) {
 		}
 		return string(out)
 	}
+	// What is not there is not what is there in a moment: nobody waits for the script's work.
+	if err := Install(dir, program+" that is missing", nil); err != nil {
+		t.Fatal(err)
+	}
 	run("no program", "win", "started", "begin", "-")
+	if err := Install(dir, program, map[string]string{"VMAV_X": "a'b c"}); err != nil {
+		t.Fatal(err)
+	}
 	log := filepath.Join(t.TempDir(), "log")
 	text := "#!/bin/sh\ncat >/dev/null\necho out; echo err >&2\necho \"$VMAV_X $@\" >>" + log + "\nexit 3\n"
 	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {

@@ -18,7 +18,7 @@ import (
 
 // host is the laid-out test guest with a host that delivers page-ins as the module would.
 // It is for what cannot be made to happen on purpose in a real one; the module and a
-// running guest are in internal/e2e, TestLabScanPagesIn.
+// running guest are in internal/e2e/lab, TestScanPagesIn.
 type host struct {
 	*sourcetest.Guest
 	t *testing.T

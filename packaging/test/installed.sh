@@ -1,12 +1,5 @@
 # Sourced by inside.sh when the packages are installed: looks at what they brought.
 
-step "manual pages"
-for page in $(dpkg -L vmav | grep '/man/man.*gz$'); do
-	out=$(man --warnings -l "$page" 2>&1 >/dev/null)
-	[ -z "$out" ] || fail "man --warnings: $page: $out"
-	zcat "$page" | mandoc -Tlint -W warning || fail "mandoc -Tlint: $page"
-done
-
 step "units"
 systemd-analyze verify /lib/systemd/system/vmav-*.{service,timer} 2>/test/state/verify || fail "systemd-analyze verify: $(cat /test/state/verify)"
 ! grep vmav /test/state/verify || fail "systemd-analyze verify complains"

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 GO=${GO:-go}
 
-"$GO" test ./internal/e2e -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
+"$GO" test ./internal/e2e/live -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/introspect -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/worker -run '^$' -bench . -benchtime "${BENCHTIME:-2s}"
 "$GO" test ./internal/pe -run '^$' -bench Sweep -benchtime "${BENCHTIME:-2s}"

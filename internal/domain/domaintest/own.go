@@ -37,8 +37,12 @@ func Own(t *testing.T) *Daemon {
 	}
 	_, here, _, _ := runtime.Caller(0)
 	script := filepath.Join(filepath.Dir(here), "../../../testdata/own-libvirt.sh")
-	if !filepath.IsAbs(script) { // built with -trimpath
-		script = "../../testdata/own-libvirt.sh"
+	if !filepath.IsAbs(script) { // built with -trimpath; the test runs in its package's directory
+		for script = "testdata/own-libvirt.sh"; len(script) < 256; script = "../" + script {
+			if _, err := os.Stat(script); err == nil {
+				break
+			}
+		}
 	}
 	limit := "0"
 	if end, ok := t.Deadline(); ok { // so that who hangs says where

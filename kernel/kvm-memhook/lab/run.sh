@@ -5,29 +5,31 @@
 # script's. What the kernel complained of fails the run whatever the command
 # says.
 #
-#   run.sh [-m MIB] [-t SECONDS] [-o DIR] [-r ROOT] SERIES COMMAND...
+#   run.sh [-m MIB] [-t SECONDS] [-s SECONDS] [-o DIR] [-r ROOT] SERIES COMMAND...
 #
 #   -m   memory of the first level, MiB (3072)
 #   -t   give up after so many seconds (900)
+#   -s   give up when nothing was said for so many seconds: the lab hangs
 #   -o   directory for the console log and what the command leaves in
 #        /lab/out (a temporary one)
 #   -r   another root, a Debian with the kernel's modules: its own systemd boots it, and the
 #        command runs when all is up, in /
 #
 # LAB_QEMU, LAB_THREAD (single or multi) and LAB_SMP choose another emulation, and
-# LAB_APPEND adds to the kernel's command line. With LAB_AGAIN what fails is run once
-# more, unless the kernel complained. VMAV_* and LAB_* variables cross over.
+# LAB_APPEND adds to the kernel's command line. With LAB_AGAIN a lab that comes to no
+# result is booted once more, unless the kernel complained. VMAV_* and LAB_* variables cross over.
 #
 # Exit: the command's own status; 97 the kernel complained; 98 no result (the
 # lab hung, crashed or never came up); 99 the lab could not be set up.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-mem=3072 limit=900 out= root=/
-while getopts m:t:o:r: f; do
+mem=3072 limit=900 silence= out= root=/
+while getopts m:t:s:o:r: f; do
 	case $f in
 	m) mem=$OPTARG ;;
 	t) limit=$OPTARG ;;
+	s) silence=$OPTARG ;;
 	o) out=$OPTARG ;;
 	r) root=$OPTARG ;;
 	*) exit 99 ;;
@@ -81,23 +83,43 @@ for c in $(seq 0 $(($(nproc --all) - 1))); do
 done
 cpu=${cpu:-${cpus[RANDOM % ${#cpus[@]}]}}
 
+# listen: ends a lab that says nothing for too long.
+listen() {
+	local said='' now quiet=0
+	while sleep 5 && [ -d "/proc/$qemu" ]; do
+		now=$(stat -c %s "$out/output" "$out/console.log" 2>/dev/null || true)
+		quiet=$((quiet + 5))
+		[ "$now" = "$said" ] || quiet=0
+		said=$now
+		[ "$quiet" -lt "$silence" ] || {
+			echo "run.sh: the lab has said nothing for $silence s, and is ended" >&2
+			"${as_root[@]}" kill "$qemu" 2>/dev/null || true
+			return
+		}
+	done
+}
+
 # boot: one run of the lab.
 boot() {
 	rm -f "$out/status" "$out/console.log" "$out/dmesg"
+	: >"$out/output"
 	# TCG always: where /dev/kvm exists here it may be a paravirtual variant.
 	# Emulated time runs slowly on a loaded host, hence the long stall limits.
 	"${as_root[@]}" nice -n 5 taskset -c "$cpu" timeout -k 10 "$limit" ${LAB_QEMU:-qemu-system-x86_64} \
 		-accel tcg,thread=${LAB_THREAD:-multi} -cpu max -smp ${LAB_SMP:-2} -m "$mem" -no-reboot -nodefaults \
 		-display none -monitor none \
-		-serial file:"$out/console.log" -serial stdio \
+		-serial file:"$out/console.log" -serial file:"$out/output" \
 		-kernel "$VMLINUZ" -initrd "$work/initrd" \
 		-append "console=ttyS0 ignore_loglevel panic=-1 oops=panic rcupdate.rcu_cpu_stall_timeout=180 watchdog_thresh=60 audit=0 ${LAB_APPEND:-}" \
 		-virtfs local,path="$root",mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 		-virtfs local,path="$out",mount_tag=out,security_model=none \
 		-device virtio-rng-pci </dev/null 7>&- &
 	qemu=$!
-	local ended=0
+	tail -n +1 -s 0.2 -f --pid="$qemu" "$out/output" &
+	local shown=$! ended=0
+	[ -z "$silence" ] || listen &
 	wait "$qemu" || ended=$?
+	wait $shown || true
 	qemu=
 	[ $ended != 124 ] || echo "run.sh: no result after $limit s" >&2
 }
@@ -123,9 +145,9 @@ if complained && starved; then
 	echo "run.sh: the emulation starved a processor; once more. That console is $out/console-starved.log" >&2
 	boot
 fi
-if [ -n "${LAB_AGAIN:-}" ] && ! complained && [ "$(cat "$out/status" 2>/dev/null)" != 0 ]; then
+if [ -n "${LAB_AGAIN:-}" ] && ! complained && [ ! -s "$out/status" ]; then
 	cp "$out/console.log" "$out/console-failed.log"
-	echo "run.sh: status $(cat "$out/status" 2>/dev/null || echo none), and nothing in the kernel's log; once more. That console is $out/console-failed.log" >&2
+	echo "run.sh: no result, and nothing in the kernel's log; once more. That console is $out/console-failed.log" >&2
 	boot
 fi
 if complained; then

@@ -1,4 +1,4 @@
-package e2e
+package lab
 
 import (
 	"context"
@@ -11,17 +11,17 @@ import (
 	"testing"
 	"time"
 
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
 )
 
 // What must not be killed is not, and is named.
-func TestLabKillGuards(t *testing.T) {
-	lab(t)
-	k := newKiller(t, start(t, "10.0.19041"))
-	k.say("pause", "CHURN 0")
-	before := living(k.truth())
+func TestKillGuards(t *testing.T) {
+	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k.Say("pause", "CHURN 0")
+	before := living(k.Truth())
 	ctx := context.Background()
 	want := func(t *testing.T, rec *finding.Kill, o finding.Code, reason string) {
 		t.Helper()
@@ -37,7 +37,7 @@ func TestLabKillGuards(t *testing.T) {
 		want(t, k.engine.Kill(ctx, k.named("winlogon.exe"), k.opt), finding.OutcomeRefused, "system process")
 	})
 	t.Run("wrong pid", func(t *testing.T) {
-		_, errs, status := vmav(t, "kill", "-c", uri, k.name, "9996")
+		_, errs, status := harness.Vmav(t, "kill", "-c", harness.URI, k.Name, "9996")
 		if status != 2 || !strings.Contains(errs, "no process 9996") {
 			t.Errorf("status %d, %q", status, errs)
 		}
@@ -45,7 +45,7 @@ func TestLabKillGuards(t *testing.T) {
 	t.Run("dry run", func(t *testing.T) {
 		opt := k.opt
 		opt.DryRun = true
-		p := k.find(k.start("burn.exe"))
+		p := k.find(k.Start("burn.exe"))
 		rec := k.engine.Kill(ctx, p, opt)
 		if rec.Code != finding.OutcomePlanned || len(rec.Plan) < 2 {
 			t.Errorf("%+v", rec)
@@ -55,27 +55,27 @@ func TestLabKillGuards(t *testing.T) {
 		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeExited, "0xc0000906")
 	})
 	t.Run("reused pid", func(t *testing.T) {
-		p := k.find(k.start("sleeper.exe"))
+		p := k.find(k.Start("sleeper.exe"))
 		k.dead(k.engine.Kill(ctx, p, k.opt))
-		k.say("reap", "REAPED ")
-		k.start("worker.exe", strconv.FormatUint(p.PID, 10))
+		k.Say("reap", "REAPED ")
+		k.Start("worker.exe", strconv.FormatUint(p.PID, 10))
 		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeRefused, "reused.*worker.exe")
 		k.dead(k.engine.Kill(ctx, k.find(p.PID), k.opt))
 	})
 	t.Run("without a way", func(t *testing.T) {
 		opt := k.opt
 		opt.Policy.Surrogates, opt.Timeout = nil, 3*time.Second
-		p := k.find(k.start("service.exe"))
+		p := k.find(k.Start("service.exe"))
 		want(t, k.engine.Kill(ctx, p, opt), finding.OutcomePending, "user mode.*surrogates are not allowed")
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
 	t.Run("trimmed", func(t *testing.T) {
 		// Its NtTerminateProcess is not in its working set: the guest gets it first.
-		p := k.find(k.start("burn.exe"))
+		p := k.find(k.Start("burn.exe"))
 		opt := k.opt
 		opt.DryRun = true
 		at := stubOf(t, k.engine.Kill(ctx, p, opt))
-		k.say(fmt.Sprintf("trim %d", p.PID), "TRIMMED ")
+		k.Say(fmt.Sprintf("trim %d", p.PID), "TRIMMED ")
 		if m, err := k.in.UserSpace(p).Mapping(at); !errors.Is(err, introspect.ErrNotPresent) {
 			t.Fatalf("the stub at %#x is there still: %+v, %v", at, m, err)
 		}
@@ -87,7 +87,7 @@ func TestLabKillGuards(t *testing.T) {
 	})
 	t.Run("hooked", func(t *testing.T) {
 		// The process's own copy of NtTerminateProcess jumps elsewhere.
-		p := k.find(k.start("burn.exe"))
+		p := k.find(k.Start("burn.exe"))
 		opt := k.opt
 		opt.DryRun = true
 		at := stubOf(t, k.engine.Kill(ctx, p, opt))
@@ -109,32 +109,32 @@ func TestLabKillGuards(t *testing.T) {
 		}
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
-	k.say("reap", "REAPED ")
-	if after := living(k.truth()); !slices.Equal(before, after) {
+	k.Say("reap", "REAPED ")
+	if after := living(k.Truth()); !slices.Equal(before, after) {
 		t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
-	if c := k.complaints(); len(c) > 0 {
+	if c := k.Complaints(); len(c) > 0 {
 		t.Errorf("the guest complains: %q", c)
 	}
 	t.Run("paused domain", func(t *testing.T) {
-		p := k.find(k.start("burn.exe"))
-		virsh(t, "suspend", k.name)
+		p := k.find(k.Start("burn.exe"))
+		harness.Virsh(t, "suspend", k.Name)
 		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeRefused, "paused")
 		opt := k.opt
 		n := 0
 		opt.Timeout = 3 * time.Second
 		opt.Domain = asked(func() bool { n++; return n > 1 }) // it was running a moment ago
 		want(t, k.engine.Kill(ctx, p, opt), finding.OutcomePending, "paused")
-		virsh(t, "resume", k.name)
+		harness.Virsh(t, "resume", k.Name)
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
 	t.Run("domain destroyed in mid-action", func(t *testing.T) {
-		p := k.find(k.start("burn.exe"))
-		k.say("freeze", "FROZEN 1") // neither it nor a surrogate comes
+		p := k.find(k.Start("burn.exe"))
+		k.Say("freeze", "FROZEN 1") // neither it nor a surrogate comes
 		done := make(chan *finding.Kill)
 		go func() { done <- k.engine.Kill(ctx, p, k.opt) }()
 		time.Sleep(500 * time.Millisecond)
-		virsh(t, "destroy", k.name)
+		harness.Virsh(t, "destroy", k.Name)
 		want(t, <-done, finding.OutcomeGone, "went away")
 		want(t, k.engine.Kill(ctx, p, k.opt), finding.OutcomeGone, "went away")
 	})

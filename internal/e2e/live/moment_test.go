@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"bytes"
@@ -11,20 +11,21 @@ import (
 	"strings"
 	"testing"
 
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/ntguest/gdbtest"
 )
 
 // moments lists the processes of a running guest at instants that it is stopped at.
 type moments struct {
-	g          *guest
+	g          *harness.Guest
 	want       []string
 	trampoline []uint64 // user page tables
 	seen       map[string]int
 }
 
-func newMoments(g *guest) *moments {
+func newMoments(g *harness.Guest) *moments {
 	m := &moments{g: g, seen: make(map[string]int)}
-	for _, p := range g.truth().Processes {
+	for _, p := range g.Truth().Processes {
 		m.want = append(m.want, fmt.Sprintf("%d %s %#x", p.PID, p.Name, p.DTB))
 		if p.UserDTB != 0 {
 			m.trampoline = append(m.trampoline, p.UserDTB)
@@ -43,12 +44,12 @@ var (
 )
 
 func (m *moments) registers() string {
-	return virsh(m.g.t, "qemu-monitor-command", m.g.name, "--hmp", "info registers -a")
+	return harness.Virsh(m.g.T, "qemu-monitor-command", m.g.Name, "--hmp", "info registers -a")
 }
 
 // check lists the processes of the guest, which is stopped, and notes what its vCPUs are at.
 func (m *moments) check() {
-	t := m.g.t
+	t := m.g.T
 	t.Helper()
 	regs := m.registers()
 	cpls, cr3s := stopCPL.FindAllStringSubmatch(regs, -1), stopCR3.FindAllStringSubmatch(regs, -1)
@@ -71,8 +72,8 @@ func (m *moments) check() {
 		kinds = append(kinds, kind)
 		m.seen[kind]++
 	}
-	var procs []listed
-	decode(t, &procs, 0, "ps", "-c", uri, m.g.name)
+	var procs []harness.Listed
+	harness.Decode(t, &procs, 0, "ps", "-c", harness.URI, m.g.Name)
 	var got []string
 	for _, p := range procs {
 		got = append(got, fmt.Sprintf("%d %s %#x", p.PID, p.Name, uint64(p.DTB)))
@@ -87,8 +88,9 @@ func (m *moments) check() {
 func TestEveryMoment(t *testing.T) {
 	for _, more := range [][]string{{"--kva-shadow"}, {"--kva-shadow", "--la57"}} {
 		t.Run(strings.Join(more, " "), func(t *testing.T) {
-			g := start(t, "10.0.22000", more...)
-			g.say("pause", "CHURN 0")
+			t.Parallel()
+			g := harness.Start(t, "10.0.22000", more...)
+			g.Say("pause", "CHURN 0")
 			everyMoment(t, g)
 		})
 	}
@@ -96,16 +98,16 @@ func TestEveryMoment(t *testing.T) {
 
 // everyMoment stops the guest in user mode, in the kernel, and with KVA shadow at each instruction of
 // the code between the two, where the kernel's page tables are not loaded.
-func everyMoment(t *testing.T, g *guest) {
+func everyMoment(t *testing.T, g *harness.Guest) {
 	t.Helper()
-	g.start("burn.exe")
-	g.start("thrash.exe")
+	g.Start("burn.exe")
+	g.Start("thrash.exe")
 	m := newMoments(g)
 	// Both kinds come about all the time; how often is up to the machine.
 	for i := 0; i < 5 || m.seen["user"] == 0 || m.seen["kernel"] == 0; i++ {
-		virsh(t, "suspend", g.name)
+		harness.Virsh(t, "suspend", g.Name)
 		m.check()
-		virsh(t, "resume", g.name)
+		harness.Virsh(t, "resume", g.Name)
 		if i == 500 {
 			t.Fatalf("of 500 moments there were %v", m.seen)
 		}
@@ -122,10 +124,10 @@ func everyMoment(t *testing.T, g *guest) {
 // stepTrampoline goes through the ways into the kernel and back under QEMU's debugger, and has the
 // guest scanned in between.
 func (m *moments) stepTrampoline() {
-	t := m.g.t
+	t := m.g.T
 	t.Helper()
-	socket := filepath.Join(filepath.Dir(m.g.sock), "gdb")
-	virsh(t, "qemu-monitor-command", m.g.name, "--hmp", "gdbserver unix:"+socket+",server=on,wait=off")
+	socket := filepath.Join(filepath.Dir(m.g.Sock), "gdb")
+	harness.Virsh(t, "qemu-monitor-command", m.g.Name, "--hmp", "gdbserver unix:"+socket+",server=on,wait=off")
 	d := gdbtest.Attach(t, socket)
 	passages := m.gates(d)
 	for n, p := range passages {
@@ -152,7 +154,7 @@ type passage struct {
 // gates are what lies behind the gates of a page fault, the clock and, in 32-bit guests, of system calls by
 // INT 2Eh; and the end of the way back.
 func (m *moments) gates(d *gdbtest.Debugger) []passage {
-	t := m.g.t
+	t := m.g.T
 	t.Helper()
 	regs := m.registers()
 	idt := stopIDT.FindStringSubmatch(regs)

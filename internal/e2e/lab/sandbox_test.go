@@ -1,4 +1,4 @@
-package e2e
+package lab
 
 import (
 	"bytes"
@@ -7,17 +7,17 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/window"
 )
 
 // What a worker maps of a guest is the guest's memory, also when the descriptor is closed,
 // and it goes with the guest.
-func TestLabSharedMemory(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
+func TestSharedMemory(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
 	hook := sourceBy(t, g, domain.Memhook)
-	virsh(t, "suspend", g.name)
+	harness.Virsh(t, "suspend", g.Name)
 	f, runs, err := hook.(source.Sharer).Share()
 	if err != nil {
 		t.Fatal(err)
@@ -41,18 +41,17 @@ func TestLabSharedMemory(t *testing.T) {
 	if last := hook.Ranges()[len(hook.Ranges())-1].End(); total == 0 || shared.Read(got[:1], last) {
 		t.Errorf("%d bytes read, and one behind the last", total)
 	}
-	virsh(t, "destroy", g.name)
+	harness.Virsh(t, "destroy", g.Name)
 	if shared.Read(got, runs[0].Start) {
 		t.Error("memory of a guest that has gone can be read")
 	}
 }
 
 // A scan through the module comes to the same in a worker and without one.
-func TestLabScanInAWorker(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
-	g.say("pause", "CHURN 0")
-	db := database(t)
+func TestScanInAWorker(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
+	g.Say("pause", "CHURN 0")
+	db := harness.Database(t)
 	scan := func(more ...string) (out struct {
 		Domains []struct {
 			Status, Source           string
@@ -60,7 +59,7 @@ func TestLabScanInAWorker(t *testing.T) {
 			Findings                 []struct{ PID uint64 }
 		}
 	}) {
-		text, errs, status := vmav(t, append([]string{"scan", "-c", uri, g.name, "--database", db, "--no-history", "--format", "json"}, more...)...)
+		text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--no-history", "--format", "json"}, more...)...)
 		if status != 1 {
 			t.Fatalf("status %d: %s %s", status, errs, text)
 		}

@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"bufio"
@@ -15,13 +15,14 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/e2e/harness"
 )
 
 // savedGuest writes the memory of a test guest to a file.
 func savedGuest(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(openDir(t), "guest.raw")
-	if out, err := exec.Command(bin(t, "ntguest"), "image", "--out", path).CombinedOutput(); err != nil {
+	path := filepath.Join(harness.OpenDir(t), "guest.raw")
+	if out, err := exec.Command(harness.Bin(t, "ntguest"), "image", "--out", path).CombinedOutput(); err != nil {
 		t.Fatalf("ntguest image: %v\n%s", err, out)
 	}
 	if err := os.Chmod(path, 0o644); err != nil {
@@ -36,8 +37,8 @@ func savedGuest(t *testing.T) string {
 func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 	image := savedGuest(t)
 	state := t.TempDir()
-	t.Setenv(stateVariable, state)
-	engine, err := clam.Open(context.Background(), clam.Options{Databases: []string{database(t)}, TempDir: t.TempDir()})
+	t.Setenv(harness.StateVariable, state)
+	engine, err := clam.Open(context.Background(), clam.Options{Databases: []string{harness.Database(t)}, TempDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +48,7 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 		out bytes.Buffer
 	}
 	begin := time.Now()
-	if _, errs, status := vmav(t, "scan", "-a", image, "--clamd", engine.Info().Socket); status != 1 {
+	if _, errs, status := harness.Vmav(t, "scan", "-a", image, "--clamd", engine.Info().Socket); status != 1 {
 		t.Fatalf("status %d: %s", status, errs)
 	}
 	once := time.Since(begin)
@@ -55,7 +56,7 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 	for range 12 {
 		var scans []*scan
 		for range 2 {
-			s := &scan{cmd: exec.Command(bin(t, "vmav"), "scan", "-a", image, "--clamd", engine.Info().Socket, "--evidence", "--format", "jsonl")}
+			s := &scan{cmd: exec.Command(harness.Bin(t, "vmav"), "scan", "-a", image, "--clamd", engine.Info().Socket, "--evidence", "--format", "jsonl")}
 			s.cmd.Stdout = &s.out
 			if err := s.cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -81,12 +82,12 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 				}
 			}
 		}
-		if out, errs, status := vmav(t, "history", "verify"); status != 0 && !strings.Contains(errs, "no history") {
+		if out, errs, status := harness.Vmav(t, "history", "verify"); status != 0 && !strings.Contains(errs, "no history") {
 			t.Fatalf("%s %s", out, errs)
 		}
 	}
 	var all []struct{ ID int64 }
-	decode(t, &all, 0, "history")
+	harness.Decode(t, &all, 0, "history")
 	have := map[int64]bool{}
 	for _, x := range all {
 		have[x.ID] = true
@@ -100,7 +101,7 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 		Status   string
 		Findings int
 	}
-	decode(t, &runs, 0, "history", "--runs")
+	harness.Decode(t, &runs, 0, "history", "--runs")
 	cut, cutFound := 0, 0
 	for _, r := range runs {
 		if r.Status == "unfinished" {
@@ -112,7 +113,7 @@ func TestNoPrintedFindingIsLostWhenScansAreKilled(t *testing.T) {
 		t.Error("no scan was killed: every strike came too late")
 	}
 	// What half an item of evidence leaves behind is no item.
-	if out, errs, status := vmav(t, "evidence", "list"); status != 0 {
+	if out, errs, status := harness.Vmav(t, "evidence", "list"); status != 0 {
 		t.Errorf("%s %s", out, errs)
 	}
 	t.Logf("%d scans killed, %d findings printed, %d in all; %d runs cut off with %d findings", struck, len(printed), len(all), cut, cutFound)
@@ -125,8 +126,8 @@ func TestAnOrdinaryUsersHistory(t *testing.T) {
 		t.Skip("becoming an ordinary user needs root")
 	}
 	const nobody = 65534
-	dir := openDir(t)
-	data, err := os.ReadFile(bin(t, "vmav"))
+	dir := harness.OpenDir(t)
+	data, err := os.ReadFile(harness.Bin(t, "vmav"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,7 @@ func TestAnOrdinaryUsersHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	db := filepath.Join(dir, "test.ndb")
-	if data, err = os.ReadFile(database(t)); err == nil {
+	if data, err = os.ReadFile(harness.Database(t)); err == nil {
 		err = os.WriteFile(db, data, 0o644)
 	}
 	if err != nil {

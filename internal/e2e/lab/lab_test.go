@@ -1,4 +1,4 @@
-package e2e
+package lab
 
 import (
 	"os"
@@ -6,24 +6,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"vmav.dev/vmav/internal/e2e/harness"
 )
-
-// inLab says whether this is the nested lab, where nothing may be skipped: the domains
-// are KVM's and the module is there.
-func inLab() bool { return os.Getenv("VMAV_LAB") != "" }
-
-// lab skips a test that only the nested lab can run (kernel/kvm-memhook/lab).
-func lab(t testing.TB) {
-	t.Helper()
-	if !inLab() {
-		t.Skip("needs the nested lab: make test-kvm")
-	}
-}
 
 // The kernel under the tests is a stock one with the module, and the guests' vCPUs are
 // KVM's: whatever else passes here was not passed by an emulation.
-func TestLabRunsGuestsUnderKVMWithTheModule(t *testing.T) {
-	lab(t)
+func TestRunsGuestsUnderKVMWithTheModule(t *testing.T) {
 	modules, err := os.ReadFile("/proc/modules")
 	if err != nil {
 		t.Fatal(err)
@@ -36,8 +25,8 @@ func TestLabRunsGuestsUnderKVMWithTheModule(t *testing.T) {
 	if _, err := os.Stat("/dev/kvm-memhook"); err != nil {
 		t.Error(err)
 	}
-	g := start(t, "10.0.19041")
-	pid := pidOf("qemu-system", "guest="+g.name)
+	g := harness.Start(t, "10.0.19041")
+	pid := harness.PidOf("qemu-system", "guest="+g.Name)
 	vcpus := 0
 	fds, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
 	if err != nil {
@@ -52,23 +41,22 @@ func TestLabRunsGuestsUnderKVMWithTheModule(t *testing.T) {
 		t.Errorf("QEMU %d has %d vCPUs of KVM, want 2", pid, vcpus)
 	}
 	// It is alive and its processes run.
-	a, b := g.expect("HB "), g.expect("HB ")
+	a, b := g.Expect("HB "), g.Expect("HB ")
 	if a == b {
 		t.Errorf("the heart does not beat: %q twice", a)
 	}
 }
 
 // What vmav lists in a guest under KVM is what the guest says of itself.
-func TestLabListsEqualTheGuestsOwnAccount(t *testing.T) {
-	lab(t)
+func TestListsEqualTheGuestsOwnAccount(t *testing.T) {
 	for _, more := range [][]string{nil, {"--kva-shadow"}} {
 		t.Run(strings.Join(append([]string{"10.0.19041"}, more...), " "), func(t *testing.T) {
-			g := start(t, "10.0.19041", more...)
-			g.say("pause", "CHURN 0")
-			g.say("freeze", "FROZEN 1")
-			compare(t, g.truth(), g.name, "-c", uri)
-			g.say("thaw", "FROZEN 0")
-			g.alive()
+			g := harness.Start(t, "10.0.19041", more...)
+			g.Say("pause", "CHURN 0")
+			g.Say("freeze", "FROZEN 1")
+			harness.Compare(t, g.Truth(), g.Name, "-c", harness.URI)
+			g.Say("thaw", "FROZEN 0")
+			g.Alive()
 		})
 	}
 }

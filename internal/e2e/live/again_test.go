@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/scan/scantest"
@@ -73,7 +74,7 @@ func signatures(b testing.TB) string {
 			b.Fatal(err)
 		}
 	}
-	own, err := os.ReadFile(database(b))
+	own, err := os.ReadFile(harness.Database(b))
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "own.ndb"), own, 0o644)
 	}
@@ -120,7 +121,7 @@ func cpu(b testing.TB, clamd int) time.Duration {
 // of vmav and clamd together; again-x and clone-x are how many times cheaper than the
 // first sweep the second one and that of a clone were.
 func BenchmarkAgain(b *testing.B) {
-	h, err := domain.Connect(uri)
+	h, err := domain.Connect(harness.URI)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -128,11 +129,11 @@ func BenchmarkAgain(b *testing.B) {
 	h.Use(domain.QEMU, func(error) {})
 	var guests []*source.Cache
 	for range 3 {
-		g := start(b, "10.0.19041")
-		virsh(b, "suspend", g.name)
-		guests = append(guests, source.NewCache(openSource(b, h, g.name), 4096))
+		g := harness.Start(b, "10.0.19041")
+		harness.Virsh(b, "suspend", g.Name)
+		guests = append(guests, source.NewCache(openSource(b, h, g.Name), 4096))
 	}
-	for name, db := range map[string]string{"one-signature": database(b), "268704-signatures": signatures(b)} {
+	for name, db := range map[string]string{"one-signature": harness.Database(b), "268704-signatures": signatures(b)} {
 		b.Run(name, func(b *testing.B) {
 			e, err := clam.Open(context.Background(), clam.Options{Databases: []string{db}, TempDir: os.TempDir()})
 			if err != nil {

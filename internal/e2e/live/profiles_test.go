@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/winstruct/cab/cabtest"
 	"vmav.dev/vmav/internal/winstruct/winstructtest"
@@ -35,7 +36,7 @@ func withoutProfile(t *testing.T, version string) *unknown {
 	for _, e := range winstruct.BuiltIn().List() {
 		if e.Version == version {
 			u.id = e.Identity
-			builtin, err := filepath.Abs("../winstruct/builtin/" + e.Name)
+			builtin, err := filepath.Abs("../../winstruct/builtin/" + e.Name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,13 +48,13 @@ func withoutProfile(t *testing.T, version string) *unknown {
 			if err := os.WriteFile(overlay, text, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			if out, err := exec.Command("go", "build", "-overlay", overlay, "-o", u.vmav, "../../cmd/vmav").CombinedOutput(); err != nil {
+			if out, err := exec.Command("go", "build", "-overlay", overlay, "-o", u.vmav, "vmav.dev/vmav/cmd/vmav").CombinedOutput(); err != nil {
 				t.Fatalf("build a vmav without the profile of %s: %v\n%s", version, err, out)
 			}
 		}
 	}
 	build := strings.Join(strings.Split(version, ".")[:3], ".")
-	if out, err := exec.Command(bin(t, "ntguest"), "image", "--build", build, "--hide", "malware.exe", "--out", u.image).CombinedOutput(); err != nil {
+	if out, err := exec.Command(harness.Bin(t, "ntguest"), "image", "--build", build, "--hide", "malware.exe", "--out", u.image).CombinedOutput(); err != nil {
 		t.Fatalf("ntguest: %v\n%s", err, out)
 	}
 	u.env = append(os.Environ(), "XDG_DATA_HOME="+filepath.Join(dir, "data"), "XDG_CACHE_HOME="+filepath.Join(dir, "cache"), "_NT_SYMBOL_PATH=", "VMAV_AIR_GAPPED=")
@@ -90,7 +91,7 @@ type scanned struct {
 
 func (u *unknown) scan(t *testing.T, program string, want int, args ...string) scanned {
 	t.Helper()
-	out, errs, status := u.run(t, program, nil, append([]string{"scan", "-a", u.image, "--format", "json", "-d", database(t)}, args...)...)
+	out, errs, status := u.run(t, program, nil, append([]string{"scan", "-a", u.image, "--format", "json", "-d", harness.Database(t)}, args...)...)
 	var s scanned
 	if err := json.Unmarshal([]byte(out), &s); err != nil || status != want || len(s.Domains) != 1 {
 		t.Fatalf("scan %v: status %d, want %d, %v\n%s", args, status, want, err, errs)
@@ -102,8 +103,9 @@ func (u *unknown) scan(t *testing.T, program string, want int, args ...string) s
 // offsets of a near build the guest gives the same processes and findings, marked; and
 // the symbol server's file gives what the built-in profile gave.
 func TestABuildWithoutAProfile(t *testing.T) {
+	t.Parallel()
 	u := withoutProfile(t, "10.0.19041.1237")
-	exact := bin(t, "vmav")
+	exact := harness.Bin(t, "vmav")
 
 	out, errs, status := u.run(t, u.vmav, nil, "ps", "-a", u.image, "--exact-profile")
 	if command := "vmav profile fetch " + u.id.String(); status != 2 || out != "" || !strings.Contains(errs, u.id.GUID) || !strings.Contains(errs, command) {
@@ -113,7 +115,7 @@ func TestABuildWithoutAProfile(t *testing.T) {
 	type process struct {
 		PID, PPID          uint64
 		Name, Path         string
-		DTB, EPROCESS, PEB number
+		DTB, EPROCESS, PEB harness.Number
 		Flags              []string
 	}
 	list := func(program string) (out []process, errs string) {
@@ -182,6 +184,7 @@ func TestABuildWithoutAProfile(t *testing.T) {
 // A profile goes to an air-gapped host in one signed bundle, with one command on each
 // side.
 func TestABundleForAnAirGappedFleet(t *testing.T) {
+	t.Parallel()
 	u := withoutProfile(t, "10.0.22000.978")
 	dir := t.TempDir()
 	key, pub, file := filepath.Join(dir, "bundle.key"), filepath.Join(dir, "bundle.pub"), filepath.Join(dir, "profiles.bundle")
@@ -190,7 +193,7 @@ func TestABundleForAnAirGappedFleet(t *testing.T) {
 			t.Fatalf("openssl %v: %v\n%s", args, err, out)
 		}
 	}
-	if _, errs, status := u.run(t, bin(t, "vmav"), nil, "profile", "export", "--all", "-o", file, "--key", key); status != 0 {
+	if _, errs, status := u.run(t, harness.Bin(t, "vmav"), nil, "profile", "export", "--all", "-o", file, "--key", key); status != 0 {
 		t.Fatalf("export: status %d, %s", status, errs)
 	}
 	gap := []string{"VMAV_AIR_GAPPED=1"}
@@ -207,10 +210,11 @@ func TestABundleForAnAirGappedFleet(t *testing.T) {
 
 // The offsets are proven in a guest that runs, whose processes start and end meanwhile.
 func TestARunningBuildWithoutAProfile(t *testing.T) {
+	t.Parallel()
 	u := withoutProfile(t, "10.0.19041.1237")
-	g := start(t, "10.0.19041", "--kva-shadow")
+	g := harness.Start(t, "10.0.19041", "--kva-shadow")
 	for range 10 {
-		out, errs, status := u.run(t, u.vmav, nil, "ps", "-c", uri, g.name, "--format", "json")
+		out, errs, status := u.run(t, u.vmav, nil, "ps", "-c", harness.URI, g.Name, "--format", "json")
 		var procs []struct{ Flags []string }
 		if err := json.Unmarshal([]byte(out), &procs); err != nil || status != 0 || len(procs) < 40 || !strings.Contains(errs, "inferred from Windows 10.0.19041.") {
 			t.Errorf("status %d, %v, %d processes, %q", status, err, len(procs), errs)

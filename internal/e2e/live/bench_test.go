@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/scan/scantest"
@@ -20,13 +21,13 @@ import (
 // sources opens one guest both ways: running, and as an image file.
 func sources(b *testing.B) map[string]source.Source {
 	b.Helper()
-	g := start(b, "10.0.19041")
-	h, err := domain.Connect(uri)
+	g := harness.Start(b, "10.0.19041")
+	h, err := domain.Connect(harness.URI)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { h.Close() })
-	d, err := h.Find(g.name)
+	d, err := h.Find(g.Name)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -36,7 +37,7 @@ func sources(b *testing.B) map[string]source.Source {
 	}
 	b.Cleanup(func() { live.Close() })
 	file := filepath.Join(b.TempDir(), "guest.raw")
-	if out, err := exec.Command(bin(b, "ntguest"), "image", "--out", file).CombinedOutput(); err != nil {
+	if out, err := exec.Command(harness.Bin(b, "ntguest"), "image", "--out", file).CombinedOutput(); err != nil {
 		b.Fatalf("%v: %s", err, out)
 	}
 	saved, err := image.Open(file)
@@ -148,7 +149,7 @@ func BenchmarkLists(b *testing.B) {
 // the sums over the workers.
 func BenchmarkScan(b *testing.B) {
 	live := sources(b)["qemu"]
-	e, err := clam.Open(context.Background(), clam.Options{Databases: []string{database(b)}, TempDir: os.TempDir()})
+	e, err := clam.Open(context.Background(), clam.Options{Databases: []string{harness.Database(b)}, TempDir: os.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/domain/domaintest"
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/lock"
 )
 
@@ -24,7 +25,7 @@ type scanAll struct {
 
 func startScan(t testing.TB, env []string, more ...string) *scanAll {
 	t.Helper()
-	s := &scanAll{t: t, cmd: exec.Command(bin(t, "vmav"), append([]string{"scan", "--all", "--format", "json"}, more...)...)}
+	s := &scanAll{t: t, cmd: exec.Command(harness.Bin(t, "vmav"), append([]string{"scan", "--all", "--format", "json"}, more...)...)}
 	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = env, &s.out, &s.err
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -48,16 +49,17 @@ func (s *scanAll) signal(sig syscall.Signal) {
 // host is an environment with settings of its own, and its directories.
 func host(t *testing.T, more string) (env []string, dir string) {
 	t.Helper()
-	file := settings(t, more)
+	file := harness.Settings(t, more)
 	return append(os.Environ(), "VMAV_CONFIG="+file, "VMAV_SOURCE=qemu"), filepath.Dir(file)
 }
 
 // One scan of all domains runs at a time, whoever starts how many.
 func TestScansOfAllDomainsExcludeEachOther(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
-	start(t, "10.0.19041")
+	harness.Start(t, "10.0.19041")
 	env, dir := host(t, "")
 	path := filepath.Join(dir, "run", "sweep.lock")
 	held := func() bool {
@@ -66,15 +68,15 @@ func TestScansOfAllDomainsExcludeEachOther(t *testing.T) {
 		return err != nil
 	}
 	first := startScan(t, env)
-	waitFor(t, "the lock", held)
+	harness.WaitFor(t, "the lock", held)
 	first.signal(syscall.SIGSTOP)
-	if out, errs, status := run(t, env, "scan", "--all", "-i"); status != 0 || out != "" || errs != "" {
+	if out, errs, status := harness.Run(t, env, "scan", "--all", "-i"); status != 0 || out != "" || errs != "" {
 		t.Errorf("a second one: status %d, %q, %q", status, out, errs)
 	}
-	if out, errs, status := run(t, env, "scan", "--all"); status != 0 || out != "" || !strings.Contains(errs, "under way") {
+	if out, errs, status := harness.Run(t, env, "scan", "--all"); status != 0 || out != "" || !strings.Contains(errs, "under way") {
 		t.Errorf("a second one that is not silent: status %d, %q, %q", status, out, errs)
 	}
-	if _, errs, status := run(t, env, "scan", "--all", "--wait", "--deadline", "300ms"); status != 2 || !strings.Contains(errs, "deadline") {
+	if _, errs, status := harness.Run(t, env, "scan", "--all", "--wait", "--deadline", "300ms"); status != 2 || !strings.Contains(errs, "deadline") {
 		t.Errorf("one that waits for so long: status %d, %q", status, errs)
 	}
 	waiting := []*scanAll{startScan(t, env, "--wait"), startScan(t, env, "--wait"), startScan(t, env, "--wait")}
@@ -97,21 +99,22 @@ func TestScansOfAllDomainsExcludeEachOther(t *testing.T) {
 	}
 	// A crash leaves no lock.
 	crashed := startScan(t, env)
-	waitFor(t, "the lock", held)
+	harness.WaitFor(t, "the lock", held)
 	crashed.signal(syscall.SIGKILL)
 	crashed.wait()
-	if _, errs, status := run(t, env, "scan", "--all", "-i"); status != 1 {
+	if _, errs, status := harness.Run(t, env, "scan", "--all", "-i"); status != 1 {
 		t.Errorf("after a crash: status %d, %q", status, errs)
 	}
 }
 
 // What an interrupted scan of all domains has done is not done again.
 func TestAnInterruptedScanIsResumed(t *testing.T) {
+	t.Parallel()
 	if domaintest.Own(t) == nil {
 		return
 	}
 	for _, build := range []string{"10.0.19041", "6.1.7601", "10.0.22000"} {
-		start(t, build)
+		harness.Start(t, build)
 	}
 	env, dir := host(t, "")
 	file := filepath.Join(dir, "state", "sweep.checkpoint")
@@ -161,12 +164,12 @@ func TestAnInterruptedScanIsResumed(t *testing.T) {
 		t.Errorf("%d domains of a scan that had ended", count)
 	}
 	// A deadline is an interruption, too, and what it leaves out is named.
-	out, errs, status := run(t, env, "scan", "--all", "--deadline", "1ms")
+	out, errs, status := harness.Run(t, env, "scan", "--all", "--deadline", "1ms")
 	if status != 2 || !strings.Contains(out+errs, "deadline") {
 		t.Errorf("at the deadline: status %d, %q, %q", status, out, errs)
 	}
 	for _, args := range [][]string{{"scan", "x", "--resume"}, {"scan", "x", "--wait"}, {"scan", "--all", "--deadline", "0s"}, {"scan", "--all", "--resume", "--pid", "4"}} {
-		if _, errs, status := run(t, env, args...); status != 2 || errs == "" {
+		if _, errs, status := harness.Run(t, env, args...); status != 2 || errs == "" {
 			t.Errorf("vmav %v: status %d, %q", args, status, errs)
 		}
 	}
@@ -174,30 +177,31 @@ func TestAnInterruptedScanIsResumed(t *testing.T) {
 
 // Where no service runs, the hook's scan stands in for it.
 func TestHookScansWhereNoServiceRuns(t *testing.T) {
+	t.Parallel()
 	d := domaintest.Own(t)
 	if d == nil {
 		return
 	}
-	dir := openDir(t)
+	dir := harness.OpenDir(t)
 	told, script := filepath.Join(dir, "told"), filepath.Join(dir, "tell")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\ncat >>"+told+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	env, hostDir := host(t, "notify = [\""+script+"\"]\n")
-	if _, errs, status := run(t, env, "hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
+	if _, errs, status := harness.Run(t, env, "hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
 		t.Fatalf("install: %d, %q", status, errs)
 	}
 	d.Kill()
 	d.Start()
-	g := start(t, "10.0.19041")
-	waitFor(t, "the finding to be told", func() bool {
+	g := harness.Start(t, "10.0.19041")
+	harness.WaitFor(t, "the finding to be told", func() bool {
 		text, _ := os.ReadFile(told)
-		return strings.Contains(string(text), g.name) && strings.Contains(string(text), "Vmav.Test.Malware")
+		return strings.Contains(string(text), g.Name) && strings.Contains(string(text), "Vmav.Test.Malware")
 	})
 	spool := filepath.Join(hostDir, "state", "spool")
-	waitFor(t, "the spool to be empty and the scan to end", func() bool {
+	harness.WaitFor(t, "the spool to be empty and the scan to end", func() bool {
 		left, err := os.ReadDir(spool)
-		return err == nil && len(left) == 0 && pidOf(bin(t, "vmav"), "hook\x00scan") == 0
+		return err == nil && len(left) == 0 && harness.PidOf(harness.Bin(t, "vmav"), "hook\x00scan") == 0
 	})
-	g.alive()
+	g.Alive()
 }

@@ -1,4 +1,4 @@
-package e2e
+package live
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/finding"
 )
 
@@ -19,15 +20,15 @@ import (
 // memory is another, or the user says so. A damaged cache is made anew.
 func TestScansRemember(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
-	t.Setenv(stateVariable, state)
+	t.Setenv(harness.StateVariable, state)
 	image := filepath.Join(t.TempDir(), "guest.raw")
-	if out, err := exec.Command(bin(t, "ntguest"), "image", "--out", image).CombinedOutput(); err != nil {
+	if out, err := exec.Command(harness.Bin(t, "ntguest"), "image", "--out", image).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	db := database(t)
+	db := harness.Database(t)
 	scan := func(warning string, more ...string) finding.Scan {
 		t.Helper()
-		out, errs, status := vmav(t, append([]string{"scan", "-a", image, "-d", db, "--format", "json"}, more...)...)
+		out, errs, status := harness.Vmav(t, append([]string{"scan", "-a", image, "-d", db, "--format", "json"}, more...)...)
 		if status != 1 || warning == "" && errs != "" || !strings.Contains(errs, warning) {
 			t.Errorf("status %d, stderr %q, want %q", status, errs, warning)
 		}
@@ -80,7 +81,7 @@ func TestScansRemember(t *testing.T) {
 	if err := os.WriteFile(image, clean, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, _, status := vmav(t, "scan", "-a", image, "-d", db, "--format", "jsonl")
+	out, _, status := harness.Vmav(t, "scan", "-a", image, "-d", db, "--format", "jsonl")
 	if strings.Contains(out, "Vmav.Test.Malware") {
 		t.Errorf("status %d: %s", status, out)
 	}

@@ -1,4 +1,4 @@
-package e2e
+package lab
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/memhook"
@@ -21,15 +22,15 @@ import (
 )
 
 // openBy opens a guest through one backend.
-func openBy(t testing.TB, g *guest, b domain.Backend) (source.Source, *domain.Host, domain.Domain) {
+func openBy(t testing.TB, g *harness.Guest, b domain.Backend) (source.Source, *domain.Host, domain.Domain) {
 	t.Helper()
-	h, err := domain.Connect(uri)
+	h, err := domain.Connect(harness.URI)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.Close() })
 	h.Use(b, nil)
-	d, err := h.Find(g.name)
+	d, err := h.Find(g.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +42,7 @@ func openBy(t testing.TB, g *guest, b domain.Backend) (source.Source, *domain.Ho
 	return src, h, d
 }
 
-func sourceBy(t testing.TB, g *guest, b domain.Backend) source.Source {
+func sourceBy(t testing.TB, g *harness.Guest, b domain.Backend) source.Source {
 	t.Helper()
 	src, _, _ := openBy(t, g, b)
 	return src
@@ -60,19 +61,18 @@ func mapShared(t testing.TB, src source.Source) *window.Guest {
 
 // All of RAM through the module, by every way to read, is what QEMU's monitor saves of
 // it; holes are errors by every way.
-func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
+func TestMemoryIsWhatQEMUSaves(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
 	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
 	mapped := mapShared(t, hook)
-	virsh(t, "suspend", g.name)
-	dir := openDir(t)
+	harness.Virsh(t, "suspend", g.Name)
+	dir := harness.OpenDir(t)
 	const chunk = 8 << 20
 	want, got := make([]byte, chunk), make([]byte, chunk)
 	total := uint64(0)
 	for i, r := range qemu.Ranges() {
 		file := filepath.Join(dir, fmt.Sprintf("ram%d", i))
-		virsh(t, "qemu-monitor-command", g.name, "--hmp", fmt.Sprintf("pmemsave %#x %#x \"%s\"", r.Start, r.Size, file))
+		harness.Virsh(t, "qemu-monitor-command", g.Name, "--hmp", fmt.Sprintf("pmemsave %#x %#x \"%s\"", r.Start, r.Size, file))
 		f, err := os.Open(file)
 		if err != nil {
 			t.Fatal(err)
@@ -112,7 +112,7 @@ func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 		f.Close()
 		os.Remove(file)
 	}
-	virsh(t, "resume", g.name)
+	harness.Virsh(t, "resume", g.Name)
 	t.Logf("%d MiB equal", total>>20)
 	if total < 500<<20 {
 		t.Errorf("only %d bytes compared", total)
@@ -136,9 +136,8 @@ func TestLabMemoryIsWhatQEMUSaves(t *testing.T) {
 }
 
 // Closing while others read, and the end of the VM, are errors with a name.
-func TestLabSourceEndsCleanly(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
+func TestSourceEndsCleanly(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
 	src := sourceBy(t, g, domain.Memhook)
 	regs, err := src.Registers(context.Background())
 	if err != nil || len(regs) != 2 {
@@ -205,7 +204,7 @@ func TestLabSourceEndsCleanly(t *testing.T) {
 	}
 	wg.Wait()
 	// The second session outlives its source, and hears of the end.
-	virsh(t, "destroy", g.name)
+	harness.Virsh(t, "destroy", g.Name)
 	if ev, err := second.Event(context.Background()); err != nil || ev.Kind != source.EventGone {
 		t.Errorf("at the end: %+v, %v", ev, err)
 	}
@@ -243,13 +242,12 @@ func attached() (n int) {
 }
 
 // What is forgotten is closed, in time.
-func TestLabForgottenSourceIsClosed(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
-	pid := pidOf("qemu-system", "guest="+g.name)
+func TestForgottenSourceIsClosed(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
+	pid := harness.PidOf("qemu-system", "guest="+g.Name)
 	before := attached()
 	func() {
-		src, err := memhook.Open(context.Background(), g.name, pid)
+		src, err := memhook.Open(context.Background(), g.Name, pid)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,7 +258,7 @@ func TestLabForgottenSourceIsClosed(t *testing.T) {
 	if n := attached(); n <= before {
 		t.Fatalf("%d descriptors, had %d", n, before)
 	}
-	waitFor(t, "the end of what was forgotten", func() bool { runtime.GC(); return attached() == before })
+	harness.WaitFor(t, "the end of what was forgotten", func() bool { runtime.GC(); return attached() == before })
 }
 
 // applied waits for the outcome of an action.
@@ -284,11 +282,10 @@ func applied(t *testing.T, ctl source.Control, cookie uint64) source.Event {
 
 // A page that was taken out of a process comes back with the file's content, and the
 // process goes on.
-func TestLabPageIn(t *testing.T) {
-	lab(t)
-	k := newKiller(t, start(t, "10.0.19041"))
-	k.say("pause", "CHURN 0")
-	p := k.find(k.start("burn.exe"))
+func TestPageIn(t *testing.T) {
+	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k.Say("pause", "CHURN 0")
+	p := k.find(k.Start("burn.exe"))
 	ctl, err := k.src.(source.Controller).Control()
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +295,7 @@ func TestLabPageIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.say(fmt.Sprintf("trim %d", p.PID), "TRIMMED ")
+	k.Say(fmt.Sprintf("trim %d", p.PID), "TRIMMED ")
 	back := 0
 	for i := range vads {
 		v := &vads[i]
@@ -321,7 +318,7 @@ func TestLabPageIn(t *testing.T) {
 			}
 			applied(t, ctl, cookie)
 			var m introspect.Mapping
-			waitFor(t, "the page", func() bool { m, err = k.in.UserSpace(p).Mapping(va); return err == nil })
+			harness.WaitFor(t, "the page", func() bool { m, err = k.in.UserSpace(p).Mapping(va); return err == nil })
 			if err := k.src.ReadPhys(got[:], m.GPA); err != nil {
 				t.Fatal(err)
 			}
@@ -333,57 +330,55 @@ func TestLabPageIn(t *testing.T) {
 	if back == 0 {
 		t.Error("no page was out")
 	}
-	a := k.number("progress", p.PID)
-	waitFor(t, "progress", func() bool { return k.number("progress", p.PID) != a })
-	if c := k.complaints(); len(c) > 0 {
+	a := k.Number("progress", p.PID)
+	harness.WaitFor(t, "progress", func() bool { return k.Number("progress", p.PID) != a })
+	if c := k.Complaints(); len(c) > 0 {
 		t.Errorf("the guest complains: %q", c)
 	}
 }
 
 // A held process does nothing until it is released; another one goes on.
-func TestLabHold(t *testing.T) {
-	lab(t)
-	k := newKiller(t, start(t, "10.0.19041"))
-	k.say("pause", "CHURN 0")
-	held, free := k.find(k.start("threads.exe")), k.find(k.start("burn.exe"))
+func TestHold(t *testing.T) {
+	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k.Say("pause", "CHURN 0")
+	held, free := k.find(k.Start("threads.exe")), k.find(k.Start("burn.exe"))
 	ctl, err := k.src.(source.Controller).Control()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ctl.Close()
 	moves := func(pid uint64) func() bool {
-		a := k.number("progress", pid)
-		return func() bool { return k.number("progress", pid) != a }
+		a := k.Number("progress", pid)
+		return func() bool { return k.Number("progress", pid) != a }
 	}
-	waitFor(t, "progress before the hold", moves(held.PID))
+	harness.WaitFor(t, "progress before the hold", moves(held.PID))
 	if err := ctl.Do(&source.Action{Kind: source.ActionHold, Cookie: 7, DTB: held.DTB, UserDTB: held.UserDTB, Timeout: 4 * labTimeout}); err != nil {
 		t.Fatal(err)
 	}
 	applied(t, ctl, 7)
-	a := k.number("progress", held.PID)
+	a := k.Number("progress", held.PID)
 	for range 3 {
-		waitFor(t, "progress of another process", moves(free.PID))
-		k.expect("HB ")
-		if b := k.number("progress", held.PID); a != b {
+		harness.WaitFor(t, "progress of another process", moves(free.PID))
+		k.Expect("HB ")
+		if b := k.Number("progress", held.PID); a != b {
 			t.Errorf("it went from %d to %d while it was held", a, b)
 		}
 	}
 	if pending, err := ctl.Cancel(7); err != nil || !pending {
 		t.Errorf("release: %v, %v", pending, err)
 	}
-	waitFor(t, "progress after the release", moves(held.PID))
-	if c := k.complaints(); len(c) > 0 {
+	harness.WaitFor(t, "progress after the release", moves(held.PID))
+	if c := k.Complaints(); len(c) > 0 {
 		t.Errorf("the guest complains: %q", c)
 	}
 }
 
 // What reading costs, as ratios to copying memory of one's own: a figure for
 // docs/PERFORMANCE.md, which asserts nothing.
-func TestLabReadCost(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
+func TestReadCost(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
 	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
-	virsh(t, "suspend", g.name)
+	harness.Virsh(t, "suspend", g.Name)
 	const base, size, batch = 0x1000000, 32 << 20, 128
 	to, own := make([]byte, batch*source.PageSize), make([]byte, size)
 	for i := range own {
@@ -445,5 +440,5 @@ func TestLabReadCost(t *testing.T) {
 		}
 		t.Logf("%-38s %6.2f × memcpy, %.0f pages/s", way.name, float64(best)/float64(memcpy), float64(size/source.PageSize)/best.Seconds())
 	}
-	virsh(t, "resume", g.name)
+	harness.Virsh(t, "resume", g.Name)
 }

@@ -1,10 +1,12 @@
-package e2e
+package live
 
 import (
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmav.dev/vmav/internal/e2e/harness"
 )
 
 // forms32 are the 32-bit guests: without PAE and with it, each with and without KVA shadow.
@@ -20,12 +22,12 @@ var forms32 = []struct {
 }
 
 // start32 boots a 32-bit guest, whose profile the user imports.
-func start32(t *testing.T, build string, more ...string) *guest {
+func start32(t *testing.T, build string, more ...string) *harness.Guest {
 	t.Helper()
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	profile := filepath.Join(t.TempDir(), "profile.json")
-	g := start(t, build, append([]string{"--profile", profile}, more...)...)
-	if out, errs, status := vmav(t, "profile", "import", profile); status != 0 {
+	g := harness.Start(t, build, append([]string{"--profile", profile}, more...)...)
+	if out, errs, status := harness.Vmav(t, "profile", "import", profile); status != 0 {
 		t.Fatalf("profile import: status %d, %s%s", status, out, errs)
 	}
 	return g
@@ -37,27 +39,27 @@ func TestRunning32BitGuests(t *testing.T) {
 	for _, form := range forms32 {
 		t.Run(strings.Join(append([]string{form.build}, form.more...), " "), func(t *testing.T) {
 			g := start32(t, form.build, form.more...)
-			g.say("pause", "CHURN 0")
-			g.say("freeze", "FROZEN 1")
-			want := g.truth()
-			compare(t, want, g.name, "-c", uri)
-			core := filepath.Join(openDir(t), "guest.core")
-			virsh(t, "dump", "--memory-only", "--live", g.name, core)
+			g.Say("pause", "CHURN 0")
+			g.Say("freeze", "FROZEN 1")
+			want := g.Truth()
+			harness.Compare(t, want, g.Name, "-c", harness.URI)
+			core := filepath.Join(harness.OpenDir(t), "guest.core")
+			harness.Virsh(t, "dump", "--memory-only", "--live", g.Name, core)
 			if err := os.Chmod(core, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			compare(t, want, "-a", core)
-			g.say("thaw", "FROZEN 0")
+			harness.Compare(t, want, "-a", core)
+			g.Say("thaw", "FROZEN 0")
 			scanFindsTheMalware(t, g)
 			everyMoment(t, g)
 		})
 	}
 }
 
-func scanFindsTheMalware(t testing.TB, g *guest) {
+func scanFindsTheMalware(t testing.TB, g *harness.Guest) {
 	t.Helper()
 	var got scanResult
-	decode(t, &got, 1, "scan", "-c", uri, g.name, "-d", database(t))
+	harness.Decode(t, &got, 1, "scan", "-c", harness.URI, g.Name, "-d", harness.Database(t))
 	if len(got.Domains) != 1 {
 		t.Fatalf("%d domains", len(got.Domains))
 	}

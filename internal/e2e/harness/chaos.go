@@ -1,4 +1,4 @@
-package e2e
+package harness
 
 import (
 	"encoding/json"
@@ -19,34 +19,19 @@ type chaos struct {
 	t      *testing.T
 	rng    *rand.Rand
 	d      *domaintest.Daemon
-	s      *service
-	guests []*guest
-	owed   map[*guest][]uint64 // malware that must be found, while its guest lives
+	s      *Service
+	guests []*Guest
+	owed   map[*Guest][]uint64 // malware that must be found, while its guest lives
 	files  string              // of saved domains
 	done   map[string]int      // how often each thing was done
 	kills  bool                // the module is there
 }
 
-// TestWatchSurvivesChaos kills libvirtd, clamd, QEMU, the service and its workers at random, starts,
+// Chaos kills libvirtd, clamd, QEMU, the service and its workers at random, starts,
 // stops, pauses, saves and restores domains, and starts malware in them: what a living guest
 // runs is found, nobody is killed twice, no guest is harmed, and the service holds no more
 // at the end than in the beginning. VMAV_CHAOS says for how long, VMAV_CHAOS_SEED how.
-func TestWatchSurvivesChaos(t *testing.T) {
-	if inLab() {
-		t.Skip("TestLabWatchSurvivesChaos does it with kills")
-	}
-	runChaos(t)
-}
-
-func TestLabWatchSurvivesChaos(t *testing.T) {
-	if os.Getenv("VMAV_CHAOS") == "" {
-		t.Skip("VMAV_CHAOS is not set: in the lab this takes make test-kvm-watch; TestWatchSurvivesChaos does the same without kills")
-	}
-	lab(t)
-	runChaos(t)
-}
-
-func runChaos(t *testing.T) {
+func Chaos(t *testing.T) {
 	d := domaintest.Own(t)
 	if d == nil {
 		return
@@ -65,13 +50,13 @@ func runChaos(t *testing.T) {
 		}
 	}
 	t.Logf("VMAV_CHAOS_SEED=%d", seed)
-	c := &chaos{t: t, rng: rand.New(rand.NewPCG(seed, 0)), d: d, owed: make(map[*guest][]uint64), files: openDir(t), done: make(map[string]int), kills: inLab()}
+	c := &chaos{t: t, rng: rand.New(rand.NewPCG(seed, 0)), d: d, owed: make(map[*Guest][]uint64), files: OpenDir(t), done: make(map[string]int), kills: InLab()}
 	var args []string
 	if c.kills {
 		args = []string{"--action", "kill", "--timeout", "2m"}
 	}
-	c.s = startService(t, args...)
-	if _, errs, status := c.s.vmav("hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
+	c.s = StartService(t, args...)
+	if _, errs, status := c.s.Vmav("hook", "install", "--hooks-directory", d.Hooks()); status != 0 {
 		t.Fatalf("hook install: %d, %q", status, errs)
 	}
 	d.Kill()
@@ -102,21 +87,21 @@ func runChaos(t *testing.T) {
 	c.nobodyTwice()
 	c.recorded()
 	for _, g := range c.guests {
-		g.alive()
+		g.Alive()
 	}
 }
 
 // boot starts a domain.
-func (c *chaos) boot() *guest {
-	g := start(c.t, []string{"10.0.19041", "6.1.7601", "10.0.22000"}[c.rng.IntN(3)])
+func (c *chaos) boot() *Guest {
+	g := Start(c.t, []string{"10.0.19041", "6.1.7601", "10.0.22000"}[c.rng.IntN(3)])
 	c.guests = append(c.guests, g)
 	return g
 }
 
-func (c *chaos) any() *guest { return c.guests[c.rng.IntN(len(c.guests))] }
+func (c *chaos) any() *Guest { return c.guests[c.rng.IntN(len(c.guests))] }
 
 // gone forgets a guest that has ended. What it ran cannot be found any more.
-func (c *chaos) gone(g *guest) {
+func (c *chaos) gone(g *Guest) {
 	for i := range c.guests {
 		if c.guests[i] == g {
 			c.guests = append(c.guests[:i], c.guests[i+1:]...)
@@ -130,8 +115,8 @@ func (c *chaos) gone(g *guest) {
 }
 
 // infect starts malware in a guest.
-func (c *chaos) infect(g *guest) {
-	c.owed[g] = append(c.owed[g], g.start("malware.exe"))
+func (c *chaos) infect(g *Guest) {
+	c.owed[g] = append(c.owed[g], g.Start("malware.exe"))
 }
 
 // step does one thing.
@@ -154,31 +139,31 @@ func (c *chaos) step(service bool) {
 		c.d.Start()
 	case n < 10:
 		did("clamd killed")
-		_ = syscall.Kill(c.s.clamd(), syscall.SIGKILL)
+		_ = syscall.Kill(c.s.Clamd(), syscall.SIGKILL)
 	case n < 11:
 		did("QEMU killed")
 		c.killQEMU(g)
 	case n < 12 && service:
 		did("service killed")
-		c.s.kill(syscall.SIGKILL)
+		c.s.Kill(syscall.SIGKILL)
 		c.infect(c.any())
-		c.s.run()
+		c.s.Run()
 	case n < 14:
 		did("paused")
-		virsh(c.t, "suspend", g.name)
+		Virsh(c.t, "suspend", g.Name)
 		time.Sleep(time.Duration(c.rng.IntN(500)) * time.Millisecond)
-		virsh(c.t, "resume", g.name)
+		Virsh(c.t, "resume", g.Name)
 	case n < 15:
 		did("saved and restored")
-		file := filepath.Join(c.files, g.name)
-		virsh(c.t, "save", g.name, file)
-		virsh(c.t, "restore", file)
+		file := filepath.Join(c.files, g.Name)
+		Virsh(c.t, "save", g.Name, file)
+		Virsh(c.t, "restore", file)
 		_ = os.Remove(file)
 		g.connect()
-		g.expect("HB ")
+		g.Expect("HB ")
 	case n < 16:
 		did("destroyed")
-		virsh(c.t, "destroy", g.name)
+		Virsh(c.t, "destroy", g.Name)
 		c.gone(g)
 	case n < 18 && len(c.guests) < 3:
 		did("started")
@@ -195,7 +180,7 @@ func (c *chaos) step(service bool) {
 // killWorker kills a process in which the service reads a guest, as soon as there is one.
 func (c *chaos) killWorker() bool {
 	for range 200 {
-		if all := c.s.workers(); len(all) > 0 {
+		if all := c.s.Workers(); len(all) > 0 {
 			return syscall.Kill(all[c.rng.IntN(len(all))], syscall.SIGKILL) == nil
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -203,8 +188,8 @@ func (c *chaos) killWorker() bool {
 	return false
 }
 
-func (c *chaos) killQEMU(g *guest) {
-	if err := syscall.Kill(pidOf("qemu-system", "guest="+g.name), syscall.SIGKILL); err != nil {
+func (c *chaos) killQEMU(g *Guest) {
+	if err := syscall.Kill(PidOf("qemu-system", "guest="+g.Name), syscall.SIGKILL); err != nil {
 		c.t.Fatal(err)
 	}
 	c.gone(g)
@@ -219,18 +204,18 @@ func (c *chaos) settle() {
 	}
 	for len(c.guests) > 2 {
 		g := c.guests[0]
-		virsh(c.t, "destroy", g.name)
+		Virsh(c.t, "destroy", g.Name)
 		c.gone(g)
 	}
 	for _, g := range c.guests {
 		for _, pid := range c.owed[g] {
-			c.s.await(fmt.Sprintf("finding of pid %d in %s", pid, g.name), 0, findingIn(g, pid))
+			c.s.Await(fmt.Sprintf("finding of pid %d in %s", pid, g.Name), 0, FindingIn(g, pid))
 		}
 		c.infect(g)
 		pid := c.owed[g][len(c.owed[g])-1]
-		c.s.await("finding of what starts now", 0, findingIn(g, pid))
+		c.s.Await("finding of what starts now", 0, FindingIn(g, pid))
 		// Where programs come and go there is always one to be looked at.
-		g.say("pause", "CHURN 0")
+		g.Say("pause", "CHURN 0")
 	}
 	last := ""
 	defer func() { // where it does not come to rest
@@ -238,8 +223,8 @@ func (c *chaos) settle() {
 			c.t.Logf("its status was %s", last)
 		}
 	}()
-	waitFor(c.t, "the service to come to rest", func() bool {
-		text, st, err := c.s.status()
+	WaitFor(c.t, "the service to come to rest", func() bool {
+		text, st, err := c.s.Status()
 		last = text
 		if err != nil || len(st.Domains) != 2 || st.EngineErr != "" {
 			return false
@@ -252,14 +237,14 @@ func (c *chaos) settle() {
 		return true
 	})
 	for _, g := range c.guests {
-		g.say("resume", "CHURN 1")
+		g.Say("resume", "CHURN 1")
 	}
 }
 
 // recorded checks that the history has every finding that was reported, and that its chain
 // holds.
 func (c *chaos) recorded() {
-	out, errs, _ := c.s.vmav("history", "--format", "json")
+	out, errs, _ := c.s.Vmav("history", "--format", "json")
 	var all []struct {
 		Domain, Signature string
 		PID               uint64
@@ -271,14 +256,14 @@ func (c *chaos) recorded() {
 	for _, f := range all {
 		have[fmt.Sprint(f.Domain, f.PID, f.Signature)] = true
 	}
-	reported := c.s.all(0, func(e *entry) bool { return e.Msg == "finding" })
+	reported := c.s.All(0, func(e *Entry) bool { return e.Msg == "finding" })
 	for _, e := range reported {
 		if !have[fmt.Sprint(e.Domain, e.PID, e.Signature)] {
-			c.t.Errorf("reported, and not in the history: %s", e.text)
+			c.t.Errorf("reported, and not in the history: %s", e.Line)
 		}
 	}
 	c.t.Logf("%d findings reported, %d in the history", len(reported), len(all))
-	if out, errs, status := c.s.vmav("history", "verify"); status != 0 {
+	if out, errs, status := c.s.Vmav("history", "verify"); status != 0 {
 		c.t.Errorf("history verify: status %d, %s %s", status, out, errs)
 	}
 }
@@ -287,10 +272,10 @@ func (c *chaos) recorded() {
 // innocent did.
 func (c *chaos) nobodyTwice() {
 	seen := make(map[string]bool)
-	for _, e := range c.s.all(0, func(e *entry) bool { return e.Msg == "kill" && e.Outcome == "killed" }) {
+	for _, e := range c.s.All(0, func(e *Entry) bool { return e.Msg == "kill" && e.Outcome == "killed" }) {
 		key := fmt.Sprintf("%s %d", e.Domain, e.PID)
 		if seen[key] || e.Process != "malware.exe" && e.Process != "packed.exe" {
-			c.t.Errorf("killed twice, or an innocent: %s", e.text)
+			c.t.Errorf("killed twice, or an innocent: %s", e.Line)
 		}
 		seen[key] = true
 	}
@@ -299,8 +284,8 @@ func (c *chaos) nobodyTwice() {
 	}
 	c.t.Logf("%d processes killed", len(seen))
 	for _, g := range c.guests {
-		if said := g.complaints(); len(said) > 0 {
-			c.t.Errorf("%s complains: %q", g.name, said)
+		if said := g.Complaints(); len(said) > 0 {
+			c.t.Errorf("%s complains: %q", g.Name, said)
 		}
 	}
 	for _, line := range c.s.other {

@@ -1,4 +1,4 @@
-package e2e
+package lab
 
 import (
 	"encoding/json"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmav.dev/vmav/internal/e2e/harness"
 )
 
 // pidScan is what a scan of one process says.
@@ -28,9 +30,9 @@ type pidScan struct {
 }
 
 // scanPID scans one process of a guest.
-func scanPID(t *testing.T, g *guest, db string, pid uint64, more ...string) pidScan {
+func scanPID(t *testing.T, g *harness.Guest, db string, pid uint64, more ...string) pidScan {
 	t.Helper()
-	text, errs, status := vmav(t, append([]string{"scan", "-c", uri, g.name, "--database", db, "--pid", fmt.Sprint(pid), "--format", "json"}, more...)...)
+	text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--pid", fmt.Sprint(pid), "--format", "json"}, more...)...)
 	var out struct{ Domains []pidScan }
 	if err := json.Unmarshal([]byte(text), &out); err != nil || len(out.Domains) != 1 {
 		t.Fatalf("scan of %d ended with %d: %v: %s %s", pid, status, err, errs, text)
@@ -48,10 +50,10 @@ type dumped struct {
 }
 
 // dumpPID writes all modules of a process.
-func dumpPID(t *testing.T, g *guest, pid uint64, more ...string) (d dumped, dir string) {
+func dumpPID(t *testing.T, g *harness.Guest, pid uint64, more ...string) (d dumped, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	_, errs, status := vmav(t, append([]string{"dump", "-c", uri, g.name, fmt.Sprint(pid), "--all", "-o", dir}, more...)...)
+	_, errs, status := harness.Vmav(t, append([]string{"dump", "-c", harness.URI, g.Name, fmt.Sprint(pid), "--all", "-o", dir}, more...)...)
 	text, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
 	if err == nil {
 		err = json.Unmarshal(text, &d)
@@ -65,18 +67,17 @@ func dumpPID(t *testing.T, g *guest, pid uint64, more ...string) (d dumped, dir 
 // What the guest has in its files alone comes back on request, and the scan sees the files
 // as they were; without the request it says what it did not see. Processes that must be
 // left alone, and those that never run, stay as they are.
-func TestLabScanPagesIn(t *testing.T) {
-	lab(t)
+func TestScanPagesIn(t *testing.T) {
 	for _, more := range [][]string{nil, {"--kva-shadow"}} {
 		t.Run(strings.Join(append([]string{"10.0.19041"}, more...), " "), func(t *testing.T) {
-			g := start(t, "10.0.19041", more...)
-			g.say("pause", "CHURN 0")
-			db := database(t)
+			g := harness.Start(t, "10.0.19041", more...)
+			g.Say("pause", "CHURN 0")
+			db := harness.Database(t)
 			pageIn := []string{"--page-in", "--page-in-wait", "30s", "--page-in-time", "10m"}
 
-			pid := g.start("malware.exe")
-			a := g.number("progress", pid)
-			waitFor(t, "progress", func() bool { return g.number("progress", pid) != a })
+			pid := g.Start("malware.exe")
+			a := g.Number("progress", pid)
+			harness.WaitFor(t, "progress", func() bool { return g.Number("progress", pid) != a })
 			before, _ := dumpPID(t, g, pid)
 			for _, m := range before.Modules {
 				if m.Coverage != 1 {
@@ -85,7 +86,7 @@ func TestLabScanPagesIn(t *testing.T) {
 			}
 			evict := func(pid uint64) {
 				t.Helper()
-				if line := g.say(fmt.Sprintf("evict %d", pid), "EVICTED "); line == "EVICTED 0" {
+				if line := g.Say(fmt.Sprintf("evict %d", pid), "EVICTED "); line == "EVICTED 0" {
 					t.Fatalf("nothing to evict of %d", pid)
 				}
 			}
@@ -128,7 +129,7 @@ func TestLabScanPagesIn(t *testing.T) {
 			}
 
 			// A critical process, and one that waits for ever: their own files stay out.
-			critical, waits := g.start("critical.exe"), g.start("service.exe")
+			critical, waits := g.Start("critical.exe"), g.Start("service.exe")
 			for _, p := range []uint64{critical, waits} {
 				evict(p)
 				if s := scanPID(t, g, db, p, "--page-in", "--page-in-wait", "3s", "--page-in-time", "30s"); s.Partial == 0 && len(s.Errors) == 0 {
@@ -136,13 +137,13 @@ func TestLabScanPagesIn(t *testing.T) {
 				}
 			}
 			for _, p := range []uint64{pid, critical} {
-				a := g.number("progress", p)
-				waitFor(t, "progress", func() bool { return g.number("progress", p) != a })
+				a := g.Number("progress", p)
+				harness.WaitFor(t, "progress", func() bool { return g.Number("progress", p) != a })
 			}
-			if c := g.complaints(); len(c) > 0 {
+			if c := g.Complaints(); len(c) > 0 {
 				t.Errorf("the guest complains: %q", c)
 			}
-			g.alive()
+			g.Alive()
 		})
 	}
 }

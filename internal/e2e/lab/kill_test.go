@@ -1,4 +1,4 @@
-package e2e
+package lab
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/domain"
+	"vmav.dev/vmav/internal/e2e/harness"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/kill"
@@ -23,7 +24,7 @@ import (
 
 // killer is a guest with what kills in it.
 type killer struct {
-	*guest
+	*harness.Guest
 	src    source.Source
 	in     *introspect.Guest
 	engine *kill.Engine
@@ -33,7 +34,7 @@ type killer struct {
 // labTimeout is long: a vCPU of the lab runs some twenty times slower than a real one.
 const labTimeout = 2 * time.Minute
 
-func newKiller(t testing.TB, g *guest) *killer {
+func newKiller(t testing.TB, g *harness.Guest) *killer {
 	t.Helper()
 	src, h, d := openBy(t, g, domain.Memhook)
 	if kind := src.Info().Kind; kind != "memhook" {
@@ -43,12 +44,12 @@ func newKiller(t testing.TB, g *guest) *killer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine, err := kill.New(g.name, in, src)
+	engine, err := kill.New(g.Name, in, src)
 	if err != nil {
 		t.Fatal(err)
 	}
 	paused := asked(func() bool { d, err := h.Find(d.UUID); return err == nil && d.Paused })
-	return &killer{guest: g, src: src, in: in, engine: engine,
+	return &killer{Guest: g, src: src, in: in, engine: engine,
 		opt: kill.Options{Timeout: labTimeout, Domain: paused, Policy: verdict.Policy{Surrogates: verdict.DefaultSurrogates()}}}
 }
 
@@ -59,57 +60,31 @@ func (a asked) Paused() bool { return a() }
 
 // find is the process of a pid, as it is now.
 func (k *killer) find(pid uint64) *introspect.Process {
-	k.t.Helper()
+	k.T.Helper()
 	return k.living(fmt.Sprint(pid), func(p *introspect.Process) bool { return p.PID == pid })
 }
 
 // named is the first process of a name.
 func (k *killer) named(name string) *introspect.Process {
-	k.t.Helper()
+	k.T.Helper()
 	return k.living(name, func(p *introspect.Process) bool { return p.Name == name })
 }
 
 // living is the first process that lives and matches.
 func (k *killer) living(what string, matches func(*introspect.Process) bool) *introspect.Process {
-	k.t.Helper()
+	k.T.Helper()
 	k.in.Refresh()
 	procs, _, err := k.in.Processes(context.Background())
 	if err != nil {
-		k.t.Fatal(err)
+		k.T.Fatal(err)
 	}
 	for i := range procs {
 		if procs[i].Exited.IsZero() && matches(&procs[i]) {
 			return &procs[i]
 		}
 	}
-	k.t.Fatalf("no process %s in the guest", what)
+	k.T.Fatalf("no process %s in the guest", what)
 	return nil
-}
-
-// start has the guest start a program and returns its pid.
-func (g *guest) start(name string, more ...string) uint64 {
-	g.t.Helper()
-	line := g.say("start "+strings.Join(append([]string{name}, more...), " "), "START ")
-	for !strings.HasSuffix(line, " "+name) {
-		line = g.expect("START ")
-	}
-	pid, err := strconv.ParseUint(strings.Fields(line)[1], 10, 64)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return pid
-}
-
-// number asks the guest something that it answers with a number behind a pid.
-func (g *guest) number(command string, pid uint64) uint64 {
-	g.t.Helper()
-	word := strings.ToUpper(command)
-	line := g.say(fmt.Sprintf("%s %d", command, pid), fmt.Sprintf("%s %d ", word, pid))
-	n, err := strconv.ParseUint(strings.Fields(line)[2], 10, 64)
-	if err != nil {
-		g.t.Fatalf("the guest says %q", line)
-	}
-	return n
 }
 
 // kinds are the ways to spend one's time that a target can have.
@@ -117,42 +92,30 @@ var kinds = []string{"burn.exe", "sleeper.exe", "faulter.exe", "service.exe", "t
 
 // dead checks what every kill must have come to.
 func (k *killer) dead(rec *finding.Kill) bool {
-	k.t.Helper()
+	k.T.Helper()
 	text, _ := json.Marshal(rec)
 	if rec.Code != finding.OutcomeKilled || rec.ExitStatus == nil || *rec.ExitStatus != kill.Status || rec.Exited == nil || rec.Applied == nil || rec.Dead == nil {
-		k.t.Errorf("%s[%d] is not dead by the record: %s", rec.Target.Name, rec.Target.PID, text)
+		k.T.Errorf("%s[%d] is not dead by the record: %s", rec.Target.Name, rec.Target.PID, text)
 		return false
 	}
 	for _, s := range rec.Surrogates {
 		if s.Context != "equal" {
-			k.t.Errorf("surrogate of %s[%d]: %s", rec.Target.Name, rec.Target.PID, text)
+			k.T.Errorf("surrogate of %s[%d]: %s", rec.Target.Name, rec.Target.PID, text)
 		}
 	}
-	k.expect(fmt.Sprintf("EXIT %d %s 0xc0000906", rec.Target.PID, rec.Target.Name))
+	k.Expect(fmt.Sprintf("EXIT %d %s 0xc0000906", rec.Target.PID, rec.Target.Name))
 	return true
 }
 
-// complaints are what programs of the guest said of what was done to them.
-func (g *guest) complaints() []string {
-	var out []string
-	for _, line := range g.said {
-		if strings.HasPrefix(line, "EXCEPTION ") || strings.Contains(line, "CONTEXT") || strings.Contains(line, "0xdead") {
-			out = append(out, line)
-		}
-	}
-	return out
-}
-
 // Each way to spend one's time ends, by the guest's own account; nobody else does.
-func TestLabKillsEveryKindOfProcess(t *testing.T) {
-	lab(t)
+func TestKillsEveryKindOfProcess(t *testing.T) {
 	for _, more := range [][]string{nil, {"--kva-shadow"}} {
 		t.Run(strings.Join(append([]string{"10.0.19041"}, more...), " "), func(t *testing.T) {
-			k := newKiller(t, start(t, "10.0.19041", more...))
-			k.say("pause", "CHURN 0")
-			before := living(k.truth())
+			k := newKiller(t, harness.Start(t, "10.0.19041", more...))
+			k.Say("pause", "CHURN 0")
+			before := living(k.Truth())
 			for _, name := range kinds {
-				p := k.find(k.start(name))
+				p := k.find(k.Start(name))
 				rec := k.engine.Kill(context.Background(), p, k.opt)
 				if k.dead(rec) {
 					t.Logf("%s: %s, applied after %v, dead after %v", name, rec.Method, rec.Applied, rec.Dead)
@@ -161,24 +124,24 @@ func TestLabKillsEveryKindOfProcess(t *testing.T) {
 					t.Errorf("%s never runs, but was killed by method %q", name, rec.Method)
 				}
 				for _, s := range rec.Surrogates {
-					if n := k.number("handles", s.PID); n == 0 {
+					if n := k.Number("handles", s.PID); n == 0 {
 						t.Errorf("surrogate %d has no handles", s.PID)
 					}
 				}
 			}
-			k.say("reap", "REAPED ")
-			if after := living(k.truth()); !slices.Equal(before, after) {
+			k.Say("reap", "REAPED ")
+			if after := living(k.Truth()); !slices.Equal(before, after) {
 				t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 			}
-			if c := k.complaints(); len(c) > 0 {
+			if c := k.Complaints(); len(c) > 0 {
 				t.Errorf("the guest complains: %q", c)
 			}
-			k.alive()
+			k.Alive()
 		})
 	}
 }
 
-func living(l truth) []string {
+func living(l harness.Truth) []string {
 	var out []string
 	for _, p := range l.Processes {
 		if p.Exited == nil {
@@ -191,8 +154,7 @@ func living(l truth) []string {
 
 // Many kills, half of them while other programs compute: all dead, all surrogates as
 // they were. VMAV_LAB_KILLS says how many.
-func TestLabKills(t *testing.T) {
-	lab(t)
+func TestKills(t *testing.T) {
 	n := 30
 	if s := os.Getenv("VMAV_LAB_KILLS"); s != "" {
 		var err error
@@ -200,18 +162,18 @@ func TestLabKills(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k := newKiller(t, start(t, "10.0.19041"))
-	k.say("pause", "CHURN 0")
-	before := living(k.truth())
+	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k.Say("pause", "CHURN 0")
+	before := living(k.Truth())
 	times := make(map[string][]time.Duration)
 	handles := make(map[uint64]uint64)
 	killed, busy := 0, []uint64(nil)
 	for i := range n {
 		if i == n/2 {
-			busy = []uint64{k.start("burn.exe"), k.start("faulter.exe")} // load
+			busy = []uint64{k.Start("burn.exe"), k.Start("faulter.exe")} // load
 		}
 		name := kinds[i%len(kinds)]
-		p := k.find(k.start(name))
+		p := k.find(k.Start(name))
 		rec := k.engine.Kill(context.Background(), p, k.opt)
 		if !k.dead(rec) {
 			continue
@@ -223,31 +185,31 @@ func TestLabKills(t *testing.T) {
 		}
 		times[rec.Method+", "+load] = append(times[rec.Method+", "+load], time.Duration(*rec.Dead))
 		for _, s := range rec.Surrogates {
-			if now, was := k.number("handles", s.PID), handles[s.PID]; was != 0 && now != was {
+			if now, was := k.Number("handles", s.PID), handles[s.PID]; was != 0 && now != was {
 				t.Errorf("surrogate %d has %d handles, had %d", s.PID, now, was)
 			} else {
 				handles[s.PID] = now
 			}
 		}
 		if i%10 == 9 {
-			k.say("reap", "REAPED ")
+			k.Say("reap", "REAPED ")
 			t.Logf("%d of %d killed", killed, i+1)
 		}
 	}
 	for _, pid := range busy {
 		k.dead(k.engine.Kill(context.Background(), k.find(pid), k.opt))
 	}
-	k.say("reap", "REAPED ")
-	if after := living(k.truth()); !slices.Equal(before, after) {
+	k.Say("reap", "REAPED ")
+	if after := living(k.Truth()); !slices.Equal(before, after) {
 		t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
-	if c := k.complaints(); len(c) > 0 {
+	if c := k.Complaints(); len(c) > 0 {
 		t.Errorf("the guest complains: %q", c)
 	}
-	k.alive()
+	k.Alive()
 	t.Logf("%d of %d verified dead, through %d surrogates", killed, n, len(handles))
 	for _, how := range sortedNames(times) {
-		t.Logf("request to death, %s: %s", how, distribution(times[how]))
+		t.Logf("request to death, %s: %s", how, harness.Distribution(times[how]))
 	}
 	if killed != n {
 		t.Errorf("%d of %d killed", killed, n)
@@ -263,18 +225,11 @@ func sortedNames[V any](m map[string]V) []string {
 	return names
 }
 
-func distribution(d []time.Duration) string {
-	slices.Sort(d)
-	at := func(share float64) time.Duration { return d[int(share*float64(len(d)-1))].Round(time.Millisecond) }
-	return fmt.Sprintf("n %d, min %v, median %v, 90 %% %v, 99 %% %v, max %v", len(d), at(0), at(0.5), at(0.9), at(0.99), at(1))
-}
-
 // The command: its exit status and its record, and a scan that kills what it finds.
-func TestLabCommandsKill(t *testing.T) {
-	lab(t)
-	g := start(t, "10.0.19041")
-	g.say("pause", "CHURN 0") // a process that ends in mid-scan leaves the scan incomplete
-	db := database(t)
+func TestCommandsKill(t *testing.T) {
+	g := harness.Start(t, "10.0.19041")
+	g.Say("pause", "CHURN 0") // a process that ends in mid-scan leaves the scan incomplete
+	db := harness.Database(t)
 	var out struct {
 		Domains []struct {
 			Findings []struct {
@@ -287,7 +242,7 @@ func TestLabCommandsKill(t *testing.T) {
 	}
 	scan := func(want int, more ...string) {
 		t.Helper()
-		text, errs, status := vmav(t, append([]string{"scan", "-c", uri, g.name, "--database", db, "--action", "kill", "--timeout", "2m", "--format", "json"}, more...)...)
+		text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--action", "kill", "--timeout", "2m", "--format", "json"}, more...)...)
 		if status != want {
 			t.Fatalf("scan ended with %d, want %d: %s %s", status, want, errs, text)
 		}
@@ -302,7 +257,7 @@ func TestLabCommandsKill(t *testing.T) {
 	// What became of each finding is in the history, in its order.
 	recorded := func(id int64, want ...string) {
 		t.Helper()
-		text, errs, status := vmav(t, "history", "show", fmt.Sprint(id))
+		text, errs, status := harness.Vmav(t, "history", "show", fmt.Sprint(id))
 		at := 0
 		for _, w := range want {
 			if i := strings.Index(text[at:], w); i >= 0 {
@@ -324,11 +279,11 @@ func TestLabCommandsKill(t *testing.T) {
 		if f.Action != "kill" || f.Outcome != "killed" {
 			t.Errorf("%+v", f)
 		}
-		g.expect(fmt.Sprintf("EXIT %d ", f.PID))
+		g.Expect(fmt.Sprintf("EXIT %d ", f.PID))
 		recorded(f.ID, "Decided:   kill", "kill requested", "kill: killed", "exit status 0xc0000906", "Result:    scanned")
 	}
-	pid := g.start("sleeper.exe")
-	text, errs, status := vmav(t, "kill", "-c", uri, g.name, strconv.FormatUint(pid, 10), "--timeout", "2m")
+	pid := g.Start("sleeper.exe")
+	text, errs, status := harness.Vmav(t, "kill", "-c", harness.URI, g.Name, strconv.FormatUint(pid, 10), "--timeout", "2m")
 	if status != 0 || !strings.Contains(text, "killed") || errs != "" {
 		t.Errorf("status %d, %q %q", status, text, errs)
 	}
@@ -336,16 +291,16 @@ func TestLabCommandsKill(t *testing.T) {
 		ID            int64
 		Kind, Outcome string
 	}
-	decode(t, &kills, 0, "history", "--limit", "1")
+	harness.Decode(t, &kills, 0, "history", "--limit", "1")
 	if len(kills) != 1 || kills[0].Kind != "kill" || kills[0].Outcome != "killed" {
 		t.Errorf("the newest record: %+v", kills)
 	} else {
 		recorded(kills[0].ID, fmt.Sprintf("pid %d", pid), "by hand", "kill requested", "kill: killed")
 	}
-	if text, errs, status := vmav(t, "history", "verify"); status != 0 {
+	if text, errs, status := harness.Vmav(t, "history", "verify"); status != 0 {
 		t.Errorf("%s %s", text, errs)
 	}
-	text, errs, status = vmav(t, "kill", "-c", uri, "--source", "qemu", g.name, strconv.FormatUint(g.start("sleeper.exe"), 10))
+	text, errs, status = harness.Vmav(t, "kill", "-c", harness.URI, "--source", "qemu", g.Name, strconv.FormatUint(g.Start("sleeper.exe"), 10))
 	if status != 2 || !strings.Contains(text, "refused") || !strings.Contains(text, "kvm-memhook") {
 		t.Errorf("through QEMU: status %d, %q %q", status, text, errs)
 	}

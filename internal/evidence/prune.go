@@ -174,6 +174,11 @@ func remove(e stored) error {
 	return nil
 }
 
+// unfinished tells whether a file of this name is an item that has not got its own yet.
+func unfinished(name string) bool {
+	return strings.HasPrefix(name, ".") && strings.Contains(name, suffix)
+}
+
 // removeUnfinished removes what writers left that died.
 func (s *Store) removeUnfinished() error {
 	files, err := os.ReadDir(s.dir)
@@ -181,7 +186,7 @@ func (s *Store) removeUnfinished() error {
 		return err
 	}
 	for _, f := range files {
-		if !strings.HasPrefix(f.Name(), unfinished) {
+		if !unfinished(f.Name()) {
 			continue
 		}
 		if st, err := f.Info(); err != nil || time.Since(st.ModTime()) < staleAfter {

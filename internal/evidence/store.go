@@ -13,14 +13,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/atomicfile"
 )
 
 const (
 	suffix   = ".sealed"
 	lockName = "lock"
-	// unfinished begins the name of a file until it is whole. It is removed when nothing was
-	// written to it for staleAfter: its writer has died.
-	unfinished = "new-"
+	// staleAfter is how long nothing was written to an unfinished file whose writer has died.
 	staleAfter = time.Hour
 
 	lockWait, lockPoll = 30 * time.Second, 5 * time.Millisecond
@@ -99,23 +99,15 @@ func (s *Store) put(h Header, content []byte) error {
 		return err
 	}
 	// Not under the lock: large contents take their time.
-	f, err := os.CreateTemp(s.dir, unfinished+"*")
+	f, err := atomicfile.Create(s.path(h.SHA256), s.dir, 0o400)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // where it did not get its name
-	err = write(f, h, content)
-	var st fs.FileInfo
-	if err == nil {
-		st, err = f.Stat()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	defer f.Discard() // where it did not get its name
+	if err := write(f, h, content); err != nil {
 		return err
 	}
-	return s.enter(f.Name(), st.Size(), h)
+	return s.enter(f, h)
 }
 
 // again notes that an item was stored once more, and tells whether it is there.
@@ -129,7 +121,11 @@ func (s *Store) again(h Header) (bool, error) {
 }
 
 // enter gives a file with a whole item its name, where there is room for it.
-func (s *Store) enter(name string, size int64, h Header) error {
+func (s *Store) enter(f *atomicfile.File, h Header) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	unlock, err := s.lock()
 	if err != nil {
 		return err
@@ -140,19 +136,16 @@ func (s *Store) enter(name string, size int64, h Header) error {
 	if there, err := s.touch(path, h); err != nil || there {
 		return err
 	}
-	if err := s.makeRoom(size); err != nil {
+	if err := s.makeRoom(st.Size()); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	if err := os.Rename(name, path); err != nil {
+	if err := f.Commit(); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return err
-	}
-	return syncDir(s.dir)
+	return syncDir(s.dir) // the item's directory may be new
 }
 
 // touch notes that an item was stored once more. It tells whether it is there and whole;
@@ -178,13 +171,10 @@ func (s *Store) touch(path string, h Header) (bool, error) {
 }
 
 // write writes an item to a file, to the disk.
-func write(f *os.File, h Header, content []byte) error {
+func write(f *atomicfile.File, h Header, content []byte) error {
 	err := sealItem(f, h, content)
 	if err == nil {
 		err = trail(f)
-	}
-	if err == nil {
-		err = f.Chmod(0o400)
 	}
 	if err == nil {
 		err = f.Sync()

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"vmav.dev/vmav/internal/atomicfile"
 )
 
 // DefaultDirectory is where libvirt's system daemon looks for hooks.
@@ -57,21 +59,14 @@ func Install(dir, program string, environment map[string]string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("install the hook: %w", err)
 	}
-	// Not in qemu.d: libvirt runs what it finds there.
-	f, err := os.CreateTemp(dir, ".vmav-")
+	// Until it is whole it lies outside of qemu.d: libvirt runs what it finds there.
+	f, err := atomicfile.Create(path, dir, 0o755)
 	if err != nil {
 		return fmt.Errorf("install the hook: %w", err)
 	}
-	defer os.Remove(f.Name())
-	_, err = fmt.Fprintf(f, script, env.String(), quote(program))
-	if err == nil {
-		err = f.Chmod(0o755)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+	defer f.Discard()
+	if _, err = fmt.Fprintf(f, script, env.String(), quote(program)); err == nil {
+		err = f.Commit()
 	}
 	if err != nil {
 		return fmt.Errorf("install the hook: %w", err)

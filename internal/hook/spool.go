@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/watch"
 )
 
@@ -38,19 +39,9 @@ func Put(dir string, h watch.Hint) error {
 	if err != nil {
 		return fmt.Errorf("spool a hook's event: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ".new-")
-	if err != nil {
-		return fmt.Errorf("spool a hook's event: %w", err)
-	}
-	_, err = f.Write(text)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, fmt.Sprintf("%d-%d%s", time.Now().UnixNano(), os.Getpid(), suffix)))
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	// Until the event is whole, its name does not end as one's that List reads.
+	path := filepath.Join(dir, fmt.Sprintf("%d-%d%s", time.Now().UnixNano(), os.Getpid(), suffix))
+	if err := atomicfile.WriteBytes(path, 0o600, text); err != nil {
 		return fmt.Errorf("spool a hook's event: %w", err)
 	}
 	return nil

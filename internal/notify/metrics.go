@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
@@ -76,7 +77,7 @@ func (m *metrics) add(d *finding.Scan, everything bool, now time.Time) error {
 		return err
 	}
 	samples.add(d, everything, now)
-	return samples.write(m.dir, path)
+	return samples.write(path)
 }
 
 // samples are values by metric and labels, as they stand in the file.
@@ -182,7 +183,7 @@ func (s samples) forget(now time.Time) {
 }
 
 // write puts the samples at path, in the order of families.
-func (s samples) write(dir, path string) error {
+func (s samples) write(path string) error {
 	var b bytes.Buffer
 	keys := slices.Sorted(maps.Keys(s))
 	for _, f := range families {
@@ -198,17 +199,6 @@ func (s samples) write(dir, path string) error {
 			fmt.Fprintf(&b, "%s %s\n", key, strconv.FormatFloat(s[key], 'g', -1, 64))
 		}
 	}
-	tmp, err := os.CreateTemp(dir, "."+MetricsFile+".") // a name that the collector passes by
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(b.Bytes())
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-	}
-	return err
+	// The collector passes by the name that the file has until it is whole.
+	return atomicfile.WriteBytes(path, 0o644, b.Bytes())
 }

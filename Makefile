@@ -20,11 +20,11 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 FUZZTIME ?= 30s
 
-.PHONY: help deps demo-deps build test demo bench lint fuzz install clean packages test-packages test-packages-kvm
+.PHONY: help deps demo-deps build test demo bench fuzz install clean packages test-packages test-packages-kvm
 .DEFAULT_GOAL := build
 
 help:
-	@echo "targets: deps build packages test demo bench lint fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug bench-kvm module-matrix"
+	@echo "targets: deps build packages test demo bench lint fmt vuln fuzz install clean test-packages test-packages-kvm test-kvm test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug bench-kvm module-matrix"
 
 # What building, the demo and running vmav take; deps adds what the tests read.
 demo-deps:
@@ -43,6 +43,8 @@ build: guest-assets
 	$(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o bin/vmav ./cmd/vmav
 	$(GO) build -trimpath -o bin/ntguest ./internal/ntguest/cmd/ntguest
 
+include toolchain.mk
+include lint.mk
 include testdata/ntguest/guest.mk
 include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
@@ -82,11 +84,6 @@ demo: demo-deps
 
 bench: build
 	@GO=$(GO) testdata/with-libvirt.sh testdata/bench/run.sh
-
-lint:
-	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
-	$(GO) vet ./...
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.6.1 ./...
 
 # Every fuzz target of the tree, FUZZTIME each.
 fuzz: build

@@ -76,12 +76,9 @@ func domainText(s *Scan) string {
 func (a *account) found(d *Detail) {
 	a.say("Domain", "%s", domainText(&d.Run))
 	f := &d.Finding
-	who := fmt.Sprintf("process %s, pid %d", f.Process, f.PID)
-	if f.PID == 4 {
-		who = "the kernel"
-	}
+	where := finding.Where(f.PID, f.Process)
 	if f.Kind == KindKill {
-		a.say("Process", "%s: %s", who, f.Image)
+		a.say("Process", "%s: %s", where, f.Image)
 		return
 	}
 	switch {
@@ -92,7 +89,7 @@ func (a *account) found(d *Detail) {
 	default:
 		a.say("Found", "the engine knows the rebuilt file as %s", f.Signature)
 	}
-	a.say("Where", "%s: %s, %d bytes at %s", who, f.Image, f.Size, f.Base)
+	a.say("Where", "%s: %s, %d bytes at %s", where, f.Image, f.Size, f.Base)
 	if r := f.Region; r != nil {
 		text := fmt.Sprintf("memory %s to %s, %d bytes of it executable; ", r.Start, r.End, r.Executable)
 		switch r.Type {

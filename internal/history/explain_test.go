@@ -103,3 +103,35 @@ Result: scanned T: 45 processes, 153 images, 44 distinct files, 1 findings, 0 er
 		t.Errorf("%s, %v", explained(ExplainRun(&s)), err)
 	}
 }
+
+// The kernel has PID 0 in findings, and PID 4 is the process System.
+func TestExplainSaysWhereAFindingIs(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	for _, tt := range []struct {
+		pid     uint64
+		process string
+		want    string
+	}{
+		{0, "", "the kernel"},
+		{4, "System", "process System, pid 4"},
+		{2552, "malware.exe", "process malware.exe, pid 2552"},
+	} {
+		f := found(tt.pid, "Vmav.Test.Malware")
+		f.Process = tt.process
+		r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10"})
+		if err == nil {
+			err = r.Found(ctx, &f)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := db.Show(ctx, f.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := explained(Explain(&d)); !strings.Contains(got, "\nWhere: "+tt.want+": ") {
+			t.Errorf("no %q in\n%s", tt.want, got)
+		}
+	}
+}

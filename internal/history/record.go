@@ -83,7 +83,7 @@ func (r *Recorder) Found(ctx context.Context, f *finding.Finding) error {
 	err := r.write(ctx, func(t *txn, run int64) error { return t.found(run, f, time.Now()) })
 	if err != nil {
 		f.ID = 0
-		return fmt.Errorf("record the finding %s in process %d: %w", f.Signature, f.PID, err)
+		return fmt.Errorf("record the finding %s in %s: %w", f.Signature, finding.Where(f.PID, f.Process), err)
 	}
 	return nil
 }

@@ -213,3 +213,12 @@ func TestEventJSON(t *testing.T) {
 		t.Errorf("%v: %+v", err, back)
 	}
 }
+
+func TestAFindingInTheKernelNamesNoProcess(t *testing.T) {
+	f := found("drivers", false)
+	f.PID, f.Process, f.Image, f.Subject = 0, "", `\Driver\rootkit.sys`, verdict.Subject{Kernel: true, Session: -1}
+	e := Event{Type: TypeFinding, Domain: "win10", Finding: &f}
+	if got, want := e.text(), `win10: kernel: \Driver\rootkit.sys: Win.Test FOUND; kill by rule drivers: killed`; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -19,7 +19,7 @@
 // # Power cuts and order
 //
 // The database is in WAL mode with synchronous=FULL: a write that has returned is on disk.
-// A finding is told to anyone only after Recorder.Found, or RecordScan, has returned.
+// A finding is told to anyone only after Recorder.Found has returned.
 //
 // # Schema version and migration
 //

@@ -40,6 +40,15 @@ func scan(f ...finding.Finding) *finding.Scan {
 		Processes: 45, Images: 153, Files: 44, Bytes: 12345678, Findings: f, Errors: []finding.Unread{}, Timing: finding.Timing{Total: 1.5}}
 }
 
+// recordScan records the finished scan of one domain, and returns the number of its record.
+func recordScan(ctx context.Context, db *DB, e *finding.Engine, d *finding.Scan) (int64, error) {
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: d.Name, UUID: d.UUID, Engine: e})
+	if err != nil {
+		return 0, err
+	}
+	return r.ID(), r.End(ctx, d)
+}
+
 func killed(pid uint64) *finding.Kill {
 	status, dead := finding.NTStatus(0xC0000906), finding.Milliseconds(40123*time.Microsecond)
 	return &finding.Kill{Domain: "win10", Target: finding.Process{PID: pid, Name: "malware.exe"}, Outcome: finding.Outcome{Code: finding.OutcomeKilled},
@@ -64,7 +73,7 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	d.Kills = []*finding.Kill{killed(2560)}
 	want := append([]finding.Finding{}, d.Findings...)
 	e := &finding.Engine{Version: "ClamAV 1.4.6", Database: "27000"}
-	id, err := db.RecordScan(ctx, self, e, d)
+	id, err := recordScan(ctx, db, e, d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,12 +207,12 @@ func TestFilters(t *testing.T) {
 		for j := range d.Findings {
 			d.Findings[j].Domain = name
 		}
-		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
+		if _, err := recordScan(ctx, db, nil, d); err != nil {
 			t.Fatal(err)
 		}
 	}
 	middle := time.Now()
-	if _, err := db.RecordScan(ctx, self, nil, scan(found(4000, "Late"))); err != nil {
+	if _, err := recordScan(ctx, db, nil, scan(found(4000, "Late"))); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -265,7 +274,7 @@ func TestDerivedTablesAreMadeAnewFromAnOlderVersion(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
 	db := openDB(t, dir)
-	if _, err := db.RecordScan(ctx, self, nil, scan(found(8, "A"))); err != nil {
+	if _, err := recordScan(ctx, db, nil, scan(found(8, "A"))); err != nil {
 		t.Fatal(err)
 	}
 	head := verify(t, db).Head

@@ -142,8 +142,17 @@ func (r *Recorder) End(ctx context.Context, d *finding.Scan) error {
 	if r.ID() == 0 && d.Status == finding.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
 		return nil
 	}
+	var unrecorded []*finding.Finding
+	for i := range d.Findings {
+		if d.Findings[i].ID == 0 {
+			unrecorded = append(unrecorded, &d.Findings[i])
+		}
+	}
 	err := r.write(ctx, func(t *txn, run int64) error { return t.end(run, d, time.Now()) })
 	if err != nil {
+		for _, f := range unrecorded {
+			f.ID = 0
+		}
 		return fmt.Errorf("record the end of the scan of %s: %w", d.Name, err)
 	}
 	return nil
@@ -151,7 +160,7 @@ func (r *Recorder) End(ctx context.Context, d *finding.Scan) error {
 
 func (t *txn) end(run int64, d *finding.Scan, at time.Time) error {
 	for i := range d.Findings {
-		if err := t.settle(run, &d.Findings[i], d, at); err != nil {
+		if err := t.complete(run, &d.Findings[i], d, at); err != nil {
 			return err
 		}
 	}
@@ -164,8 +173,9 @@ func (t *txn) end(run int64, d *finding.Scan, at time.Time) error {
 	return err
 }
 
-// settle brings the records of a finding to its final state.
-func (t *txn) settle(run int64, f *finding.Finding, d *finding.Scan, at time.Time) error {
+// complete records what the records of a finding lack at the end of its run: the finding
+// itself, or its outcome.
+func (t *txn) complete(run int64, f *finding.Finding, d *finding.Scan, at time.Time) error {
 	if f.ID == 0 {
 		if err := t.found(run, f, at); err != nil {
 			return err
@@ -192,26 +202,4 @@ func (t *txn) settle(run int64, f *finding.Finding, d *finding.Scan, at time.Tim
 	}
 	_, err := t.append(kindAction, run, at, b)
 	return err
-}
-
-// RecordScan records the finished scan of one domain at once and sets the IDs of its
-// findings. When it returns nil, all is on disk. The engine may be nil. It returns the
-// number of the scan's record.
-func (db *DB) RecordScan(ctx context.Context, o Origin, e *finding.Engine, d *finding.Scan) (int64, error) {
-	var id int64
-	err := db.write(ctx, func(t *txn) (err error) {
-		now := time.Now()
-		began := now.Add(-time.Duration(d.Timing.Total * float64(time.Second)))
-		if id, err = t.begin(Run{o, OperationScan, d.Name, d.UUID, e}, began); err != nil {
-			return err
-		}
-		return t.end(id, d, now)
-	})
-	if err != nil {
-		for i := range d.Findings {
-			d.Findings[i].ID = 0
-		}
-		return 0, fmt.Errorf("record the scan of %s: %w", d.Name, err)
-	}
-	return id, nil
 }

@@ -92,9 +92,6 @@ func Remove(dir string) error {
 	return nil
 }
 
-// Installed tells whether the hook is in a hook directory.
-func Installed(dir string) bool { return ours(Path(dir)) == nil }
-
 // ours fails where a file is not our script.
 func ours(path string) error {
 	text, err := os.ReadFile(path)

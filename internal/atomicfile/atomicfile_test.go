@@ -115,7 +115,8 @@ func TestErrorsNameTheFileAndLeaveNothing(t *testing.T) {
 		is         error
 		want       string
 	}{
-		{"no directory", filepath.Join(dir, "none", "file"), nil, fs.ErrNotExist, "create " + filepath.Join(dir, "none", "file") + ": no such file or directory"},
+		{"no directory", filepath.Join(dir, "none", "file"), nil, fs.ErrNotExist,
+			"create " + filepath.Join(dir, "none", "file") + ": no such file or directory"},
 		{"a directory has the name", taken, nil, fs.ErrExist, "rename " + taken + ": file exists"},
 		{"who fills it fails", filepath.Join(dir, "file"), func(w io.Writer) error {
 			_, err := io.WriteString(w, "half")

@@ -101,7 +101,8 @@ func (t *txn) append(kind string, scan int64, at time.Time, content any) (int64,
 		r.scan = r.seq
 	}
 	r.mac = chained(t.db.key, head.mac, r)
-	if _, err := t.ExecContext(t.ctx, "INSERT INTO log (seq, at, scan, kind, body, mac) VALUES (?, ?, ?, ?, ?, ?)", r.seq, r.at, r.scan, r.kind, r.body, r.mac); err != nil {
+	const insert = "INSERT INTO log (seq, at, scan, kind, body, mac) VALUES (?, ?, ?, ?, ?, ?)"
+	if _, err := t.ExecContext(t.ctx, insert, r.seq, r.at, r.scan, r.kind, r.body, r.mac); err != nil {
 		return 0, err
 	}
 	if err := t.setMark(metaHead, mark{r.seq, r.mac}); err != nil {

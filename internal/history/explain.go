@@ -195,7 +195,8 @@ func (a *account) kill(k *finding.Kill) {
 		for _, c := range s.Calls {
 			calls = append(calls, fmt.Sprintf("%s %s", c.Name, c.Status))
 		}
-		a.say("Seen", "surrogate %s, pid %d, thread %d: %s; its context afterwards: %s %s", s.Name, s.PID, s.Thread, strings.Join(calls, ", "), s.Context, s.Error)
+		a.say("Seen", "surrogate %s, pid %d, thread %d: %s; its context afterwards: %s %s", s.Name, s.PID, s.Thread, strings.Join(calls, ", "), s.Context,
+			s.Error)
 	}
 	for _, line := range k.Plan {
 		a.say("Seen", "%s", line)
@@ -241,7 +242,8 @@ func (a *account) run(s *Scan) {
 	r := s.Result
 	text = fmt.Sprintf("%s after %s", s.Status, s.Ended.Sub(s.Began).Round(time.Millisecond))
 	if r != nil && s.Operation == OperationScan {
-		text += fmt.Sprintf(": %d processes, %d images, %d distinct files, %d findings, %d errors", r.Processes, r.Images, r.Files, s.Findings, len(r.Errors)+s.Omitted)
+		text += fmt.Sprintf(": %d processes, %d images, %d distinct files, %d findings, %d errors", r.Processes, r.Images, r.Files, s.Findings,
+			len(r.Errors)+s.Omitted)
 	}
 	if r != nil && r.Reason != "" {
 		text += "; " + r.Reason

@@ -25,13 +25,15 @@ func explained(lines []Line) string {
 func TestExplainTellsWhatWasDecidedDoneAndSeen(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t, t.TempDir())
-	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", Engine: &finding.Engine{Version: "ClamAV 1.4.6"}})
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001",
+		Engine: &finding.Engine{Version: "ClamAV 1.4.6"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := found(2552, "Vmav.Test.Malware")
 	f.Verdict = verdict.Verdict{Action: verdict.Kill, Reason: "signature is Vmav.*"}
-	f.Evidence = []finding.Exhibit{{Kind: finding.ExhibitScanned, SHA256: strings.Repeat("ab", 32), Size: 7}, {Kind: finding.ExhibitMemory, Error: "the evidence store is full"}}
+	f.Evidence = []finding.Exhibit{{Kind: finding.ExhibitScanned, SHA256: strings.Repeat("ab", 32), Size: 7},
+		{Kind: finding.ExhibitMemory, Error: "the evidence store is full"}}
 	if err := r.Found(ctx, &f); err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,8 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Origin != self || s.Status != finding.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil || s.Ended.Before(s.Began) {
+	if s.Origin != self || s.Status != finding.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil ||
+		s.Ended.Before(s.Began) {
 		t.Errorf("%+v", s)
 	}
 	if got := s.Result; got.Bytes != d.Bytes || got.Images != d.Images || got.Timing != d.Timing || got.Build != d.Build || len(got.Findings) != 0 {
@@ -105,7 +106,8 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	verify(t, db)
 	var synchronous int
 	var journal string
-	if err := db.sql.QueryRow("SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode").Scan(&synchronous, &journal); err != nil || synchronous != 2 || journal != "wal" {
+	if err := db.sql.QueryRow("SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode").Scan(&synchronous, &journal); err != nil ||
+		synchronous != 2 || journal != "wal" {
 		t.Errorf("synchronous=%d, journal %s, %v; want FULL (2) and wal", synchronous, journal, err)
 	}
 	for name, mode := range map[string]fs.FileMode{"": 0o700, fileName: 0o600, keyName: 0o600} {
@@ -161,7 +163,8 @@ func TestStatesOfAnAction(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	detail, err := db.Show(ctx, f.ID)
-	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 || *detail.Steps[1].Kill.Dead != finding.Milliseconds(40123*time.Microsecond) {
+	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 ||
+		*detail.Steps[1].Kill.Dead != finding.Milliseconds(40123*time.Microsecond) {
 		t.Errorf("%+v, %v", detail, err)
 	}
 }

@@ -21,7 +21,8 @@ func loadKey(path string, fresh bool) ([]byte, error) {
 		return key, err
 	}
 	if !fresh {
-		return nil, fmt.Errorf("the key %s is gone: what is recorded cannot be verified any more, and nothing is added; move the database away to begin a new one", path)
+		return nil, fmt.Errorf("the key %s is gone: what is recorded cannot be verified any more, and nothing is added; "+
+			"move the database away to begin a new one", path)
 	}
 	key = make([]byte, keySize)
 	if _, err := rand.Read(key); err != nil {

@@ -112,7 +112,8 @@ func (t *txn) upto(l Limits) (int64, error) {
 	}
 	// A run under way, and all behind it, stays.
 	var under sql.NullInt64
-	if err := t.QueryRowContext(t.ctx, "SELECT min(id) FROM scans WHERE ended IS NULL AND began >= ?", time.Now().Add(-unfinishedFor).UnixNano()).Scan(&under); err != nil {
+	since := time.Now().Add(-unfinishedFor).UnixNano()
+	if err := t.QueryRowContext(t.ctx, "SELECT min(id) FROM scans WHERE ended IS NULL AND began >= ?", since).Scan(&under); err != nil {
 		return 0, err
 	}
 	if under.Valid {

@@ -183,7 +183,8 @@ func (t *txn) complete(run int64, f *finding.Finding, d *finding.Scan, at time.T
 	}
 	var action string
 	var o finding.Outcome
-	if err := t.QueryRowContext(t.ctx, "SELECT action, outcome, reason FROM entries WHERE id = ? AND scan = ?", f.ID, run).Scan(&action, &o.Code, &o.Reason); err != nil {
+	recorded := t.QueryRowContext(t.ctx, "SELECT action, outcome, reason FROM entries WHERE id = ? AND scan = ?", f.ID, run)
+	if err := recorded.Scan(&action, &o.Code, &o.Reason); err != nil {
 		return fmt.Errorf("finding %d of run %d: %w", f.ID, run, err)
 	}
 	if action == string(f.Action) && o == f.Outcome {

@@ -73,8 +73,8 @@ func (e *Event) level() level {
 // text is the event in a line for people, escaped.
 func (e *Event) text() string {
 	if f := e.Finding; f != nil {
-		return cut(fmt.Sprintf("%s: %s: %s: %s FOUND; %s by rule %s: %s", escape.Text(e.Domain), escape.Text(finding.Tag(f.PID, f.Process)), escape.Text(f.Image),
-			escape.Text(f.Signature), f.Verdict.Action, escape.Text(f.Verdict.Rule), escape.Text(f.Text())))
+		return cut(fmt.Sprintf("%s: %s: %s: %s FOUND; %s by rule %s: %s", escape.Text(e.Domain), escape.Text(finding.Tag(f.PID, f.Process)),
+			escape.Text(f.Image), escape.Text(f.Signature), f.Verdict.Action, escape.Text(f.Verdict.Rule), escape.Text(f.Text())))
 	}
 	s := e.Sweep
 	why := ""

@@ -79,7 +79,8 @@ func (n *Notifier) Domain(d *finding.Scan, dryRun bool) {
 	}
 	e := n.event(TypeSweep, d.Name, d.UUID)
 	e.DryRun = dryRun
-	e.Sweep = &Sweep{Status: d.Status, Reason: d.Reason, Processes: d.Processes, Images: d.Images, Findings: len(d.Findings), Errors: len(d.Errors), Seconds: d.Timing.Total}
+	e.Sweep = &Sweep{Status: d.Status, Reason: d.Reason, Processes: d.Processes, Images: d.Images, Findings: len(d.Findings), Errors: len(d.Errors),
+		Seconds: d.Timing.Total}
 	n.tell(e, false)
 	n.count(d, true)
 }

@@ -171,7 +171,7 @@ func withoutURL(err error) error {
 func Sign(secret []byte, at time.Time, body []byte) string {
 	t := strconv.FormatInt(at.Unix(), 10)
 	mac := hmac.New(sha256.New, secret)
-	io.WriteString(mac, t+".")
+	mac.Write([]byte(t + "."))
 	mac.Write(body)
 	return "t=" + t + ",v1=" + hex.EncodeToString(mac.Sum(nil))
 }

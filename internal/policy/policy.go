@@ -87,7 +87,8 @@ func Parse(name string, data []byte, readList func(path string) ([]byte, error))
 	}
 	unreached := p.Unreached()
 	for _, i := range slices.Sorted(maps.Keys(unreached)) {
-		p.Warnings = append(p.Warnings, &tomlfile.Error{File: name, Line: p.Lines[i], Key: fmt.Sprintf("rule %q", p.Rules[i].Name), Err: errors.New(unreached[i])})
+		p.Warnings = append(p.Warnings, &tomlfile.Error{File: name, Line: p.Lines[i], Key: fmt.Sprintf("rule %q", p.Rules[i].Name),
+			Err: errors.New(unreached[i])})
 	}
 	return p, nil
 }

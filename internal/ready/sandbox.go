@@ -22,7 +22,8 @@ func (h *Host) Sandbox() []Answer {
 		landlock.Fix = h.asRoot("apt-get install linux-image-amd64 && reboot")
 		if lsm := h.text("/sys/kernel/security/lsm"); errno == unix.EOPNOTSUPP && lsm != "" {
 			landlock.Detail = "it is not switched on: workers are kept from files by their user and the filter of system calls alone"
-			landlock.Fix = h.asRoot(fmt.Sprintf(`sh -c 'echo GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=landlock,%s\" >/etc/default/grub.d/landlock.cfg' && update-grub && reboot`, lsm))
+			landlock.Fix = h.asRoot(fmt.Sprintf(`sh -c 'echo GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=landlock,%s\" `+
+				`>/etc/default/grub.d/landlock.cfg' && update-grub && reboot`, lsm))
 		}
 	}
 	seccomp := Answer{What: "seccomp"}

@@ -260,8 +260,9 @@ func (s *Store) Near(version string) []Entry {
 	return out
 }
 
+// parseVersion reads the numbers of a version. Those that are missing are 0.
 func parseVersion(v string) (out [4]int) {
-	fmt.Sscanf(v, "%d.%d.%d.%d", &out[0], &out[1], &out[2], &out[3])
+	_, _ = fmt.Sscanf(v, "%d.%d.%d.%d", &out[0], &out[1], &out[2], &out[3])
 	return out
 }
 
@@ -291,7 +292,7 @@ func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, 
 	if err != nil {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
-	defer f.Cleanup()
+	defer func() { _ = f.Cleanup() }()
 	if err = save(p, f); err == nil {
 		err = f.CloseAtomicallyReplace()
 	}

@@ -256,7 +256,7 @@ func copyFile(to, from string) error {
 	if err != nil {
 		return err
 	}
-	defer dst.Cleanup()
+	defer func() { _ = dst.Cleanup() }()
 	if _, err := io.Copy(dst, src); err != nil {
 		return err
 	}

@@ -10,12 +10,13 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Line is one line of an account in words. Its text can be the guest's.
+// Line is one line of an account in words. Its text can come from the guest and is not
+// escaped.
 type Line struct{ Label, Text string }
 
 const clock = "2006-01-02 15:04:05.000 MST"
 
-// Explain tells in words what was found and where, what was decided and why, what was
+// Explain says in words what was found and where, what was decided and why, what was
 // done, and what was seen afterwards.
 func Explain(d *Detail) []Line {
 	a := account{}
@@ -32,7 +33,7 @@ func Explain(d *Detail) []Line {
 	return a
 }
 
-// ExplainRun tells of a run in words.
+// ExplainRun says in words what a run did.
 func ExplainRun(s *Scan) []Line {
 	a := account{}
 	a.say("Record", "%s %d, begun %s", s.Operation, s.ID, s.Began.Format(clock))
@@ -119,7 +120,7 @@ func fidelityText(f finding.Fidelity) string {
 	return fmt.Sprintf("%.1f %% of the file's bytes are known, the pages of %d were not present; its preferred base by: %s", 100*f.Coverage, f.Missing, f.Base)
 }
 
-// decided says what the policy made of it. The rule is a field that older records lack.
+// decided says what the policy decided. Older records have no field for the rule.
 func (a *account) decided(d *Detail) {
 	if d.Kind == KindKill {
 		a.say("Decided", "kill, by hand, by %s", d.Run.Who)
@@ -128,7 +129,7 @@ func (a *account) decided(d *Detail) {
 	var r struct {
 		Verdict struct{ Rule string }
 	}
-	_ = json.Unmarshal(d.Record, &r) // it was read before
+	_ = json.Unmarshal(d.Record, &r) // it could be read before
 	by := ""
 	if r.Verdict.Rule != "" {
 		by = fmt.Sprintf(", by the rule %q", r.Verdict.Rule)

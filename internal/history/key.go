@@ -51,7 +51,7 @@ func readKey(path string) ([]byte, error) {
 	return key[:keySize], nil
 }
 
-// writeKey puts the key in place whole, and on disk before anything is recorded with it.
+// writeKey writes the key to the disk. This comes before anything is recorded with it.
 func writeKey(path string, key []byte) error {
 	if err := atomicfile.WriteBytes(path, 0o600, key); err != nil {
 		return fmt.Errorf("make the key: %w", err)

@@ -10,9 +10,9 @@ import (
 )
 
 // hostWith is a host whose root holds the given files; a name that ends in / is a directory.
-func hostWith(t *testing.T, uid int, files map[string]string) *Host {
+func hostWith(t *testing.T, uid int, files map[string]string) *Inspector {
 	t.Helper()
-	h := &Host{root: t.TempDir(), release: "6.1.0-99-amd64", uid: uid}
+	h := &Inspector{root: t.TempDir(), release: "6.1.0-99-amd64", uid: uid}
 	for name, content := range files {
 		path := h.path(name)
 		if strings.HasSuffix(name, "/") {
@@ -227,7 +227,7 @@ func TestSettings(t *testing.T) {
 	bad := write("bad-policy.toml", "[[rule]]\nname = \"r\"\n")
 	unreached := write("unreached.toml", "[[rule]]\nname = \"a\"\naction = \"report\"\n[[rule]]\nname = \"b\"\naction = \"kill\"\n")
 	good := write("good.toml", "[[rule]]\nname = \"a\"\nsignature = \"Win.*\"\naction = \"kill\"\n")
-	h := &Host{root: "/"}
+	h := &Inspector{root: "/"}
 	for _, c := range []struct {
 		name        string
 		text        string
@@ -256,7 +256,7 @@ func TestSettings(t *testing.T) {
 
 // TestEveryFailureHasItsCommand asks the host that the test runs on, whatever it lacks.
 func TestEveryFailureHasItsCommand(t *testing.T) {
-	h := This()
+	h := Local()
 	answers := append(h.Module(), h.KVM(), h.Ptrace(), h.Profiles(), h.Libvirt(context.Background(), "qemu:///no-such", "auto"))
 	answers = append(answers, h.Sandbox()...)
 	answers = append(answers, h.Service()...)

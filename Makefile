@@ -20,7 +20,7 @@ DESTDIR ?=
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: help deps demo-deps check-deps test-deps build guest demo bench lint install clean packages
+.PHONY: help deps demo-deps check-deps test-deps build guest demo bench install clean packages
 .DEFAULT_GOAL := build
 
 define HELP
@@ -36,7 +36,7 @@ make test-packages   the packages in a container; test-packages-kvm: in the nest
 make test-kvm        the module in the nested lab, LAB_KERNELS="6.1"; test-kvm-all: on all kernels
 make bench           the figures of docs/PERFORMANCE.md; bench-kvm: those of the module
 make packages        build/packages/*.deb
-also: build guest install clean deps demo-deps check-deps test-deps lint test-kvm-kills test-kvm-watch test-kvm-debug module module-matrix
+also: build guest install clean deps demo-deps check-deps test-deps lint fmt vuln test-kvm-kills test-kvm-watch test-kvm-debug module module-matrix
 endef
 help:
 	$(info $(HELP))
@@ -66,6 +66,8 @@ guest: guest-assets
 	@mkdir -p bin
 	$(GO) build -trimpath -o bin/ntguest ./internal/ntguest/cmd/ntguest
 
+include toolchain.mk
+include lint.mk
 include testdata/ntguest/guest.mk
 include kernel/kvm-memhook/module.mk
 include kernel/kvm-memhook/lab/lab.mk
@@ -78,10 +80,6 @@ demo: demo-deps
 bench: build guest
 	@GO=$(GO) testdata/with-libvirt.sh testdata/bench/run.sh
 
-lint:
-	@out=$$(gofmt -l cmd internal); [ -z "$$out" ] || { echo "not gofmt-clean: $$out"; exit 1; }
-	$(GO) vet ./...
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.6.1 ./...
 
 install: build
 	install -D -m 755 bin/vmav $(DESTDIR)$(PREFIX)/bin/vmav

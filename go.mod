@@ -1,9 +1,12 @@
 module vmav.dev/vmav
 
-go 1.23.0
+go 1.25.0
+
+toolchain go1.26.8
 
 require (
 	github.com/coreos/go-systemd/v22 v22.5.0
+	github.com/google/renameio/v2 v2.0.2
 	github.com/klauspost/compress v1.18.0
 	github.com/landlock-lsm/go-landlock v0.0.0-20250303204525-1544bccde3a3
 	github.com/mattn/go-runewidth v0.0.16

@@ -46,7 +46,7 @@ func runCheck(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	h := ready.This()
+	h := ready.Local()
 	cfg, answers := h.Settings(text(c, "config"))
 	// Where the settings cannot be read their defaults hold, and what options say.
 	e.config = &cfg

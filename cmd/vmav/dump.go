@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
@@ -243,33 +244,21 @@ func findModule(p *introspect.Process, mods []introspect.Module, name string) (*
 	return nil, fmt.Errorf("it has no module %q", name)
 }
 
+// maxFileName bounds what fileName returns, in bytes: a name has at most 255, and a base
+// address, ".json" and what makes it temporary are added.
+const maxFileName = 200
+
 // fileName makes text from a guest safe as part of a file name.
 func fileName(s string) string {
-	return strings.Map(func(r rune) rune {
+	safe := strings.Map(func(r rune) rune {
 		if r == '.' || r == '-' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
 			return r
 		}
 		return '_'
 	}, filepath.Base(s))
+	return safe[:min(len(safe), maxFileName)]
 }
 
 // writeNew writes a file whole or not at all, for its owner alone: it may hold
 // malicious code and a guest's secrets.
-func writeNew(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".vmav-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
+func writeNew(path string, data []byte) error { return atomicfile.WriteBytes(path, 0o600, data) }

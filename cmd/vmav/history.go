@@ -85,7 +85,7 @@ var entryColumns = []report.Column[history.Entry]{
 	{Title: "TIME", Text: func(x history.Entry) string { return clock(&x.Time) }},
 	{Title: "DOMAIN", Text: func(x history.Entry) string { return x.Domain }},
 	{Title: "PID", Text: func(x history.Entry) string { return strconv.FormatUint(x.PID, 10) }, Right: true},
-	{Title: "PROCESS", Text: func(x history.Entry) string { return x.Process }},
+	{Title: "PROCESS", Text: func(x history.Entry) string { return finding.Owner(x.PID, x.Process) }},
 	{Title: "IMAGE", Text: func(x history.Entry) string { return x.Image }},
 	{Title: "SIGNATURE", Text: func(x history.Entry) string { return dash(x.Signature) }},
 	{Title: "ACTION", Text: func(x history.Entry) string { return string(x.Action) }},

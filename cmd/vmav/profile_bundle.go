@@ -5,13 +5,14 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/winstruct"
@@ -83,17 +84,10 @@ func wanted(entry winstruct.Entry, args []string) bool {
 
 // writeBundle writes a bundle to a file, which appears whole or not at all.
 func writeBundle(path string, profiles []bundle.Profile, key ed25519.PrivateKey) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	w := bufio.NewWriter(f)
-	err = bundle.Write(w, profiles, key, time.Now())
-	if err = errors.Join(err, w.Flush(), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return atomicfile.Write(path, 0o644, func(f io.Writer) error {
+		w := bufio.NewWriter(f)
+		return errors.Join(bundle.Write(w, profiles, key, time.Now()), w.Flush())
+	})
 }
 
 func startsAsBundle(path string) (bool, error) {

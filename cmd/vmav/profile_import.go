@@ -3,12 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/winstruct"
@@ -126,22 +125,13 @@ func runProfileBuild(c *cli.Context, e *env) error {
 }
 
 // writeProfile writes a profile to a file, which appears whole or not at all.
-func writeProfile(path string, p *winstruct.Profile) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write profile %s: %w", path, err)
-	}
-	defer os.Remove(f.Name())
+func writeProfile(path string, p *winstruct.Profile) error {
 	save := p.SaveText
 	if strings.HasSuffix(path, ".zst") {
 		save = p.Save
 	}
-	err = errors.Join(save(f), f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write profile %s: %w", path, err)
+	if err := atomicfile.Write(path, 0o644, save); err != nil {
+		return fmt.Errorf("write profile %s: %w", p.Identity, err)
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	info, err := version(ctx, d.socket)
 	if err != nil {
-		d.stop()
+		err = errors.Join(err, d.stop())
 		return nil, fmt.Errorf("%w: private clamd: %w", ErrNoEngine, err)
 	}
 	info.Private, info.Socket = true, d.socket

@@ -118,7 +118,8 @@ func TestUnusableDatabaseIsNamed(t *testing.T) {
 			t.Errorf("%s: left behind: %v", name, left)
 		}
 	}
-	if _, err := Open(context.Background(), Options{Databases: []string{"/no/such/file.ndb"}, TempDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "/no/such/file.ndb") {
+	if _, err := Open(context.Background(), Options{Databases: []string{"/no/such/file.ndb"}, TempDir: t.TempDir()}); err == nil ||
+		!strings.Contains(err.Error(), "/no/such/file.ndb") {
 		t.Errorf("missing file: %v", err)
 	}
 }
@@ -192,7 +193,8 @@ func TestVersionLines(t *testing.T) {
 
 func TestLimitsOfTheHostsDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clamd.conf")
-	for text, want := range map[string]uint64{"MaxFileSize 25M\nMaxScanSize 100M\n": 25 << 20, "MaxFileSize 0\n": defaultMaxFile, "#MaxFileSize 1K\n": defaultMaxFile, "MaxScanSize 4096K\n": 4 << 20} {
+	for text, want := range map[string]uint64{"MaxFileSize 25M\nMaxScanSize 100M\n": 25 << 20, "MaxFileSize 0\n": defaultMaxFile,
+		"#MaxFileSize 1K\n": defaultMaxFile, "MaxScanSize 4096K\n": 4 << 20} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

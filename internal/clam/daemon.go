@@ -65,11 +65,11 @@ func startDaemon(ctx context.Context, opt Options) (*daemon, error) {
 	}
 	d := &daemon{dir: dir, socket: filepath.Join(dir, "clamd.ctl"), exited: make(chan struct{})}
 	if err := d.start(bin, opt); err != nil {
-		d.stop()
+		err = errors.Join(err, d.stop())
 		return nil, fmt.Errorf("start a private clamd: %w", err)
 	}
 	if err := d.await(ctx, opt.Progress); err != nil {
-		d.stop()
+		err = errors.Join(err, d.stop())
 		return nil, fmt.Errorf("start a private clamd: %w", err)
 	}
 	if now, err := readSignatures(d.database); err != nil || now.stamp() != d.loaded {

@@ -2,23 +2,23 @@ package config
 
 import "time"
 
-// Config is all that vmav.toml can set. The values that a key has without being set are
-// those of Default, and are named here.
+// Config is everything that vmav.toml can set. The comments name each key and its
+// default.
 type Config struct {
-	File string // that this was read from; "" where there is none
+	File string // path of the file that was read; "" if there is none
 
 	URI    string // uri: of libvirt; "" for $LIBVIRT_DEFAULT_URI, then libvirt's own choice
 	Source string // source: "auto", "memhook" or "qemu"; auto
 
-	// state_directory: history, cache, evidence; /var/lib/vmav, or of an ordinary user
+	// state_directory: history, cache, evidence; /var/lib/vmav, for an ordinary user
 	// $XDG_STATE_HOME/vmav.
 	StateDirectory string
-	// runtime_directory: the service's socket, locks; /run/vmav, or of an ordinary user
+	// runtime_directory: the service's socket, locks; /run/vmav, for an ordinary user
 	// $XDG_RUNTIME_DIR/vmav.
 	RuntimeDirectory string
 
-	// policy: the policy's file; policy.toml beside vmav.toml's default place, where
-	// there is one. PolicySet tells that the file names it: then it must exist.
+	// policy: the policy's file; policy.toml in the default directory of vmav.toml, if
+	// it exists. PolicySet says that vmav.toml names the file, so it must exist.
 	Policy    string
 	PolicySet bool
 	DryRun    bool // dry_run: say what would be done, and touch no guest; false
@@ -31,7 +31,7 @@ type Config struct {
 	Report   Report
 }
 
-// Clamd is [clamd]: what scans.
+// Clamd is [clamd]: the engine.
 type Clamd struct {
 	Socket    string   // socket: "" for the host's own place
 	Databases []string // databases: with any, a private clamd scans with these alone; none
@@ -48,8 +48,8 @@ type Watch struct {
 	Domains    Domains
 }
 
-// Domains is [watch.domains]: patterns of names, with * and ?, case aside. A domain is
-// watched that any of include matches and none of exclude.
+// Domains is [watch.domains]: patterns for names, with * and ?; upper and lower case are
+// equal. A domain is watched if one of include matches and none of exclude does.
 type Domains struct {
 	Include []string // include: ["*"]
 	Exclude []string // exclude: []
@@ -72,8 +72,9 @@ type Cache struct {
 	MaxSize int64 // max_size: in bytes, 1M to 16T; 256M
 }
 
-// Report is [report]: who is told. Findings and what came of them go to the journal, syslog and
-// the metrics; to the command and the webhook go those that the policy notifies of.
+// Report is [report]: who is told. The journal, syslog and the metrics get every finding
+// with its outcome. The command and the webhook get the findings that the policy
+// notifies of.
 type Report struct {
 	Journal bool     // journal: systemd's; true
 	Syslog  bool     // syslog: false
@@ -84,8 +85,8 @@ type Report struct {
 
 // Webhook is [report.webhook]: an HTTP server that is sent JSON.
 type Webhook struct {
-	// url: "" for none. It is https://, or http:// of this host alone, as what is sent
-	// names what was found where.
+	// url: "" for none. It must be https://, or http:// on this host, because what is
+	// sent says what was found where.
 	URL        string
 	SecretFile string // secret_file: the key that signs what is sent; "" for none
 }

@@ -58,7 +58,8 @@ secret_file = "/k"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Config{File: got.File, URI: "qemu:///session", Source: "qemu", StateDirectory: "/s", RuntimeDirectory: "/r", Policy: "/p.toml", PolicySet: true, DryRun: true,
+	want := Config{File: got.File, URI: "qemu:///session", Source: "qemu", StateDirectory: "/s", RuntimeDirectory: "/r", Policy: "/p.toml", PolicySet: true,
+		DryRun:  true,
 		Clamd:   Clamd{"/c.ctl", []string{"/d1", "/d2"}, 8},
 		Watch:   Watch{200, 2 << 30, 12 * time.Hour, 5 * time.Minute, 20 * time.Millisecond, Domains{[]string{"win*"}, []string{"win-test"}}},
 		History: History{10 * day, 2 << 20}, Evidence: Evidence{time.Hour, 3 << 20}, Cache: Cache{4 << 20},
@@ -134,7 +135,8 @@ func TestWhichFile(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", "relative")
 	t.Setenv("XDG_RUNTIME_DIR", "/x")
 	c, err := Load("")
-	if err != nil || c.File != "" || c.Policy != dir+"/vmav/policy.toml" || c.RuntimeDirectory != "/x/vmav" || !strings.HasSuffix(c.StateDirectory, "/.local/state/vmav") {
+	if err != nil || c.File != "" || c.Policy != dir+"/vmav/policy.toml" || c.RuntimeDirectory != "/x/vmav" ||
+		!strings.HasSuffix(c.StateDirectory, "/.local/state/vmav") {
 		t.Errorf("a user's: %+v, %v", c, err)
 	}
 }
@@ -152,7 +154,8 @@ func FuzzLoad(f *testing.F) {
 		if parse("vmav.toml", data, &c) != nil {
 			return
 		}
-		if c.Clamd.Slots < 1 || c.Clamd.Slots > 64 || c.Watch.Jitter < 0 || c.Watch.Jitter > c.Watch.Interval || c.Watch.Poll < time.Millisecond || c.Cache.MaxSize < 1<<20 {
+		if c.Clamd.Slots < 1 || c.Clamd.Slots > 64 || c.Watch.Jitter < 0 || c.Watch.Jitter > c.Watch.Interval || c.Watch.Poll < time.Millisecond ||
+			c.Cache.MaxSize < 1<<20 {
 			t.Errorf("%+v", c)
 		}
 	})

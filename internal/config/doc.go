@@ -1,7 +1,7 @@
-// Package config is vmav.toml: what an operator sets once for the service, the sweeps
-// and the commands. A file that is not understood in full is refused, with the line and
-// the key of everything that is wrong with it.
+// Package config reads vmav.toml, which has an operator's settings for the service, the
+// sweeps and the commands. It refuses a file that it does not understand in full, and
+// names the line and the key of everything that is wrong.
 //
-// The package reads that one file and knows where things are by default. It opens
-// nothing that it names, and imports nothing of the project but tomlfile.
+// The package also knows where things are by default. It reads that one file and opens
+// nothing that the file names. It imports nothing of the project but tomlfile.
 package config

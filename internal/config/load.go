@@ -12,8 +12,8 @@ import (
 	"vmav.dev/vmav/internal/tomlfile"
 )
 
-// Load reads a file; with path "" the one of DefaultFile, which need not exist. The
-// error names all that is wrong with it.
+// Load reads the file at path. With path "" it reads the one of DefaultFile, which need
+// not exist. The error names everything that is wrong with the file.
 func Load(path string) (Config, error) {
 	c, err := Default()
 	if err != nil {
@@ -45,7 +45,7 @@ const (
 	century  = 36500 * day
 )
 
-// parse sets what a file's text sets.
+// parse sets in c what the text of a file sets.
 func parse(name string, data []byte, c *Config) error {
 	f, t, err := tomlfile.Parse(name, data)
 	if err != nil {
@@ -111,7 +111,7 @@ func parseReport(t *tomlfile.Table, r *Report) {
 	}
 }
 
-// orEmpty is a check that "" passes, too.
+// orEmpty returns a check that also accepts "".
 func orEmpty(check func(string) error) func(string) error {
 	return func(s string) error {
 		if s == "" {
@@ -128,7 +128,7 @@ func notEmpty(s string) error {
 	return nil
 }
 
-// webhookURL wants a server whose connection others cannot read.
+// webhookURL checks that others cannot read the connection to the server.
 func webhookURL(s string) error {
 	u, err := url.Parse(s)
 	switch {

@@ -56,7 +56,8 @@ func TestPackagedFileIsTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := regexp.MustCompile(`(?:t|clamd|watch|domains|history|evidence|hook)\.(?:String|Strings|Bool|Int|Size|Duration|Table)\("(\w+)"`).FindAllStringSubmatch(string(source), -1)
+	get := regexp.MustCompile(`(?:t|clamd|watch|domains|history|evidence|hook)\.(?:String|Strings|Bool|Int|Size|Duration|Table)\("(\w+)"`)
+	keys := get.FindAllStringSubmatch(string(source), -1)
 	if len(keys) < 30 || !root.Has("uri") {
 		t.Fatalf("%d keys", len(keys))
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/mitchellh/go-homedir"
 )
 
-// Places of root's files; those of an ordinary user are in their XDG directories.
+// Places of root's files. Those of an ordinary user are in the XDG directories.
 const (
 	systemConfig  = "/etc/vmav"
 	systemState   = "/var/lib/vmav"
@@ -22,7 +22,7 @@ const (
 	policyName = "policy.toml"
 )
 
-// directories are where the files of this process's user are.
+// directories returns where the files of this process's user are.
 func directories() (config, state, runtime string, err error) {
 	if os.Geteuid() == 0 {
 		return systemConfig, systemState, systemRuntime, nil
@@ -32,7 +32,7 @@ func directories() (config, state, runtime string, err error) {
 		return "", "", "", fmt.Errorf("find the home directory: %w", err)
 	}
 	xdg := func(name, fallback string) string {
-		// The XDG base directory specification has relative paths ignored.
+		// The XDG base directory specification says to ignore relative paths.
 		if dir := os.Getenv(name); filepath.IsAbs(dir) {
 			return filepath.Join(dir, "vmav")
 		}
@@ -43,13 +43,13 @@ func directories() (config, state, runtime string, err error) {
 		xdg("XDG_RUNTIME_DIR", fmt.Sprintf("/run/user/%d", os.Getuid())), nil
 }
 
-// DefaultFile is where vmav.toml is without --config.
+// DefaultFile returns the path of vmav.toml that is used without --config.
 func DefaultFile() (string, error) {
 	dir, _, _, err := directories()
 	return filepath.Join(dir, configName), err
 }
 
-// Default is what holds without any file.
+// Default returns the settings without any file.
 func Default() (Config, error) {
 	dir, state, runtime, err := directories()
 	if err != nil {
@@ -58,7 +58,7 @@ func Default() (Config, error) {
 	return in(dir, state, runtime), nil
 }
 
-// in is what holds without any file, with the directories given.
+// in returns the settings without any file, with the directories given.
 func in(dir, state, runtime string) Config {
 	return Config{
 		Source:         "auto",

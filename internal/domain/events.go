@@ -39,7 +39,8 @@ func lifecycle(e *libvirt.DomainEventLifecycle) (EventKind, string) {
 	case libvirt.DOMAIN_EVENT_STOPPED:
 		return EventStopped, detail("shut down", "destroyed", "crashed", "migrated", "saved", "failed", "from snapshot", "recreated")
 	case libvirt.DOMAIN_EVENT_SUSPENDED:
-		return EventPaused, detail("by request", "migrated", "I/O error", "watchdog", "restored", "from snapshot", "API error", "post-copy", "post-copy failed", "guest shutdown")
+		return EventPaused, detail("by request", "migrated", "I/O error", "watchdog", "restored", "from snapshot", "API error", "post-copy", "post-copy failed",
+			"guest shutdown")
 	case libvirt.DOMAIN_EVENT_PMSUSPENDED:
 		return EventPaused, detail("guest sleeps", "guest sleeps on disk")
 	case libvirt.DOMAIN_EVENT_RESUMED:

@@ -1,11 +1,11 @@
 // Package evidence stores what findings were found in: rebuilt files, memory, fidelity
-// records. It is a directory of sealed items, each named by the SHA-256 of its content, so
-// that equal contents are stored once.
+// records. The store is a directory of sealed items. The SHA-256 of its content names an
+// item, so equal contents are stored once.
 //
-// An item is made so that nobody runs it and no scanner of the host finds the malware in
-// it: it is compressed and enciphered. The key is in the item itself; this keeps nothing
-// secret, and is not meant to. Whoever can read the store can extract. Directories have
-// mode 0700, items 0400.
+// An item is compressed and enciphered, so that nobody runs it and no scanner of the
+// host finds the malware in it. The key is in the item itself: the content is not
+// secret, and need not be. Whoever can read the store can extract from it. Directories
+// have mode 0700, items 0400.
 //
 // # Form of an item
 //
@@ -26,10 +26,10 @@
 //
 // # Limits
 //
-// A store has a size and an age (Limits). What is too old is removed by Prune, which Put
-// calls where there is no room; what does not fit then is refused with ErrFull, and never
-// pushes out what is younger: else a guest that makes findings could have the evidence of
-// earlier ones removed.
+// A store has a limit of size and one of age (Limits). Prune removes items that are too
+// old, and Put calls it if there is no room. If an item does not fit then, Put refuses
+// it with ErrFull. It never removes younger items: otherwise a guest that causes
+// findings could remove the evidence of earlier ones.
 //
-// The package knows nothing of guests and imports no other package of the project.
+// The package knows nothing of guests. It imports nothing of the project but atomicfile.
 package evidence

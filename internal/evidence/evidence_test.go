@@ -158,7 +158,7 @@ func TestPrune(t *testing.T) {
 		sums = append(sums, sum)
 	}
 	for name, age := range map[string]time.Duration{"dead": 2 * staleAfter, "at-work": 0} {
-		path, at := filepath.Join(s.dir, unfinished+name), time.Now().Add(-age)
+		path, at := filepath.Join(s.dir, ".sum"+suffix+name), time.Now().Add(-age)
 		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +186,7 @@ func TestPrune(t *testing.T) {
 	if err != nil || len(files) > 4 { // two directories, the lock, what is at work
 		t.Errorf("%v, %v", files, err)
 	}
-	if _, err := os.Stat(filepath.Join(s.dir, unfinished+"at-work")); err != nil {
+	if _, err := os.Stat(filepath.Join(s.dir, ".sum"+suffix+"at-work")); err != nil {
 		t.Error(err)
 	}
 }

@@ -32,21 +32,21 @@ const (
 // MaxContent bounds the content of one item, in bytes.
 const MaxContent = 1 << 30
 
-// ErrFormat reports a file that is no whole item.
+// ErrFormat reports a file that is not a whole item.
 var ErrFormat = errors.New("not a whole sealed item")
 
-// Header says what an item is. Its text can be the guest's.
+// Header says what an item is. Its text can come from the guest.
 type Header struct {
 	SHA256    string    `json:"sha256"` // of the content, in hexadecimal
 	Size      uint64    `json:"size"`   // of the content, in bytes
 	Kind      string    `json:"kind"`
 	Stored    time.Time `json:"stored"`
 	Domain    string    `json:"domain,omitempty"`    // where it was found first
-	Image     string    `json:"image,omitempty"`     // of which it is
+	Image     string    `json:"image,omitempty"`     // that the content is of
 	Signature string    `json:"signature,omitempty"` // of the finding that it was first stored for
 }
 
-// sealItem writes content as an item. sum is its SHA-256.
+// sealItem writes content as an item, but for the sum at the end (trail).
 func sealItem(w io.WriteSeeker, h Header, content []byte) error {
 	h.Domain, h.Image, h.Signature, h.Kind = clip(h.Domain), clip(h.Image), clip(h.Signature), clip(h.Kind)
 	head, err := json.Marshal(h)
@@ -60,8 +60,8 @@ func sealItem(w io.WriteSeeker, h Header, content []byte) error {
 	if _, err := rand.Read(prefix[keyOffset:prefixSize]); err != nil {
 		return err
 	}
-	// The size of the content is known when it is compressed; the sum is over the file
-	// as it is then.
+	// The size of the content is known only when it is compressed. It is filled in
+	// then, and the sum at the end is of the finished file.
 	if _, err := w.Write(append(prefix, head...)); err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func sealItem(w io.WriteSeeker, h Header, content []byte) error {
 	return err
 }
 
-// trail adds the sum of all that is in a file.
+// trail adds the sum of everything in a file to its end.
 func trail(f io.ReadWriteSeeker) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -114,7 +114,7 @@ func (c *counter) Write(p []byte) (int, error) {
 func stream(key []byte) cipher.Stream {
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		panic(err) // not with 32 bytes
+		panic(err) // impossible: the key has 32 bytes
 	}
 	return cipher.NewCTR(block, make([]byte, aes.BlockSize))
 }
@@ -134,7 +134,8 @@ type preamble struct {
 	content int64 // size of the enciphered content
 }
 
-// readPreamble reads and checks all before the content of an item of a size.
+// readPreamble reads and checks everything before the content. size is that of the
+// item's file.
 func readPreamble(r io.ReaderAt, size int64) (p preamble, err error) {
 	bad := func(format string, args ...any) (preamble, error) {
 		return preamble{}, fmt.Errorf("%w: "+format, append([]any{ErrFormat}, args...)...)
@@ -170,8 +171,8 @@ func readPreamble(r io.ReaderAt, size int64) (p preamble, err error) {
 	return p, nil
 }
 
-// openItem checks an item of a size and writes its content to w. Only where the error is
-// nil is what was written the content.
+// openItem checks an item and writes its content to w. What was written is the content
+// only if the error is nil. size is that of the item's file.
 func openItem(r io.ReaderAt, size int64, w io.Writer) (Header, error) {
 	p, err := readPreamble(r, size)
 	if err != nil {
@@ -191,7 +192,7 @@ func openItem(r io.ReaderAt, size int64, w io.Writer) (Header, error) {
 	}
 	defer dec.Close()
 	sum.Reset()
-	// One byte more than there should be tells of more.
+	// Reading one byte more than there should be shows whether there is more.
 	n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(dec, int64(p.header.Size)+1))
 	if err != nil {
 		return Header{}, fmt.Errorf("%w: its content: %w", ErrFormat, err)

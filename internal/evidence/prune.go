@@ -20,7 +20,7 @@ type stored struct {
 	last time.Time
 }
 
-// walk returns all items, the one stored longest ago first.
+// walk returns all items. The item that was stored longest ago comes first.
 func (s *Store) walk() ([]stored, error) {
 	dirs, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -54,8 +54,8 @@ func (s *Store) walk() ([]stored, error) {
 	return out, nil
 }
 
-// List returns all items, the one stored longest ago first. What is no whole item is
-// named in the error, with the others in the result.
+// List returns all items. The item that was stored longest ago comes first. The error
+// names files that are not whole items; the others are in the result all the same.
 func (s *Store) List() ([]Item, error) {
 	all, err := s.walk()
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Store) List() ([]Item, error) {
 	return out, errors.Join(bad...)
 }
 
-// makeRoom sees to it that an item of a size fits. The caller holds the lock.
+// makeRoom makes room for an item of a size, or fails. The caller holds the lock.
 func (s *Store) makeRoom(size int64) error {
 	if s.limits.Size == 0 {
 		return nil
@@ -116,8 +116,9 @@ type Pruned struct {
 	Used  int64 `json:"used"`
 }
 
-// Prune removes what is older than the store's limit of age, then, oldest first, what is
-// above its limit of size, and what writers left half written.
+// Prune removes the items that are older than the store's limit of age. Then it removes
+// the oldest items until the limit of size is kept. It also removes files that dead
+// writers left half written.
 func (s *Store) Prune() (Pruned, error) {
 	p, err := s.prune()
 	if err != nil {
@@ -170,22 +171,27 @@ func remove(e stored) error {
 	if err := os.Remove(e.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_ = os.Remove(filepath.Dir(e.path)) // where it is empty
+	_ = os.Remove(filepath.Dir(e.path)) // succeeds only if it is empty
 	return nil
 }
 
-// removeUnfinished removes what writers left that died.
+// unfinished tells whether this is the name of a file that atomicfile has not finished.
+func unfinished(name string) bool {
+	return strings.HasPrefix(name, ".") && strings.Contains(name, suffix)
+}
+
+// removeUnfinished removes what dead writers left.
 func (s *Store) removeUnfinished() error {
 	files, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		if !strings.HasPrefix(f.Name(), unfinished) {
+		if !unfinished(f.Name()) {
 			continue
 		}
 		if st, err := f.Info(); err != nil || time.Since(st.ModTime()) < staleAfter {
-			continue // finished meanwhile, or at work
+			continue // it is finished now, or somebody writes to it
 		}
 		if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -13,14 +13,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmav.dev/vmav/internal/atomicfile"
 )
 
 const (
 	suffix   = ".sealed"
 	lockName = "lock"
-	// unfinished begins the name of a file until it is whole. It is removed when nothing was
-	// written to it for staleAfter: its writer has died.
-	unfinished = "new-"
+	// If nothing was written to an unfinished file for staleAfter, its writer is taken
+	// for dead.
 	staleAfter = time.Hour
 
 	lockWait, lockPoll = 30 * time.Second, 5 * time.Millisecond
@@ -34,20 +35,21 @@ var (
 	ErrNoItem = errors.New("no such evidence")
 )
 
-// Limits are what a store may grow to. Zero is no limit.
+// Limits bound a store. Zero means no limit.
 type Limits struct {
 	Age  time.Duration // since an item was last stored
 	Size int64         // of all items, in bytes on disk
 }
 
-// Store is a directory of items. It is safe for concurrent use by several processes and
-// holds nothing open.
+// Store is a directory of items. Several processes may use it at once. It holds nothing
+// open, so there is nothing to close.
 type Store struct {
 	dir    string
 	limits Limits
 }
 
-// Open opens the store in a directory and makes it, with mode 0700, where it is not there.
+// Open opens the store in a directory. If the directory does not exist, Open makes it
+// with mode 0700.
 func Open(dir string, limits Limits) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open evidence: %w", err)
@@ -58,8 +60,8 @@ func Open(dir string, limits Limits) (*Store, error) {
 	return &Store{dir, limits}, nil
 }
 
-// OpenExisting opens the store in a directory to read it. The error wraps fs.ErrNotExist
-// where there is none.
+// OpenExisting opens the store in a directory to read it. If there is none, the error
+// wraps fs.ErrNotExist.
 func OpenExisting(dir string) (*Store, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("open evidence: %w", err)
@@ -67,7 +69,7 @@ func OpenExisting(dir string) (*Store, error) {
 	return &Store{dir: dir}, nil
 }
 
-// Item is a stored content as it lies there.
+// Item describes a stored content.
 type Item struct {
 	Header
 	Path   string    `json:"path"`
@@ -79,8 +81,8 @@ func (s *Store) path(sum string) string {
 	return filepath.Join(s.dir, sum[:2], sum+suffix)
 }
 
-// Put stores a content, unless it is there already, and returns its SHA-256 in
-// hexadecimal. The header's sum, size and time are set by Put. When it returns nil, the
+// Put stores a content, unless it is stored already, and returns its SHA-256 in
+// hexadecimal. Put sets the sum, size and time of the header. When it returns nil, the
 // content is on disk.
 func (s *Store) Put(h Header, content []byte) (string, error) {
 	sum := sha256.Sum256(content)
@@ -98,27 +100,19 @@ func (s *Store) put(h Header, content []byte) error {
 	if there, err := s.again(h); err != nil || there {
 		return err
 	}
-	// Not under the lock: large contents take their time.
-	f, err := os.CreateTemp(s.dir, unfinished+"*")
+	// This is not under the lock, because large contents take time.
+	f, err := atomicfile.Create(s.path(h.SHA256), s.dir, 0o400)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // where it did not get its name
-	err = write(f, h, content)
-	var st fs.FileInfo
-	if err == nil {
-		st, err = f.Stat()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	defer f.Discard() // unless it got its name
+	if err := write(f, h, content); err != nil {
 		return err
 	}
-	return s.enter(f.Name(), st.Size(), h)
+	return s.enter(f, h)
 }
 
-// again notes that an item was stored once more, and tells whether it is there.
+// again tells whether an item is there. If so, it notes that it was stored once more.
 func (s *Store) again(h Header) (bool, error) {
 	unlock, err := s.lock()
 	if err != nil {
@@ -128,35 +122,36 @@ func (s *Store) again(h Header) (bool, error) {
 	return s.touch(s.path(h.SHA256), h)
 }
 
-// enter gives a file with a whole item its name, where there is room for it.
-func (s *Store) enter(name string, size int64, h Header) error {
+// enter gives the file of a whole item its name, if there is room for it.
+func (s *Store) enter(f *atomicfile.File, h Header) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	unlock, err := s.lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	path := s.path(h.SHA256)
-	// Another process may have been faster.
+	// Another process may have stored it meanwhile.
 	if there, err := s.touch(path, h); err != nil || there {
 		return err
 	}
-	if err := s.makeRoom(size); err != nil {
+	if err := s.makeRoom(st.Size()); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	if err := os.Rename(name, path); err != nil {
+	if err := f.Commit(); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return err
-	}
-	return syncDir(s.dir)
+	return syncDir(s.dir) // the item's directory may be new
 }
 
-// touch notes that an item was stored once more. It tells whether it is there and whole;
-// one that is not is made anew.
+// touch tells whether an item is there and whole. If so, it notes that the item was
+// stored once more. If not, the caller writes it again.
 func (s *Store) touch(path string, h Header) (bool, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -177,14 +172,11 @@ func (s *Store) touch(path string, h Header) (bool, error) {
 	return true, os.Chtimes(path, time.Time{}, h.Stored)
 }
 
-// write writes an item to a file, to the disk.
-func write(f *os.File, h Header, content []byte) error {
+// write writes an item to a file, and the file to the disk.
+func write(f *atomicfile.File, h Header, content []byte) error {
 	err := sealItem(f, h, content)
 	if err == nil {
 		err = trail(f)
-	}
-	if err == nil {
-		err = f.Chmod(0o400)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -201,8 +193,8 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// lock keeps other processes from writing. It waits for them, but not for one that was
-// stopped.
+// lock keeps other processes from writing. It waits until they are done, but at most
+// lockWait: one of them may be a stopped process.
 func (s *Store) lock() (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -220,8 +212,8 @@ func (s *Store) lock() (unlock func(), err error) {
 	}
 }
 
-// Extract writes the content of an item to w: malware, most likely. Only where the error
-// is nil is what was written the content.
+// Extract writes the content of an item to w. Most likely it is malware. What was
+// written is the content only if the error is nil.
 func (s *Store) Extract(sum string, w io.Writer) (Header, error) {
 	f, size, err := s.open(sum)
 	if err != nil {
@@ -257,7 +249,7 @@ func (s *Store) open(sum string) (*os.File, int64, error) {
 	return f, st.Size(), nil
 }
 
-// Show returns what an item says of itself, without its content being looked at.
+// Show returns what an item says of itself. It does not check the content.
 func (s *Store) Show(sum string) (Item, error) {
 	f, size, err := s.open(sum)
 	if err != nil {
@@ -279,8 +271,8 @@ func isSum(s string) bool {
 	return len(s) == 2*sha256.Size && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// Find returns the name that begins with a prefix of at least four digits. The error
-// wraps ErrNoItem where none does.
+// Find returns the name that begins with a prefix of at least four digits. If there is
+// none, the error wraps ErrNoItem.
 func (s *Store) Find(prefix string) (string, error) {
 	prefix = strings.ToLower(prefix)
 	if isSum(prefix) {

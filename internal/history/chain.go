@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Rows of meta: how far the log goes, and the record before its first one.
+// Rows of meta: the end of the log, and the record before its first one.
 const (
 	metaHead = "head"
 	metaBase = "base"
@@ -25,8 +25,8 @@ type row struct {
 	mac           []byte
 }
 
-// chained is the MAC of a record after the one with the MAC prev. Fields are of fixed
-// length or preceded by it, so that no two records have the same input.
+// chained is the MAC of a record after the one with the MAC prev. Fields have a fixed
+// length, or their length comes before them, so no two records have the same input.
 func chained(key, prev []byte, r *row) []byte {
 	h := hmac.New(sha256.New, key)
 	h.Write([]byte("record\x00"))
@@ -47,7 +47,7 @@ type mark struct {
 	mac []byte
 }
 
-// seal proves that a mark was set by who has the key.
+// seal is a MAC of a mark. It proves that whoever set the mark has the key.
 func seal(key []byte, name string, m mark) []byte {
 	h := hmac.New(sha256.New, key)
 	h.Write([]byte("mark\x00" + name + "\x00"))
@@ -58,7 +58,7 @@ func seal(key []byte, name string, m mark) []byte {
 	return h.Sum(nil)
 }
 
-// firstMark sets a mark to the beginning of an empty log, where there is none.
+// firstMark sets a mark to the beginning of an empty log, if the mark is not set.
 func (t *txn) firstMark(name string) error {
 	m := mark{0, make([]byte, sha256.Size)}
 	_, err := t.ExecContext(t.ctx, "INSERT OR IGNORE INTO meta (name, seq, mac, seal) VALUES (?, ?, ?, ?)", name, m.seq, m.mac, seal(t.db.key, name, m))
@@ -82,8 +82,8 @@ func (t *txn) getMark(name string) (m mark, err error) {
 	return m, nil
 }
 
-// append adds a record to the log and to the derived tables, and returns its number. A
-// scan of 0 has the record begin a run.
+// append adds a record to the log and to the derived tables, and returns its number. If
+// scan is 0, the record begins a run.
 func (t *txn) append(kind string, scan int64, at time.Time, content any) (int64, error) {
 	body, err := json.Marshal(content)
 	if err != nil {
@@ -101,7 +101,8 @@ func (t *txn) append(kind string, scan int64, at time.Time, content any) (int64,
 		r.scan = r.seq
 	}
 	r.mac = chained(t.db.key, head.mac, r)
-	if _, err := t.ExecContext(t.ctx, "INSERT INTO log (seq, at, scan, kind, body, mac) VALUES (?, ?, ?, ?, ?, ?)", r.seq, r.at, r.scan, r.kind, r.body, r.mac); err != nil {
+	const insert = "INSERT INTO log (seq, at, scan, kind, body, mac) VALUES (?, ?, ?, ?, ?, ?)"
+	if _, err := t.ExecContext(t.ctx, insert, r.seq, r.at, r.scan, r.kind, r.body, r.mac); err != nil {
 		return 0, err
 	}
 	if err := t.setMark(metaHead, mark{r.seq, r.mac}); err != nil {
@@ -110,7 +111,7 @@ func (t *txn) append(kind string, scan int64, at time.Time, content any) (int64,
 	return r.seq, t.apply("main", r)
 }
 
-// each calls f for the records of the log from one number on, in order.
+// each calls f for the records of the log in order, beginning with the number from.
 func (t *txn) each(from int64, f func(r *row) error) error {
 	rows, err := t.QueryContext(t.ctx, "SELECT seq, at, scan, kind, body, mac FROM log WHERE seq >= ? ORDER BY seq", from)
 	if err != nil {

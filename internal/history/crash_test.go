@@ -63,7 +63,7 @@ func writeForEver(dir string) error {
 				return err
 			}
 			d = scan(found(4000, "B"))
-			if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
+			if _, err := recordScan(ctx, db, nil, d); err != nil {
 				return err
 			}
 			fmt.Println(d.Findings[0].ID)
@@ -193,7 +193,7 @@ func TestWriteAheadLogCutOffAtAnyPlace(t *testing.T) {
 	var points []point
 	for i := range 20 {
 		d := scan(found(uint64(4*i+8), "A"))
-		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
+		if _, err := recordScan(ctx, db, nil, d); err != nil {
 			t.Fatal(err)
 		}
 		st, err := os.Stat(wal)
@@ -257,7 +257,7 @@ func TestADatabaseThatCannotGrow(t *testing.T) {
 	for {
 		d := scan(found(8, "A"))
 		d.Findings[0].Detail = strings.Repeat("x", 5000)
-		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
+		if _, err := recordScan(ctx, db, nil, d); err != nil {
 			if !strings.Contains(err.Error(), "full") || d.Findings[0].ID != 0 {
 				t.Errorf("finding %d: %v", d.Findings[0].ID, err)
 			}

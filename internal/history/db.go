@@ -18,15 +18,15 @@ import (
 const (
 	fileName = "history.db"
 	keyName  = "history.key"
-	lockName = "history.lock" // held while the database is made or its tables are derived anew
+	lockName = "history.lock" // held while the database is made or its tables are derived
 )
 
-// busyMilliseconds is how long a process waits for the writes of others. Each is one short
-// transaction, but Prune and the derivation of tables can take seconds.
+// busyMilliseconds is how long a process waits until others have written. A write is one
+// short transaction, but Prune and the derivation of tables can take seconds.
 const busyMilliseconds = 60000
 
-// How long, and how often, it waits for the lock; not for ever, as its holder may have been
-// stopped.
+// How long a process waits for the lock, and how often it tries. It does not wait for
+// ever, as the holder may be a stopped process.
 const lockWait, lockPoll = busyMilliseconds * time.Millisecond, 5 * time.Millisecond
 
 // Errors a caller decides on; test with errors.Is.
@@ -46,8 +46,8 @@ type DB struct {
 	key  []byte
 }
 
-// Open opens the history in a state directory, and makes both where they are not there:
-// the directory with mode 0700, the files with 0600.
+// Open opens the history in a state directory. If they do not exist, it makes the
+// directory with mode 0700 and the files with mode 0600. The caller closes the DB.
 func Open(dir string) (*DB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open history: %w", err)
@@ -55,8 +55,8 @@ func Open(dir string) (*DB, error) {
 	return open(dir, true)
 }
 
-// OpenExisting opens the history in a state directory to read it. The error wraps
-// fs.ErrNotExist where there is none.
+// OpenExisting opens the history in a state directory to read it. If there is none, the
+// error wraps fs.ErrNotExist. The caller closes the DB.
 func OpenExisting(dir string) (*DB, error) {
 	if _, err := os.Stat(filepath.Join(dir, fileName)); err != nil {
 		return nil, fmt.Errorf("open history: %w", err)
@@ -73,14 +73,14 @@ func open(dir string, create bool) (*DB, error) {
 	return db, nil
 }
 
-// prepare opens database and key under the lock: SQLite does not wait where two
-// connections change the journal mode at once.
+// prepare opens database and key under the lock: if two connections change the journal
+// mode at once, SQLite does not wait.
 func prepare(dir, path string, create bool) (*DB, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close() // and with it the lock
+	defer lock.Close() // releases the lock
 	for end := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
 		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
@@ -92,7 +92,8 @@ func prepare(dir, path string, create bool) (*DB, error) {
 	}
 	fresh := false
 	if create {
-		// SQLite would make it readable for all; its other files take the mode of this one.
+		// SQLite would make it readable for everybody. SQLite's other files get the
+		// mode of this one.
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return nil, err
@@ -145,7 +146,7 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, ma
 CREATE INDEX IF NOT EXISTS log_scan ON log (scan);
 `
 
-// setUp makes the tables of a new database, or derives those of an older one anew.
+// setUp makes the tables of a new database, or derives the tables of an older one again.
 func (db *DB) setUp(ctx context.Context) error {
 	var mode string
 	if err := db.sql.QueryRowContext(ctx, "PRAGMA journal_mode=WAL").Scan(&mode); err != nil {
@@ -162,7 +163,7 @@ func (db *DB) setUp(ctx context.Context) error {
 		return nil
 	}
 	return db.write(ctx, func(t *txn) error {
-		// Another process may have been faster with it.
+		// Another process may have done it meanwhile.
 		if err := t.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 			return err
 		}
@@ -195,7 +196,7 @@ type txn struct {
 	db  *DB
 }
 
-// write runs do in one transaction, which is on disk when write returns nil.
+// write runs do in one transaction. When write returns nil, the transaction is on disk.
 func (db *DB) write(ctx context.Context, do func(t *txn) error) error {
 	return db.transact(ctx, "BEGIN IMMEDIATE", do)
 }
@@ -210,12 +211,12 @@ func (db *DB) transact(ctx context.Context, begin string, do func(t *txn) error)
 	if _, err := conn.ExecContext(ctx, begin); err != nil {
 		return err
 	}
-	// The end of a transaction must not be cut off by that of its context: the
-	// connection goes back to the pool.
+	// A transaction must be ended even if its context has ended, because the connection
+	// goes back to the pool.
 	last := context.WithoutCancel(ctx)
 	defer func() {
 		if err != nil {
-			_, _ = conn.ExecContext(last, "ROLLBACK") // it may have ended already: the disk is full
+			_, _ = conn.ExecContext(last, "ROLLBACK") // it may have ended already, as on a full disk
 		}
 	}()
 	if err := do(&txn{conn, ctx, db}); err != nil {

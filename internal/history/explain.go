@@ -10,12 +10,13 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Line is one line of an account in words. Its text can be the guest's.
+// Line is one line of an account in words. Its text can come from the guest and is not
+// escaped.
 type Line struct{ Label, Text string }
 
 const clock = "2006-01-02 15:04:05.000 MST"
 
-// Explain tells in words what was found and where, what was decided and why, what was
+// Explain says in words what was found and where, what was decided and why, what was
 // done, and what was seen afterwards.
 func Explain(d *Detail) []Line {
 	a := account{}
@@ -32,7 +33,7 @@ func Explain(d *Detail) []Line {
 	return a
 }
 
-// ExplainRun tells of a run in words.
+// ExplainRun says in words what a run did.
 func ExplainRun(s *Scan) []Line {
 	a := account{}
 	a.say("Record", "%s %d, begun %s", s.Operation, s.ID, s.Began.Format(clock))
@@ -76,12 +77,9 @@ func domainText(s *Scan) string {
 func (a *account) found(d *Detail) {
 	a.say("Domain", "%s", domainText(&d.Run))
 	f := &d.Finding
-	who := fmt.Sprintf("process %s, pid %d", f.Process, f.PID)
-	if f.PID == 4 {
-		who = "the kernel"
-	}
+	where := finding.Where(f.PID, f.Process)
 	if f.Kind == KindKill {
-		a.say("Process", "%s: %s", who, f.Image)
+		a.say("Process", "%s: %s", where, f.Image)
 		return
 	}
 	switch {
@@ -92,7 +90,7 @@ func (a *account) found(d *Detail) {
 	default:
 		a.say("Found", "the engine knows the rebuilt file as %s", f.Signature)
 	}
-	a.say("Where", "%s: %s, %d bytes at %s", who, f.Image, f.Size, f.Base)
+	a.say("Where", "%s: %s, %d bytes at %s", where, f.Image, f.Size, f.Base)
 	if r := f.Region; r != nil {
 		text := fmt.Sprintf("memory %s to %s, %d bytes of it executable; ", r.Start, r.End, r.Executable)
 		switch r.Type {
@@ -122,7 +120,7 @@ func fidelityText(f finding.Fidelity) string {
 	return fmt.Sprintf("%.1f %% of the file's bytes are known, the pages of %d were not present; its preferred base by: %s", 100*f.Coverage, f.Missing, f.Base)
 }
 
-// decided says what the policy made of it. The rule is a field that older records lack.
+// decided says what the policy decided. Older records have no field for the rule.
 func (a *account) decided(d *Detail) {
 	if d.Kind == KindKill {
 		a.say("Decided", "kill, by hand, by %s", d.Run.Who)
@@ -131,7 +129,7 @@ func (a *account) decided(d *Detail) {
 	var r struct {
 		Verdict struct{ Rule string }
 	}
-	_ = json.Unmarshal(d.Record, &r) // it was read before
+	_ = json.Unmarshal(d.Record, &r) // it could be read before
 	by := ""
 	if r.Verdict.Rule != "" {
 		by = fmt.Sprintf(", by the rule %q", r.Verdict.Rule)
@@ -198,7 +196,8 @@ func (a *account) kill(k *finding.Kill) {
 		for _, c := range s.Calls {
 			calls = append(calls, fmt.Sprintf("%s %s", c.Name, c.Status))
 		}
-		a.say("Seen", "surrogate %s, pid %d, thread %d: %s; its context afterwards: %s %s", s.Name, s.PID, s.Thread, strings.Join(calls, ", "), s.Context, s.Error)
+		a.say("Seen", "surrogate %s, pid %d, thread %d: %s; its context afterwards: %s %s", s.Name, s.PID, s.Thread, strings.Join(calls, ", "), s.Context,
+			s.Error)
 	}
 	for _, line := range k.Plan {
 		a.say("Seen", "%s", line)
@@ -244,7 +243,8 @@ func (a *account) run(s *Scan) {
 	r := s.Result
 	text = fmt.Sprintf("%s after %s", s.Status, s.Ended.Sub(s.Began).Round(time.Millisecond))
 	if r != nil && s.Operation == OperationScan {
-		text += fmt.Sprintf(": %d processes, %d images, %d distinct files, %d findings, %d errors", r.Processes, r.Images, r.Files, s.Findings, len(r.Errors)+s.Omitted)
+		text += fmt.Sprintf(": %d processes, %d images, %d distinct files, %d findings, %d errors", r.Processes, r.Images, r.Files, s.Findings,
+			len(r.Errors)+s.Omitted)
 	}
 	if r != nil && r.Reason != "" {
 		text += "; " + r.Reason

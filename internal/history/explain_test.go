@@ -25,13 +25,15 @@ func explained(lines []Line) string {
 func TestExplainTellsWhatWasDecidedDoneAndSeen(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t, t.TempDir())
-	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001", Engine: &finding.Engine{Version: "ClamAV 1.4.6"}})
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10", UUID: "6f0d9c1a-0000-4000-8000-000000000001",
+		Engine: &finding.Engine{Version: "ClamAV 1.4.6"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := found(2552, "Vmav.Test.Malware")
 	f.Verdict = verdict.Verdict{Action: verdict.Kill, Reason: "signature is Vmav.*"}
-	f.Evidence = []finding.Exhibit{{Kind: finding.ExhibitScanned, SHA256: strings.Repeat("ab", 32), Size: 7}, {Kind: finding.ExhibitMemory, Error: "the evidence store is full"}}
+	f.Evidence = []finding.Exhibit{{Kind: finding.ExhibitScanned, SHA256: strings.Repeat("ab", 32), Size: 7},
+		{Kind: finding.ExhibitMemory, Error: "the evidence store is full"}}
 	if err := r.Found(ctx, &f); err != nil {
 		t.Fatal(err)
 	}
@@ -101,5 +103,37 @@ Result: scanned T: 45 processes, 153 images, 44 distinct files, 1 findings, 0 er
 	s, err := db.Scan(ctx, r.ID())
 	if err != nil || !strings.HasPrefix(explained(ExplainRun(&s)), "Record: scan 1, begun T\nDomain: win10 (") {
 		t.Errorf("%s, %v", explained(ExplainRun(&s)), err)
+	}
+}
+
+// The kernel has PID 0 in findings, and PID 4 is the process System.
+func TestExplainSaysWhereAFindingIs(t *testing.T) {
+	ctx := context.Background()
+	db := openDB(t, t.TempDir())
+	for _, tt := range []struct {
+		pid     uint64
+		process string
+		want    string
+	}{
+		{0, "", "the kernel"},
+		{4, "System", "process System, pid 4"},
+		{2552, "malware.exe", "process malware.exe, pid 2552"},
+	} {
+		f := found(tt.pid, "Vmav.Test.Malware")
+		f.Process = tt.process
+		r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10"})
+		if err == nil {
+			err = r.Found(ctx, &f)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := db.Show(ctx, f.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := explained(Explain(&d)); !strings.Contains(got, "\nWhere: "+tt.want+": ") {
+			t.Errorf("no %q in\n%s", tt.want, got)
+		}
 	}
 }

@@ -40,6 +40,15 @@ func scan(f ...finding.Finding) *finding.Scan {
 		Processes: 45, Images: 153, Files: 44, Bytes: 12345678, Findings: f, Errors: []finding.Unread{}, Timing: finding.Timing{Total: 1.5}}
 }
 
+// recordScan records the finished scan of one domain, and returns the number of its record.
+func recordScan(ctx context.Context, db *DB, e *finding.Engine, d *finding.Scan) (int64, error) {
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: d.Name, UUID: d.UUID, Engine: e})
+	if err != nil {
+		return 0, err
+	}
+	return r.ID(), r.End(ctx, d)
+}
+
 func killed(pid uint64) *finding.Kill {
 	status, dead := finding.NTStatus(0xC0000906), finding.Milliseconds(40123*time.Microsecond)
 	return &finding.Kill{Domain: "win10", Target: finding.Process{PID: pid, Name: "malware.exe"}, Outcome: finding.Outcome{Code: finding.OutcomeKilled},
@@ -64,7 +73,7 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	d.Kills = []*finding.Kill{killed(2560)}
 	want := append([]finding.Finding{}, d.Findings...)
 	e := &finding.Engine{Version: "ClamAV 1.4.6", Database: "27000"}
-	id, err := db.RecordScan(ctx, self, e, d)
+	id, err := recordScan(ctx, db, e, d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +96,8 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Origin != self || s.Status != finding.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil || s.Ended.Before(s.Began) {
+	if s.Origin != self || s.Status != finding.StatusScanned || s.Findings != 2 || !reflect.DeepEqual(s.Engine, e) || s.Ended == nil ||
+		s.Ended.Before(s.Began) {
 		t.Errorf("%+v", s)
 	}
 	if got := s.Result; got.Bytes != d.Bytes || got.Images != d.Images || got.Timing != d.Timing || got.Build != d.Build || len(got.Findings) != 0 {
@@ -96,7 +106,8 @@ func TestARecordedScanIsReadBackWhole(t *testing.T) {
 	verify(t, db)
 	var synchronous int
 	var journal string
-	if err := db.sql.QueryRow("SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode").Scan(&synchronous, &journal); err != nil || synchronous != 2 || journal != "wal" {
+	if err := db.sql.QueryRow("SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode").Scan(&synchronous, &journal); err != nil ||
+		synchronous != 2 || journal != "wal" {
 		t.Errorf("synchronous=%d, journal %s, %v; want FULL (2) and wal", synchronous, journal, err)
 	}
 	for name, mode := range map[string]fs.FileMode{"": 0o700, fileName: 0o600, keyName: 0o600} {
@@ -152,7 +163,8 @@ func TestStatesOfAnAction(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	detail, err := db.Show(ctx, f.ID)
-	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 || *detail.Steps[1].Kill.Dead != finding.Milliseconds(40123*time.Microsecond) {
+	if err != nil || len(detail.Steps) != 2 || detail.Steps[1].Kill == nil || *detail.Steps[1].Kill.ExitStatus != 0xC0000906 ||
+		*detail.Steps[1].Kill.Dead != finding.Milliseconds(40123*time.Microsecond) {
 		t.Errorf("%+v, %v", detail, err)
 	}
 }
@@ -198,12 +210,12 @@ func TestFilters(t *testing.T) {
 		for j := range d.Findings {
 			d.Findings[j].Domain = name
 		}
-		if _, err := db.RecordScan(ctx, self, nil, d); err != nil {
+		if _, err := recordScan(ctx, db, nil, d); err != nil {
 			t.Fatal(err)
 		}
 	}
 	middle := time.Now()
-	if _, err := db.RecordScan(ctx, self, nil, scan(found(4000, "Late"))); err != nil {
+	if _, err := recordScan(ctx, db, nil, scan(found(4000, "Late"))); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -265,7 +277,7 @@ func TestDerivedTablesAreMadeAnewFromAnOlderVersion(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
 	db := openDB(t, dir)
-	if _, err := db.RecordScan(ctx, self, nil, scan(found(8, "A"))); err != nil {
+	if _, err := recordScan(ctx, db, nil, scan(found(8, "A"))); err != nil {
 		t.Fatal(err)
 	}
 	head := verify(t, db).Head

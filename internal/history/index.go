@@ -9,8 +9,8 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// indexVersion is the version of the derived tables. It goes up with every change of
-// index or apply; the tables are then derived anew.
+// indexVersion is the version of the derived tables. Every change of index or apply
+// raises it. Then the tables are derived again.
 const indexVersion = 2
 
 // Kinds of records.
@@ -18,7 +18,7 @@ const (
 	kindBegin   = "begin"   // of a run: a scan of one domain, or a kill by hand
 	kindFinding = "finding" // a finding.Finding as it was decided on
 	kindKill    = "kill"    // a kill that somebody asked for without a finding
-	kindAction  = "action"  // a change of state of what is done for findings
+	kindAction  = "action"  // an action for findings has reached another state
 	kindEnd     = "end"     // of a run
 	kindPrune   = "prune"   // older records were removed
 )
@@ -45,7 +45,8 @@ CREATE INDEX %[1]s.entries_scan ON entries (scan);
 CREATE INDEX %[1]s.scans_began ON scans (began);
 `
 
-// derived are the tables of index with what a record is called whose row differs.
+// derived are the tables of index. id is the column with the number of the record that a
+// row is derived from.
 var derived = []struct{ table, id string }{{"scans", "id"}, {"entries", "id"}, {"steps", "entry"}}
 
 // derive makes the derived tables of a database from the log.
@@ -79,7 +80,7 @@ type beginBody struct {
 	Engine    *finding.Engine `json:"engine,omitempty"`
 }
 
-// States of an action, in their order. The state "decided" is the record of the finding.
+// States of an action, in order. The record of the finding is the state "decided".
 const (
 	StateDecided   = "decided"
 	StateRequested = "requested"
@@ -166,5 +167,5 @@ func (t *txn) apply(schema string, r *row) error {
 		}
 		return exec("UPDATE %s.scans SET ended = ?, status = ? WHERE id = ?", r.at, d.Status, r.scan)
 	}
-	return nil // a kind of a newer vmav, or one that no query asks for
+	return nil // a kind of a newer vmav, or one that no query needs
 }

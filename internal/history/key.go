@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"vmav.dev/vmav/internal/atomicfile"
 )
 
 // keySize is the length of the chain's key in bytes.
@@ -20,7 +21,8 @@ func loadKey(path string, fresh bool) ([]byte, error) {
 		return key, err
 	}
 	if !fresh {
-		return nil, fmt.Errorf("the key %s is gone: what is recorded cannot be verified any more, and nothing is added; move the database away to begin a new one", path)
+		return nil, fmt.Errorf("the key %s is gone: what is recorded cannot be verified any more, and nothing is added; "+
+			"move the database away to begin a new one", path)
 	}
 	key = make([]byte, keySize)
 	if _, err := rand.Read(key); err != nil {
@@ -49,30 +51,10 @@ func readKey(path string) ([]byte, error) {
 	return key[:keySize], nil
 }
 
-// writeKey puts the key in place whole, and on disk before anything is recorded with it.
+// writeKey writes the key to the disk. This comes before anything is recorded with it.
 func writeKey(path string, key []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), keyName+".*") // mode 0600
-	if err != nil {
-		return err
+	if err := atomicfile.WriteBytes(path, 0o600, key); err != nil {
+		return fmt.Errorf("make the key: %w", err)
 	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(key)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write the key: %w", err)
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return nil
 }

@@ -18,13 +18,13 @@ const (
 // Who is the user that a run belongs to.
 type Who struct {
 	UID  int    `json:"uid"`
-	User string `json:"user,omitempty"` // "" where the host has no name for the UID
-	// Login is the user that logged in before becoming UID, as the kernel's audit
-	// has it; "" where it is the same or not known.
+	User string `json:"user,omitempty"` // "" if the host has no name for the UID
+	// Login is the user that logged in and then became UID, as the kernel's audit knows
+	// it. It is "" if that is the same user, or not known.
 	Login string `json:"login,omitempty"`
 }
 
-// String is the user's name, or number, and who is behind it.
+// String is the user's name or number, with the user who logged in.
 func (w Who) String() string {
 	s := w.User
 	if s == "" {
@@ -43,11 +43,12 @@ type Origin struct {
 	Command string `json:"command,omitempty"` // the command line
 }
 
-// Self is the origin of what this process does.
+// Self is the origin of what this process does. trigger is one of the Trigger constants,
+// args is the command line.
 func Self(trigger string, args []string) Origin {
 	o := Origin{Trigger: trigger, Who: Who{UID: os.Getuid(), User: userName(os.Getuid())}}
 	if text, err := os.ReadFile("/proc/self/loginuid"); err == nil {
-		// The audit's "not set" is the largest number of 32 bits.
+		// The largest number of 32 bits means "not set".
 		if id, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32); err == nil && id != 1<<32-1 && int(id) != o.Who.UID {
 			if o.Who.Login = userName(int(id)); o.Who.Login == "" {
 				o.Who.Login = strconv.FormatUint(id, 10)

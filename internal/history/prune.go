@@ -7,25 +7,25 @@ import (
 	"time"
 )
 
-// Limits are what the history may grow to. Zero is no limit.
+// Limits bound the history. Zero means no limit.
 type Limits struct {
 	Age  time.Duration // of a record
 	Size int64         // of the database, in bytes
 }
 
-// unfinishedFor is how long a run that has no end is taken to be under way: its records
-// are kept until then.
+// unfinishedFor is how long a run without an end counts as under way. Its records are
+// kept until then.
 const unfinishedFor = 24 * time.Hour
 
-// roomShare is the share of the size limit that is left when it was reached, so that not
-// every run prunes.
+// roomShare is the share of the size limit that remains when the limit was reached, so
+// that not every run prunes.
 const roomShare = 0.8
 
 // Pruned is what Prune removed and what it left.
 type Pruned struct {
 	Records int64 `json:"records"`
 	Upto    int64 `json:"up_to"` // the last record that was removed, 0 for none
-	Bytes   int64 `json:"bytes"` // of the database, afterwards
+	Bytes   int64 `json:"bytes"` // size of the database afterwards
 }
 
 // pruneBody is the content of kindPrune.
@@ -34,9 +34,9 @@ type pruneBody struct {
 	Pruned
 }
 
-// Prune removes the oldest records, whole runs at a time, until the limits are kept. It
-// records that it did; the chain goes on from the last record that was removed. A run
-// that is under way is kept, with all behind it.
+// Prune removes the oldest records, in whole runs, until the limits are kept. It records
+// that it did. The chain continues from the last record that was removed. Prune keeps a
+// run that is under way, and everything after it.
 func (db *DB) Prune(ctx context.Context, o Origin, l Limits) (Pruned, error) {
 	var p Pruned
 	err := db.write(ctx, func(t *txn) error {
@@ -47,7 +47,8 @@ func (db *DB) Prune(ctx context.Context, o Origin, l Limits) (Pruned, error) {
 		return err
 	})
 	if err == nil && p.Records > 0 {
-		// Gives the pages back to the file system; where readers are in the way, later.
+		// This gives the pages back to the file system. If there are readers, it
+		// happens later.
 		for _, s := range []string{"PRAGMA incremental_vacuum", "PRAGMA wal_checkpoint(TRUNCATE)"} {
 			if err = drain(ctx, db.sql, s); err != nil {
 				break
@@ -63,7 +64,7 @@ func (db *DB) Prune(ctx context.Context, o Origin, l Limits) (Pruned, error) {
 	return p, nil
 }
 
-// drain runs a statement that does its work as its rows are read.
+// drain runs a statement that works while its rows are read.
 func drain(ctx context.Context, db *sql.DB, statement string) error {
 	rows, err := db.QueryContext(ctx, statement)
 	if err != nil {
@@ -79,7 +80,7 @@ type queryer interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// used is the size of what is in use of the database, in bytes.
+// used is how many bytes of the database are in use.
 func used(ctx context.Context, q queryer) (n int64, err error) {
 	err = q.QueryRowContext(ctx, "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size").Scan(&n)
 	return n, err
@@ -89,7 +90,7 @@ func used(ctx context.Context, q queryer) (n int64, err error) {
 func (t *txn) upto(l Limits) (int64, error) {
 	var upto int64
 	if l.Age > 0 {
-		var first sql.NullInt64 // that is young enough
+		var first sql.NullInt64 // the first that is young enough
 		limit := time.Now().Add(-l.Age).UnixNano()
 		if err := t.QueryRowContext(t.ctx, "SELECT coalesce((SELECT min(seq) FROM log WHERE at >= ?), max(seq) + 1) FROM log", limit).Scan(&first); err != nil {
 			return 0, err
@@ -110,9 +111,10 @@ func (t *txn) upto(l Limits) (int64, error) {
 	if upto <= 0 {
 		return 0, nil
 	}
-	// A run under way, and all behind it, stays.
+	// A run that is under way stays, with everything after it.
 	var under sql.NullInt64
-	if err := t.QueryRowContext(t.ctx, "SELECT min(id) FROM scans WHERE ended IS NULL AND began >= ?", time.Now().Add(-unfinishedFor).UnixNano()).Scan(&under); err != nil {
+	since := time.Now().Add(-unfinishedFor).UnixNano()
+	if err := t.QueryRowContext(t.ctx, "SELECT min(id) FROM scans WHERE ended IS NULL AND began >= ?", since).Scan(&under); err != nil {
 		return 0, err
 	}
 	if under.Valid {
@@ -136,10 +138,10 @@ func (t *txn) upto(l Limits) (int64, error) {
 	return upto, nil
 }
 
-// uptoSize is the last record to remove so that a size is kept. now is the size of the
-// database, which the records share by the sizes of their contents.
+// uptoSize is the last record to remove so that the database has the size want. now is
+// its size. The records share it in proportion to their contents.
 func (t *txn) uptoSize(want, now int64) (int64, error) {
-	const row = 128 // bytes of a record beside its content, about
+	const row = 128 // bytes of a record without its content, about
 	var all sql.NullInt64
 	if err := t.QueryRowContext(t.ctx, "SELECT sum(length(body) + ?) FROM log", row).Scan(&all); err != nil {
 		return 0, err

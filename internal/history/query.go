@@ -13,18 +13,18 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Filter chooses records. Empty fields choose all.
+// Filter chooses records. An empty field chooses all.
 type Filter struct {
 	Domain       string // name or UUID
 	Since, Until time.Time
-	Signature    string // a "*" in it stands for any text
+	Signature    string // "*" matches any text
 	Action       string
 	Outcome      finding.Code
-	SHA256       string // of what was scanned, of its evidence, or of the file in the guest's cache
+	SHA256       string // of what was scanned, of the evidence, or of the file in the guest's cache
 	Limit        int    // the newest; 0 for all
 }
 
-// Entry is something that was found, or killed by hand, with its latest state.
+// Entry is a finding or a kill by hand, with its latest state.
 type Entry struct {
 	Time    time.Time `json:"time"`
 	Scan    int64     `json:"scan"` // number of the run's record
@@ -41,7 +41,7 @@ type Scan struct {
 	ID        int64      `json:"id"`
 	Operation string     `json:"operation"`
 	Began     time.Time  `json:"began"`
-	Ended     *time.Time `json:"ended"` // nil while it runs, and where it was cut off
+	Ended     *time.Time `json:"ended"` // nil while the run is under way, or if it was cut off
 	Domain    string     `json:"domain"`
 	UUID      string     `json:"uuid,omitempty"`
 	Origin
@@ -49,11 +49,11 @@ type Scan struct {
 	Findings int             `json:"findings"`
 	Engine   *finding.Engine `json:"engine,omitempty"`
 	Result   *finding.Scan   `json:"result,omitempty"` // without its findings
-	// Omitted are the errors of the result that were not kept.
+	// Omitted is the number of errors of the result that were not kept.
 	Omitted int `json:"errors_omitted,omitempty"`
 }
 
-// Entries returns what was found, newest first.
+// Entries returns findings and kills by hand, newest first.
 func (db *DB) Entries(ctx context.Context, f Filter) ([]Entry, error) {
 	var q query
 	q.common("e.", "e.at", f)
@@ -120,8 +120,7 @@ func entryOf(rows *sql.Rows) (Entry, error) {
 	return e, nil
 }
 
-// Scans returns the runs, newest first. Of the filter's fields those that are about
-// findings must be empty.
+// Scans returns the runs, newest first. The filter's fields for findings must be empty.
 func (db *DB) Scans(ctx context.Context, f Filter) ([]Scan, error) {
 	var q query
 	q.common("", "began", f)
@@ -204,7 +203,8 @@ func (q *query) where(condition string, args ...any) {
 	q.args = append(q.args, args...)
 }
 
-// common adds the conditions that entries and scans share; at is the column of the time.
+// common adds the conditions that entries and scans share. at is the column with the
+// time.
 func (q *query) common(prefix, at string, f Filter) {
 	if f.Domain != "" {
 		q.where("("+prefix+"domain = ? OR "+prefix+"uuid = ? COLLATE NOCASE)", f.Domain, f.Domain)

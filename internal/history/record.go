@@ -10,19 +10,19 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// maxErrors bounds the errors that are kept of one run: a hostile guest makes as many as
-// it likes, and must not push older records out with them.
+// maxErrors bounds the errors that are kept of one run. A hostile guest can cause any
+// number of errors, and they must not push out older records.
 const maxErrors = 200
 
-// Run says what is begun.
+// Run describes a run that begins.
 type Run struct {
 	Origin
 	Operation    string // OperationScan or OperationKill
 	Domain, UUID string
-	Engine       *finding.Engine // nil where none scans
+	Engine       *finding.Engine // nil if no engine scans
 }
 
-// Recorder records one run on one domain as it goes. It is safe for concurrent use.
+// Recorder records one run on one domain while it runs. It is safe for concurrent use.
 type Recorder struct {
 	db    *DB
 	run   Run
@@ -32,7 +32,8 @@ type Recorder struct {
 	id int64      // 0 until the run's beginning is on disk
 }
 
-// Begin records the beginning of a run. A run that End never comes for stays unfinished.
+// Begin records the beginning of a run. If End is never called, the run stays
+// unfinished.
 func (db *DB) Begin(ctx context.Context, run Run) (*Recorder, error) {
 	r := db.Lazy(run)
 	if err := r.write(ctx, func(*txn, int64) error { return nil }); err != nil {
@@ -41,13 +42,13 @@ func (db *DB) Begin(ctx context.Context, run Run) (*Recorder, error) {
 	return r, nil
 }
 
-// Lazy is Begin for runs of which there are many, such as a look at each new process: the
-// beginning is recorded with the first thing there is to record, and a run that ends well
-// and has found nothing leaves no record.
+// Lazy is Begin for frequent runs, such as a look at each new process. The beginning is
+// recorded together with the first thing that is recorded. A run that ends well and
+// finds nothing leaves no record.
 func (db *DB) Lazy(run Run) *Recorder { return &Recorder{db: db, run: run, began: time.Now()} }
 
-// write runs do in one transaction, with the number of the run, which it begins where it
-// has not begun.
+// write runs do in one transaction, with the number of the run. If the run is not
+// recorded yet, write records its beginning.
 func (r *Recorder) write(ctx context.Context, do func(t *txn, run int64) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -70,20 +71,20 @@ func (t *txn) begin(run Run, at time.Time) (int64, error) {
 	return t.append(kindBegin, 0, at, beginBody{run.Operation, run.Origin, run.Domain, run.UUID, run.Engine})
 }
 
-// ID is the number of the run's record, 0 while there is none.
+// ID is the number of the run's record. It is 0 while there is none.
 func (r *Recorder) ID() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.id
 }
 
-// Found records a finding with its verdict and sets its ID. When it returns nil, the
-// finding is on disk.
+// Found records a finding with its verdict and sets the finding's ID. When it returns
+// nil, the finding is on disk. On error the ID is 0.
 func (r *Recorder) Found(ctx context.Context, f *finding.Finding) error {
 	err := r.write(ctx, func(t *txn, run int64) error { return t.found(run, f, time.Now()) })
 	if err != nil {
 		f.ID = 0
-		return fmt.Errorf("record the finding %s in process %d: %w", f.Signature, f.PID, err)
+		return fmt.Errorf("record the finding %s in %s: %w", f.Signature, finding.Where(f.PID, f.Process), err)
 	}
 	return nil
 }
@@ -94,8 +95,8 @@ func (t *txn) found(run int64, f *finding.Finding, at time.Time) (err error) {
 	return err
 }
 
-// Kill records that the end of a process was asked for without a finding, and returns the
-// ID of that.
+// Kill records that somebody asked for the end of a process without a finding. It
+// returns the ID of that record.
 func (r *Recorder) Kill(ctx context.Context, p finding.Process, dryRun bool) (id int64, err error) {
 	err = r.write(ctx, func(t *txn, run int64) (err error) {
 		id, err = t.append(kindKill, run, time.Now(), killBody{p, dryRun})
@@ -107,13 +108,14 @@ func (r *Recorder) Kill(ctx context.Context, p finding.Process, dryRun bool) (id
 	return id, nil
 }
 
-// Acting records that an action is about to be carried out for the entries with some IDs:
-// it may touch the guest from now on.
+// Acting records that an action for the entries with these IDs begins. The action may
+// touch the guest from now on.
 func (r *Recorder) Acting(ctx context.Context, action verdict.Action, ids ...int64) error {
 	return r.action(ctx, actionBody{State: StateRequested, Action: action, Entries: ids})
 }
 
-// Acted records what was seen to happen, with the record of a kill, or of another action.
+// Acted records the outcome of an action, with the audit record of a kill or of another
+// action. Either may be nil.
 func (r *Recorder) Acted(ctx context.Context, action verdict.Action, o finding.Outcome, k *finding.Kill, a *finding.Act, ids ...int64) error {
 	return r.action(ctx, actionBody{State: StateOutcome, Action: action, Entries: ids, Outcome: &o, Kill: k, Act: a})
 }
@@ -136,14 +138,24 @@ type endBody struct {
 	Omitted int `json:"errors_omitted,omitempty"`
 }
 
-// End records the end of a run and its result. Findings that Found was not called for are
-// recorded, too, and those whose outcome is not the recorded one get it.
+// End records the end of a run and its result. It also records findings that Found did
+// not record, and outcomes that Acted did not record. On error those findings have the
+// ID 0.
 func (r *Recorder) End(ctx context.Context, d *finding.Scan) error {
 	if r.ID() == 0 && d.Status == finding.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
 		return nil
 	}
+	var unrecorded []*finding.Finding
+	for i := range d.Findings {
+		if d.Findings[i].ID == 0 {
+			unrecorded = append(unrecorded, &d.Findings[i])
+		}
+	}
 	err := r.write(ctx, func(t *txn, run int64) error { return t.end(run, d, time.Now()) })
 	if err != nil {
+		for _, f := range unrecorded {
+			f.ID = 0
+		}
 		return fmt.Errorf("record the end of the scan of %s: %w", d.Name, err)
 	}
 	return nil
@@ -151,7 +163,7 @@ func (r *Recorder) End(ctx context.Context, d *finding.Scan) error {
 
 func (t *txn) end(run int64, d *finding.Scan, at time.Time) error {
 	for i := range d.Findings {
-		if err := t.settle(run, &d.Findings[i], d, at); err != nil {
+		if err := t.complete(run, &d.Findings[i], d, at); err != nil {
 			return err
 		}
 	}
@@ -164,8 +176,9 @@ func (t *txn) end(run int64, d *finding.Scan, at time.Time) error {
 	return err
 }
 
-// settle brings the records of a finding to its final state.
-func (t *txn) settle(run int64, f *finding.Finding, d *finding.Scan, at time.Time) error {
+// complete records what is still missing of a finding at the end of its run: the finding
+// itself, or its outcome.
+func (t *txn) complete(run int64, f *finding.Finding, d *finding.Scan, at time.Time) error {
 	if f.ID == 0 {
 		if err := t.found(run, f, at); err != nil {
 			return err
@@ -173,7 +186,8 @@ func (t *txn) settle(run int64, f *finding.Finding, d *finding.Scan, at time.Tim
 	}
 	var action string
 	var o finding.Outcome
-	if err := t.QueryRowContext(t.ctx, "SELECT action, outcome, reason FROM entries WHERE id = ? AND scan = ?", f.ID, run).Scan(&action, &o.Code, &o.Reason); err != nil {
+	recorded := t.QueryRowContext(t.ctx, "SELECT action, outcome, reason FROM entries WHERE id = ? AND scan = ?", f.ID, run)
+	if err := recorded.Scan(&action, &o.Code, &o.Reason); err != nil {
 		return fmt.Errorf("finding %d of run %d: %w", f.ID, run, err)
 	}
 	if action == string(f.Action) && o == f.Outcome {
@@ -192,26 +206,4 @@ func (t *txn) settle(run int64, f *finding.Finding, d *finding.Scan, at time.Tim
 	}
 	_, err := t.append(kindAction, run, at, b)
 	return err
-}
-
-// RecordScan records the finished scan of one domain at once and sets the IDs of its
-// findings. When it returns nil, all is on disk. The engine may be nil. It returns the
-// number of the scan's record.
-func (db *DB) RecordScan(ctx context.Context, o Origin, e *finding.Engine, d *finding.Scan) (int64, error) {
-	var id int64
-	err := db.write(ctx, func(t *txn) (err error) {
-		now := time.Now()
-		began := now.Add(-time.Duration(d.Timing.Total * float64(time.Second)))
-		if id, err = t.begin(Run{o, OperationScan, d.Name, d.UUID, e}, began); err != nil {
-			return err
-		}
-		return t.end(id, d, now)
-	})
-	if err != nil {
-		for i := range d.Findings {
-			d.Findings[i].ID = 0
-		}
-		return 0, fmt.Errorf("record the scan of %s: %w", d.Name, err)
-	}
-	return id, nil
 }

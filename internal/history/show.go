@@ -7,24 +7,24 @@ import (
 	"time"
 )
 
-// Step is a change of state of what is done for an entry.
+// Step is a state that an action for an entry has reached.
 type Step struct {
 	Time time.Time `json:"time"`
 	actionBody
 }
 
-// Detail is all that is known of an entry.
+// Detail is everything that is known of an entry.
 type Detail struct {
 	Entry
-	// Record is the finding as it was recorded when it was decided on, with all of its
-	// fields, also those that this vmav does not know.
+	// Record is the finding as it was recorded with its verdict. It has all fields,
+	// also those that this vmav does not know.
 	Record json.RawMessage `json:"record"`
 	Steps  []Step          `json:"steps"`
 	Run    Scan            `json:"run"`
 }
 
-// Show returns all that is known of the entry with an ID. The error wraps ErrNoRecord
-// where there is none.
+// Show returns everything that is known of the entry with an ID. If there is none, the
+// error wraps ErrNoRecord.
 func (db *DB) Show(ctx context.Context, id int64) (Detail, error) {
 	d := Detail{Steps: []Step{}}
 	var q query

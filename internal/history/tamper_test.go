@@ -53,7 +53,7 @@ func TestVerifyNamesTheFirstBrokenRecord(t *testing.T) {
 		dir := t.TempDir()
 		db := openDB(t, dir)
 		// A scan without findings, one that was cut off, one with seven findings.
-		if _, err := db.RecordScan(ctx, self, nil, scan()); err != nil {
+		if _, err := recordScan(ctx, db, nil, scan()); err != nil {
 			t.Fatal(err)
 		}
 		var r *Recorder
@@ -91,7 +91,7 @@ func TestANotedHeadTellsOfAnOlderCopy(t *testing.T) {
 	db := openDB(t, dir)
 	add := func() {
 		t.Helper()
-		if _, err := db.RecordScan(ctx, self, nil, scan(found(8, "A"))); err != nil {
+		if _, err := recordScan(ctx, db, nil, scan(found(8, "A"))); err != nil {
 			t.Fatal(err)
 		}
 	}

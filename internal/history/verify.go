@@ -20,7 +20,7 @@ type Head struct {
 // String is the form that ParseHead reads.
 func (h Head) String() string { return fmt.Sprintf("%d:%x", h.Seq, h.MAC) }
 
-// ParseHead reads a head that was noted before.
+// ParseHead reads a head as String writes it.
 func ParseHead(s string) (h Head, err error) {
 	if n, err := fmt.Sscanf(s, "%d:%x", &h.Seq, &h.MAC); n != 2 || err != nil || len(h.MAC) != sha256.Size || h.String() != s {
 		return Head{}, fmt.Errorf("head %q: it has the form NUMBER:MAC, as history verify prints it", s)
@@ -28,24 +28,24 @@ func ParseHead(s string) (h Head, err error) {
 	return h, nil
 }
 
-// Verified is what Verify found to be whole.
+// Verified describes the log that Verify found to be whole.
 type Verified struct {
 	First   int64 // the first record that is kept; 0 for none
 	Records int64
 	Head    Head
 }
 
-// Verify proves that the log is as it was written: every record, from the first that is
-// kept to the last, and the tables that queries read. The error names the first record
-// where that is not so and wraps ErrBroken. A noted head, where one is given, must be in
-// the log: this finds an older copy of the database in its place.
+// Verify proves that the log is as it was written: every record from the first that is
+// kept to the last, and the tables that queries read. Otherwise the error names the
+// first record that differs, and wraps ErrBroken. noted may be nil. If it is given, it
+// must be in the log: this finds an older copy of the database in the place of this one.
 func (db *DB) Verify(ctx context.Context, noted *Head) (v Verified, err error) {
 	conn, err := db.sql.Conn(ctx)
 	if err != nil {
 		return v, err
 	}
 	defer conn.Close()
-	// Beside the view of the database, so not within its transaction.
+	// This cannot be done within the transaction.
 	if _, err := conn.ExecContext(ctx, "ATTACH ':memory:' AS fresh"); err != nil {
 		return v, fmt.Errorf("verify history: %w", err)
 	}
@@ -116,7 +116,7 @@ func (t *txn) verifyLog(noted *Head) (v Verified, err error) {
 	return v, nil
 }
 
-// verifyDerived derives the tables anew, in memory, and compares.
+// verifyDerived derives the tables again, in memory, and compares.
 func (t *txn) verifyDerived() error {
 	if err := t.derive("fresh"); err != nil {
 		return err
@@ -140,8 +140,8 @@ func (t *txn) verifyDerived() error {
 	return nil
 }
 
-// Head is the end of the log now. Who notes it elsewhere can tell later whether the
-// database was put back to an older state.
+// Head is the end of the log now. If you note it elsewhere, Verify can tell later
+// whether the database was replaced by an older copy.
 func (db *DB) Head(ctx context.Context) (h Head, err error) {
 	err = db.transact(ctx, "BEGIN", func(t *txn) error {
 		m, err := t.getMark(metaHead)

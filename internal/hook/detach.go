@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Detach starts a program that has nothing of this process: no descriptor, no terminal, no
-// session. It does not wait for it.
+// Detach starts a program that shares nothing with this process: no descriptor, no
+// terminal, no session. It does not wait for the program.
 func Detach(program string, args ...string) error {
-	// libvirt may have left descriptors open; a child that keeps them keeps it waiting.
+	// libvirt may have left descriptors open, and it would wait for a child that keeps
+	// them.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		if err := closeOnExec(); err != nil {
 			return fmt.Errorf("start %s: %w", program, err)

@@ -8,17 +8,20 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"vmav.dev/vmav/internal/atomicfile"
 )
 
 // DefaultDirectory is where libvirt's system daemon looks for hooks.
 const DefaultDirectory = "/etc/libvirt/hooks"
 
-// marker tells our script from others'.
+// marker tells our script from the scripts of others.
 const marker = "# Installed by vmav hook install; vmav hook remove takes it away."
 
-// script is what libvirt runs. It cannot fail, whatever becomes of the program, and does not
-// wait for it: starting it takes longer than all the rest. Its word is as good a moment
-// later, for libvirt answers for the domain only when the hook is done.
+// script is what libvirt runs. It always succeeds, whatever the program does. It does
+// not wait for the program, because starting the program takes longer than everything
+// else. The event may come a moment later: until the hook is done, libvirt does not
+// answer for the domain anyway.
 const script = `#!/bin/sh
 ` + marker + `
 # libvirt waits for this, takes what it prints for the domain's XML and its failure for a
@@ -31,12 +34,14 @@ cat
 exit 0
 `
 
-// Path is where the script of a hook directory lies: beside the scripts of others, of which
-// libvirt runs qemu first and then those in qemu.d, in the order of their names.
+// Path returns the path of our script in a hook directory. It lies beside the scripts of
+// others. libvirt runs the script qemu first, and then those in qemu.d in the order of
+// their names.
 func Path(dir string) string { return filepath.Join(dir, "qemu.d", "vmav") }
 
-// Install puts the hook into libvirt's hook directory. program is the path of vmav;
-// environment has variables that it is to run with. Another's file is never replaced.
+// Install puts the hook into libvirt's hook directory. program is the absolute path of
+// vmav. environment has the variables that vmav gets. Install never replaces a file of
+// somebody else.
 func Install(dir, program string, environment map[string]string) error {
 	if !filepath.IsAbs(program) {
 		return fmt.Errorf("install the hook: the program's path %q is not absolute", program)
@@ -57,21 +62,15 @@ func Install(dir, program string, environment map[string]string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("install the hook: %w", err)
 	}
-	// Not in qemu.d: libvirt runs what it finds there.
-	f, err := os.CreateTemp(dir, ".vmav-")
+	// Until the script is whole it lies outside of qemu.d, because libvirt runs what it
+	// finds there.
+	f, err := atomicfile.Create(path, dir, 0o755)
 	if err != nil {
 		return fmt.Errorf("install the hook: %w", err)
 	}
-	defer os.Remove(f.Name())
-	_, err = fmt.Fprintf(f, script, env.String(), quote(program))
-	if err == nil {
-		err = f.Chmod(0o755)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+	defer f.Discard()
+	if _, err = fmt.Fprintf(f, script, env.String(), quote(program)); err == nil {
+		err = f.Commit()
 	}
 	if err != nil {
 		return fmt.Errorf("install the hook: %w", err)
@@ -79,8 +78,8 @@ func Install(dir, program string, environment map[string]string) error {
 	return nil
 }
 
-// Remove takes the hook out of a hook directory, and directories that are empty then. That
-// it is not there is no error.
+// Remove removes the hook from a hook directory, and the directory qemu.d if it is empty
+// then. It is no error if there is no hook.
 func Remove(dir string) error {
 	path := Path(dir)
 	err := ours(path)
@@ -93,14 +92,11 @@ func Remove(dir string) error {
 	if err != nil {
 		return fmt.Errorf("remove the hook: %w", err)
 	}
-	_ = os.Remove(filepath.Dir(path)) // fails where others' are in it
+	_ = os.Remove(filepath.Dir(path)) // fails if there are scripts of others
 	return nil
 }
 
-// Installed tells whether the hook is in a hook directory.
-func Installed(dir string) bool { return ours(Path(dir)) == nil }
-
-// ours fails where a file is not our script.
+// ours returns an error if a file is not our script.
 func ours(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -112,5 +108,5 @@ func ours(path string) error {
 	return nil
 }
 
-// quote makes one word of the shell.
+// quote returns s as one word for the shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

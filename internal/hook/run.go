@@ -10,8 +10,8 @@ import (
 
 // Bounds of one Run. libvirt waits for it, and the guest's start with libvirt.
 const (
-	handOver = 20 * time.Millisecond // to give the event to the service
-	whole    = 2 * time.Second       // for all, whatever hangs
+	handOver = 20 * time.Millisecond // to hand the event to the service
+	whole    = 2 * time.Second       // for everything, whatever hangs
 	maxXML   = 64 << 20              // bytes of the domain's XML
 )
 
@@ -19,12 +19,12 @@ const (
 type Options struct {
 	Runtime string // directory of the service's socket
 	Spool   string // directory of events that no service took
-	// Start starts a scan of what is in the spool, in a process of its own, and does not
-	// wait for it.
+	// Start starts a scan for the events in the spool, in a process of its own, and
+	// does not wait for it.
 	Start func() error
 }
 
-// Parse reads the arguments of a hook: NAME OPERATION SUB-OPERATION EXTRA. It fails where
+// Parse reads the arguments of a hook: NAME OPERATION SUB-OPERATION EXTRA. It fails if
 // libvirt cannot have given them.
 func Parse(args []string) (watch.Hint, error) {
 	var h watch.Hint
@@ -39,21 +39,22 @@ func Parse(args []string) (watch.Hint, error) {
 	return h, nil
 }
 
-// starts tells whether a hint says that a guest begins to run.
+// starts tells whether a hint is about a guest that begins to run.
 func starts(h watch.Hint) bool {
 	return (h.Operation == "started" || h.Operation == "attach") && (h.Sub == "begin" || h.Sub == "" || h.Sub == "-")
 }
 
-// Run is the hook. It has no result, on purpose.
+// Run is the hook. It has no result, because a hook must not fail.
 func Run(args []string, stdin io.Reader, opt Options) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer func() { _ = recover() }() // nothing here is worth a domain's start
+		defer func() { _ = recover() }() // a fault here must not keep a domain from starting
 		read := make(chan struct{})
 		go func() {
 			defer close(read)
-			// A writer whose pipe nobody reads would wait, or be told of an error.
+			// libvirt writes the XML to a pipe: if nobody reads it, libvirt waits or
+			// gets an error.
 			_, _ = io.Copy(io.Discard, io.LimitReader(stdin, maxXML))
 		}()
 		if h, err := Parse(args); err == nil && starts(h) {
@@ -67,7 +68,7 @@ func Run(args []string, stdin io.Reader, opt Options) {
 	}
 }
 
-// deliver hands an event to the service or, where that does not take it, to a scan.
+// deliver hands an event to the service. If the service does not take it, a scan does.
 func deliver(h watch.Hint, opt Options) {
 	ctx, cancel := context.WithTimeout(context.Background(), handOver)
 	defer cancel()
@@ -79,7 +80,7 @@ func deliver(h watch.Hint, opt Options) {
 		}
 	}
 	if err := Put(opt.Spool, h); err != nil {
-		return // full, or not to be written: libvirt's own events, or the next sweep, must do
+		return // the spool is full or cannot be written: libvirt's own events, or the next sweep, make up for it
 	}
 	if opt.Start != nil {
 		_ = opt.Start()

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/watch"
 )
 
@@ -22,7 +23,7 @@ const (
 	suffix     = ".event"
 )
 
-// Put leaves an event in a spool directory, which it makes where it is missing.
+// Put puts an event into a spool directory. It makes the directory if it does not exist.
 func Put(dir string, h watch.Hint) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("spool a hook's event: %w", err)
@@ -38,35 +39,25 @@ func Put(dir string, h watch.Hint) error {
 	if err != nil {
 		return fmt.Errorf("spool a hook's event: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ".new-")
-	if err != nil {
-		return fmt.Errorf("spool a hook's event: %w", err)
-	}
-	_, err = f.Write(text)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, fmt.Sprintf("%d-%d%s", time.Now().UnixNano(), os.Getpid(), suffix)))
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	// Until the file is whole, its name has another end, so List does not read it.
+	path := filepath.Join(dir, fmt.Sprintf("%d-%d%s", time.Now().UnixNano(), os.Getpid(), suffix))
+	if err := atomicfile.WriteBytes(path, 0o600, text); err != nil {
 		return fmt.Errorf("spool a hook's event: %w", err)
 	}
 	return nil
 }
 
-// Spooled is an event that is in a spool.
+// Spooled is an event in a spool.
 type Spooled struct {
 	watch.Hint
 	file string
 }
 
-// Done takes the event out of the spool.
+// Done removes the event from the spool.
 func (s Spooled) Done() { _ = os.Remove(s.file) }
 
-// List reads a spool. A directory that is not there is an empty one; what is no event is
-// removed.
+// List returns the events in a spool. A directory that does not exist counts as empty.
+// List removes files that are no events.
 func List(dir string) ([]Spooled, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -80,7 +71,7 @@ func List(dir string) ([]Spooled, error) {
 		file := filepath.Join(dir, e.Name())
 		if !strings.HasSuffix(e.Name(), suffix) {
 			if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Hour {
-				_ = os.Remove(file) // what a crash left
+				_ = os.Remove(file) // a crash left it
 			}
 			continue
 		}

@@ -22,7 +22,7 @@ const module = "vmav.dev/vmav/"
 // are free. The table is the one of docs/ARCHITECTURE.md; a package that is in no tree
 // fails the test.
 var layers = map[string][]string{
-	"cmd/vmav": {"internal/cache", "internal/clam", "internal/config", "internal/domain", "internal/escape", "internal/evidence",
+	"cmd/vmav": {"internal/atomicfile", "internal/cache", "internal/clam", "internal/config", "internal/domain", "internal/escape", "internal/evidence",
 		"internal/finding", "internal/history", "internal/hook", "internal/introspect", "internal/kill", "internal/lock", "internal/notify", "internal/pagein",
 		"internal/pe", "internal/policy", "internal/ready", "internal/report", "internal/respond", "internal/scan", "internal/source",
 		"internal/sweep", "internal/tomlfile", "internal/verdict", "internal/watch", "internal/winstruct", "internal/worker/broker",
@@ -58,21 +58,22 @@ var layers = map[string][]string{
 	"internal/respond": {"internal/evidence", "internal/finding", "internal/history", "internal/introspect", "internal/kill", "internal/lock",
 		"internal/notify", "internal/scan", "internal/verdict", "internal/winstruct"},
 	"internal/kill":     {"internal/finding", "internal/introspect", "internal/pe", "internal/source", "internal/subject", "internal/verdict"},
-	"internal/history":  {"internal/finding", "internal/verdict"},
-	"internal/evidence": {},
-	"internal/notify":   {"internal/config", "internal/escape", "internal/finding", "internal/verdict"},
+	"internal/history":  {"internal/atomicfile", "internal/finding", "internal/verdict"},
+	"internal/evidence": {"internal/atomicfile"},
+	"internal/notify":   {"internal/atomicfile", "internal/config", "internal/escape", "internal/finding", "internal/verdict"},
 	"internal/report":   {"internal/escape", "internal/finding"},
 	"internal/policy":   {"internal/tomlfile", "internal/verdict"},
 
 	// What drives them.
 	"internal/watch": {"internal/clam", "internal/domain", "internal/finding", "internal/introspect", "internal/kill", "internal/lock",
 		"internal/respond", "internal/scan", "internal/source", "internal/subject", "internal/verdict", "internal/winstruct"},
-	"internal/sweep":    {"internal/finding", "internal/lock"},
-	"internal/hook":     {"internal/watch"},
-	"internal/ready":    {"internal/clam", "internal/config", "internal/domain", "internal/policy", "internal/source", "internal/winstruct"},
-	"internal/config":   {"internal/tomlfile"},
-	"internal/tomlfile": {},
-	"internal/lock":     {},
+	"internal/sweep":      {"internal/finding", "internal/lock"},
+	"internal/hook":       {"internal/atomicfile", "internal/watch"},
+	"internal/ready":      {"internal/clam", "internal/config", "internal/domain", "internal/policy", "internal/source", "internal/winstruct"},
+	"internal/config":     {"internal/tomlfile"},
+	"internal/tomlfile":   {},
+	"internal/lock":       {},
+	"internal/atomicfile": {},
 
 	// Tests.
 	"internal/ntguest": {"internal/winstruct"},

@@ -18,13 +18,13 @@ import (
 // Bounds of a command's run.
 const (
 	commandTimeout = 30 * time.Second
-	commandOutput  = 4096 // bytes that are kept of what it prints
+	commandOutput  = 4096 // bytes of its output that are kept
 	commandGrace   = time.Second
 )
 
-// command is a program that is run once for each event, with the event's JSON on its
-// standard input. No shell is involved and nothing of the event is in its arguments or
-// its environment.
+// command is a program that is run once for each event. It gets the event's JSON on its
+// standard input. There is no shell, and nothing of the event is in its arguments or its
+// environment.
 type command struct {
 	argv    []string
 	timeout time.Duration
@@ -45,7 +45,7 @@ func (c *command) send(ctx context.Context, e *Event) error {
 	cmd := exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), out, out
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
-	// It and what it starts go together.
+	// The program is killed together with what it starts.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = commandGrace
@@ -56,7 +56,7 @@ func (c *command) send(ctx context.Context, e *Event) error {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		err = fmt.Errorf("it was not done in %v and was killed", c.timeout)
 	case errors.Is(err, exec.ErrWaitDelay):
-		return nil // done, but something that it left behind has its output open
+		return nil // the program has ended, but something that it started still has its output open
 	}
 	if said := strings.TrimSpace(out.kept.String()); said != "" {
 		err = fmt.Errorf("%w: it said \"%s\"", err, escape.Text(said))
@@ -65,7 +65,7 @@ func (c *command) send(ctx context.Context, e *Event) error {
 }
 
 // head keeps the first commandOutput bytes that are written to it. The buffer is not
-// embedded: its ReadFrom would take them all.
+// embedded, because its ReadFrom would keep everything.
 type head struct{ kept bytes.Buffer }
 
 func (h *head) Write(p []byte) (int, error) {

@@ -1,10 +1,12 @@
-// Package notify tells others what was found and what came of it: systemd's journal,
-// syslog, a command, a webhook, and metrics for Prometheus.
+// Package notify tells others what was found and what was done about it. It tells
+// systemd's journal, syslog, a command and a webhook, and it writes metrics for
+// Prometheus.
 //
-// Each of them has a queue of bounded length and a goroutine of its own, so that one
-// that is slow or gone costs a sweep nothing and the others nothing. Nothing is kept
-// for later: what a queue cannot take and what is not delivered by the end is counted,
-// and the count is an error. Records that must last are internal/history's.
+// Each receiver has its own goroutine and its own queue of bounded length. So a receiver
+// that is slow or gone delays neither a sweep nor the other receivers. Nothing is kept
+// for later. Events that do not fit into a queue, and events that are not delivered at
+// the end, are counted, and the count is an error. What must last is recorded by
+// internal/history.
 //
-// What comes from a guest is escaped before it gets into a log, and bounded in length.
+// Text from a guest is bounded in length, and escaped before it gets into a log.
 package notify

@@ -14,13 +14,13 @@ import (
 
 // Types of events.
 const (
-	TypeFinding = "finding" // a finding, its verdict, and what came of that
+	TypeFinding = "finding" // a finding, its verdict and its outcome
 	TypeSweep   = "sweep"   // how a domain's sweep ended
 )
 
-// Event is one thing that is told. Its JSON is what the command and the webhook get.
+// Event is one thing that is told. The command and the webhook get its JSON.
 type Event struct {
-	ID      string           `json:"id"` // random; the same in each try to deliver it
+	ID      string           `json:"id"` // random, and the same in each try to deliver it
 	Type    string           `json:"type"`
 	Time    time.Time        `json:"time"`
 	Host    string           `json:"host"`
@@ -49,13 +49,13 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// level is how much an event matters.
+// level is how important an event is.
 type level int
 
 const (
 	levelInfo    level = iota
 	levelWarning       // something was found, or could not be read
-	levelError         // something was to be done, and was not
+	levelError         // something should have been done, and was not
 )
 
 func (e *Event) level() level {
@@ -70,11 +70,11 @@ func (e *Event) level() level {
 	return levelInfo
 }
 
-// text is the event in a line for people, escaped.
+// text is the event as one escaped line for people.
 func (e *Event) text() string {
 	if f := e.Finding; f != nil {
-		return cut(fmt.Sprintf("%s: %s[%d]: %s: %s FOUND; %s by rule %s: %s", escape.Text(e.Domain), escape.Text(f.Process), f.PID, escape.Text(f.Image),
-			escape.Text(f.Signature), f.Verdict.Action, escape.Text(f.Verdict.Rule), escape.Text(f.Text())))
+		return cut(fmt.Sprintf("%s: %s: %s: %s FOUND; %s by rule %s: %s", escape.Text(e.Domain), escape.Text(finding.Tag(f.PID, f.Process)),
+			escape.Text(f.Image), escape.Text(f.Signature), f.Verdict.Action, escape.Text(f.Verdict.Rule), escape.Text(f.Text())))
 	}
 	s := e.Sweep
 	why := ""
@@ -85,7 +85,7 @@ func (e *Event) text() string {
 		s.Processes, s.Images, s.Findings, s.Errors, s.Seconds))
 }
 
-// maxText bounds a line or a field, in bytes: paths of a guest can have 64 KiB.
+// maxText bounds a line or a field, in bytes. A path of a guest can have 64 KiB.
 const maxText = 2048
 
 func cut(s string) string {
@@ -95,7 +95,7 @@ func cut(s string) string {
 	return strings.ToValidUTF8(s[:maxText], "") + "…"
 }
 
-// fields are the event's parts by name, escaped.
+// fields are the parts of the event by name, escaped.
 func (e *Event) fields() map[string]string {
 	out := map[string]string{"ID": e.ID, "TYPE": e.Type, "TRIGGER": e.Trigger, "DOMAIN": e.Domain, "DOMAIN_UUID": e.UUID}
 	if f := e.Finding; f != nil {

@@ -7,14 +7,14 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
-// Message ids, by which journalctl finds all events of a type.
+// Message ids. journalctl finds all events of a type by them.
 const (
 	messageFinding = "5b0c4b5f6f0e4f0f9a3b1e0e6f5c7a11"
 	messageSweep   = "c1d6a1d94f3b4a3c8a9e2f7f0d2b5e42"
 )
 
-// journald is systemd's journal. What a field is called there is VMAV_ and the name
-// that Event.fields gives it.
+// journald is systemd's journal. The name of a field there is VMAV_ and its name in
+// Event.fields.
 type journald struct{}
 
 func (journald) name() string { return "journal" }

@@ -49,10 +49,10 @@ func runJournal() error {
 	}
 	n.Domain(scan(), false)
 	if err := n.Close(context.Background()); err == nil || !strings.Contains(err.Error(), "journal: 1 events were not delivered") {
-		return fmt.Errorf("without a journal: %v", err)
+		return fmt.Errorf("without a journal: %w", err)
 	}
 	if n, err := Open(config.Report{Journal: true}, Options{Default: true}); err != nil || len(n.outlets) != 0 {
-		return fmt.Errorf("without a journal that nobody asked for: %v", err)
+		return fmt.Errorf("without a journal that nobody asked for: %w", err)
 	}
 	if err := os.MkdirAll("/run/systemd/journal", 0o755); err != nil {
 		return err
@@ -123,9 +123,11 @@ func TestJournal(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatalf("%v: %s", err, &out)
 	}
-	for k, want := range map[string]string{"PRIORITY": "4", "SYSLOG_IDENTIFIER": "vmav", "MESSAGE_ID": messageFinding, "VMAV_DOMAIN": "win10", "VMAV_PID": "812",
-		"VMAV_PROCESS": `ma\x1b[31mlware\x0a.exe"\\xff`, "VMAV_SIGNATURE": "Win.Test", "VMAV_RULE": "rule", "VMAV_ACTION": "kill", "VMAV_OUTCOME": "killed", "VMAV_TRIGGER": "cli",
-		"MESSAGE": `win10: ma\x1b[31mlware\x0a.exe"\\xff[812]: C:\x.exe: Win.Test FOUND; kill by rule rule: killed`} {
+	for k, want := range map[string]string{"PRIORITY": "4", "SYSLOG_IDENTIFIER": "vmav", "MESSAGE_ID": messageFinding, "VMAV_DOMAIN": "win10",
+		"VMAV_PID":     "812",
+		"VMAV_PROCESS": `ma\x1b[31mlware\x0a.exe"\\xff`, "VMAV_SIGNATURE": "Win.Test", "VMAV_RULE": "rule", "VMAV_ACTION": "kill", "VMAV_OUTCOME": "killed",
+		"VMAV_TRIGGER": "cli",
+		"MESSAGE":      `win10: ma\x1b[31mlware\x0a.exe"\\xff[812]: C:\x.exe: Win.Test FOUND; kill by rule rule: killed`} {
 		if got[0][k] != want {
 			t.Errorf("%s is %q, want %q", k, got[0][k], want)
 		}
@@ -162,7 +164,8 @@ func TestSyslog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := string(buf[:m]); !strings.HasPrefix(got, want.prefix) || !strings.Contains(got, fmt.Sprintf(" vmav[%d]: ", os.Getpid())) || !strings.Contains(got, want.text) ||
+		if got := string(buf[:m]); !strings.HasPrefix(got, want.prefix) || !strings.Contains(got, fmt.Sprintf(" vmav[%d]: ", os.Getpid())) ||
+			!strings.Contains(got, want.text) ||
 			strings.Count(got, "\n") != 1 {
 			t.Errorf("%q, want %s…%s", got, want.prefix, want.text)
 		}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmav.dev/vmav/internal/atomicfile"
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/verdict"
@@ -25,18 +26,19 @@ import (
 // collector.
 const MetricsFile = "vmav.prom"
 
-// metrics are the figures of sweeps for Prometheus, in its text format. The file itself
-// holds the counts, so that sweeps in many processes add up: each adds its own while it
-// holds a lock on the directory, and puts a new file in the place of the old one.
+// metrics are the figures of sweeps for Prometheus, in its text format. The counts are
+// kept in the file itself, so that the sweeps of many processes add up. A process locks
+// the directory, adds its counts, and replaces the file.
 type metrics struct{ dir string }
 
-// Bounds on what is read back, and how long a domain that is swept no more is told of.
+// How much of the file is read, and how long a domain stays in it that is no longer
+// swept.
 const (
 	maxMetrics   = 4 << 20 // bytes
 	metricsAfter = 30 * 24 * time.Hour
 )
 
-// families are all metrics. The label of the domain is the first where there is one.
+// families are all metrics. If a metric has a label for the domain, it is the first.
 var families = []struct{ name, kind, help string }{
 	{"vmav_actions_total", "counter", "Processes and domains that something was to be done to, by what and what came of it."},
 	{"vmav_findings_total", "counter", "Findings, by domain and verdict."},
@@ -60,13 +62,13 @@ func openMetrics(dir string) (*metrics, error) {
 	return &metrics{dir}, nil
 }
 
-// add adds what add of samples does.
+// add adds a scan to the file, as samples.add does.
 func (m *metrics) add(d *finding.Scan, everything bool, now time.Time) error {
 	lock, err := os.Open(m.dir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close() // and with it the lock
+	defer lock.Close() // releases the lock
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", m.dir, err)
 	}
@@ -76,14 +78,14 @@ func (m *metrics) add(d *finding.Scan, everything bool, now time.Time) error {
 		return err
 	}
 	samples.add(d, everything, now)
-	return samples.write(m.dir, path)
+	return samples.write(path)
 }
 
-// samples are values by metric and labels, as they stand in the file.
+// samples are values by metric and labels, as they are in the file.
 type samples map[string]float64
 
-// readMetrics reads a file of ours. A line that is not is left out: somebody else wrote
-// it, or its writer is another version.
+// readMetrics reads a file that we wrote. It leaves out lines that it does not know:
+// somebody else or another version wrote them.
 func readMetrics(path string) (samples, error) {
 	s := make(samples)
 	f, err := os.Open(path)
@@ -119,7 +121,7 @@ func readMetrics(path string) (samples, error) {
 func sample(name string, labels ...string) string {
 	var b strings.Builder
 	for i := 0; i < len(labels); i += 2 {
-		// Escape leaves nothing that the format would have to escape but these two.
+		// After escape.Text the format needs an escape for these two characters only.
 		v := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(cut(escape.Text(labels[i+1])))
 		fmt.Fprintf(&b, `,%s="%s"`, labels[i], v)
 	}
@@ -129,17 +131,18 @@ func sample(name string, labels ...string) string {
 	return name + "{" + b.String()[1:] + "}"
 }
 
-// add adds a sweep of everything, or what a scan of new processes found and did: that is
-// counted, too, and the sweep's figures stay those of the last one of everything.
+// add adds a sweep of everything, or the scan of new processes. The findings and actions
+// of both are counted. The figures of the sweep are those of the last sweep of
+// everything.
 func (s samples) add(d *finding.Scan, everything bool, now time.Time) {
 	s.forget(now)
 	if everything {
 		s[sample("vmav_sweeps_total", "status", d.Status)]++
 	}
 	if d.Status == finding.StatusSkipped {
-		return // it is no Windows: there is nothing to watch it for
+		return // a guest that is not Windows has no figures
 	}
-	for _, a := range verdict.Actions() { // a counter begins at 0, or Prometheus misses its first step
+	for _, a := range verdict.Actions() { // a counter must begin at 0, else Prometheus misses its first step
 		s[sample("vmav_findings_total", "domain", d.Name, "verdict", a)] += 0
 	}
 	for i := range d.Findings {
@@ -164,7 +167,7 @@ func (s samples) add(d *finding.Scan, everything bool, now time.Time) {
 	}
 }
 
-// forget drops what is known of domains that were not swept for long.
+// forget removes domains that have not been swept for metricsAfter.
 func (s samples) forget(now time.Time) {
 	const last = "vmav_sweep_timestamp_seconds"
 	for key, at := range s {
@@ -181,8 +184,8 @@ func (s samples) forget(now time.Time) {
 	}
 }
 
-// write puts the samples at path, in the order of families.
-func (s samples) write(dir, path string) error {
+// write writes the samples to the file at path, in the order of families.
+func (s samples) write(path string) error {
 	var b bytes.Buffer
 	keys := slices.Sorted(maps.Keys(s))
 	for _, f := range families {
@@ -198,17 +201,6 @@ func (s samples) write(dir, path string) error {
 			fmt.Fprintf(&b, "%s %s\n", key, strconv.FormatFloat(s[key], 'g', -1, 64))
 		}
 	}
-	tmp, err := os.CreateTemp(dir, "."+MetricsFile+".") // a name that the collector passes by
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(b.Bytes())
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-	}
-	return err
+	// Until the file is whole it has a name that the collector ignores.
+	return atomicfile.WriteBytes(path, 0o644, b.Bytes())
 }

@@ -92,7 +92,8 @@ vmav_sweeps_total{status="skipped"} 1
 	if err := m.add(d, true, now.Add(metricsAfter)); err != nil {
 		t.Fatal(err)
 	}
-	if got := readProm(t, dir); strings.Contains(got, `a\"b`) || !strings.Contains(got, `vmav_findings_total{domain="win10",verdict="kill"} 2`) || !strings.Contains(got, `status="scanned"} 3`) {
+	if got := readProm(t, dir); strings.Contains(got, `a\"b`) || !strings.Contains(got, `vmav_findings_total{domain="win10",verdict="kill"} 2`) ||
+		!strings.Contains(got, `status="scanned"} 3`) {
 		t.Errorf("got\n%s", got)
 	}
 }
@@ -169,7 +170,8 @@ func TestMetricsOfSeveralAtOnce(t *testing.T) {
 // What somebody else has put there is no reason to fail, nor is it kept.
 func TestMetricsOverGarbage(t *testing.T) {
 	dir := t.TempDir()
-	for _, text := range []string{"\x00\xff\n \n#\nvmav_sweeps_total\nother 5\nvmav_sweeps_total{status=\"scanned\"} x\n", strings.Repeat("x", 1<<20), strings.Repeat("vmav_sweeps_total 1\n", maxMetrics/20+1)} {
+	for _, text := range []string{"\x00\xff\n \n#\nvmav_sweeps_total\nother 5\nvmav_sweeps_total{status=\"scanned\"} x\n", strings.Repeat("x", 1<<20),
+		strings.Repeat("vmav_sweeps_total 1\n", maxMetrics/20+1)} {
 		if err := os.WriteFile(filepath.Join(dir, MetricsFile), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -14,18 +14,19 @@ import (
 	"vmav.dev/vmav/internal/finding"
 )
 
-// Options say who tells.
+// Options describe who tells.
 type Options struct {
-	Trigger string // of the events: "cli", "hook", "watch", "timer"
-	// Default tells that nobody asked for what the configuration has: a journal that is
-	// not there is no error then.
+	Trigger string // what started the run: "cli", "hook", "watch" or "timer"
+	// Default says that the configuration is the default one. Then it is no error if
+	// there is no journal.
 	Default bool
-	// Failed, unless nil, is told at once when something could not be delivered. Close
-	// sums it up. It is called from several goroutines.
+	// Failed is called at once when something could not be delivered, unless it is nil.
+	// It is called from several goroutines. Close sums up what failed.
 	Failed func(error)
 }
 
-// Notifier tells everyone that a configuration names. It is safe for concurrent use.
+// Notifier tells every receiver that a configuration names. It is safe for concurrent
+// use.
 type Notifier struct {
 	opt     Options
 	host    string
@@ -33,12 +34,12 @@ type Notifier struct {
 	metrics *metrics // nil for none
 }
 
-// Open prepares to tell everyone that c names. Who does not answer now may do so when
-// there is something to tell: that is no error of Open, what cannot be is. The caller
-// closes the Notifier.
+// Open prepares to tell every receiver that c names. A receiver that does not answer now
+// is no error, as it may answer when there is something to tell. A receiver that can
+// never work is an error. The caller closes the Notifier.
 func Open(c config.Report, opt Options) (*Notifier, error) {
 	n := &Notifier{opt: opt}
-	n.host, _ = os.Hostname() // "" where the kernel does not say
+	n.host, _ = os.Hostname() // "" if the kernel does not say
 	var sinks []sink
 	if c.Journal {
 		if !opt.Default || journal.Enabled() {
@@ -71,21 +72,22 @@ func Open(c config.Report, opt Options) (*Notifier, error) {
 	return n, nil
 }
 
-// Domain tells of a domain's sweep: of each finding, and how it ended. dryRun says that
-// nothing was done about them. It does not wait for anyone.
+// Domain tells each finding of a domain's sweep, and how the sweep ended. dryRun says
+// that nothing was done about the findings. Domain does not wait for any receiver.
 func (n *Notifier) Domain(d *finding.Scan, dryRun bool) {
 	for i := range d.Findings {
 		n.Finding(d.Name, d.UUID, &d.Findings[i], dryRun)
 	}
 	e := n.event(TypeSweep, d.Name, d.UUID)
 	e.DryRun = dryRun
-	e.Sweep = &Sweep{Status: d.Status, Reason: d.Reason, Processes: d.Processes, Images: d.Images, Findings: len(d.Findings), Errors: len(d.Errors), Seconds: d.Timing.Total}
+	e.Sweep = &Sweep{Status: d.Status, Reason: d.Reason, Processes: d.Processes, Images: d.Images, Findings: len(d.Findings), Errors: len(d.Errors),
+		Seconds: d.Timing.Total}
 	n.tell(e, false)
 	n.count(d, true)
 }
 
-// Fresh tells of what a scan of new processes or images of a domain found and did, and counts
-// it. It is no sweep of the domain, and nothing is said of how it ended.
+// Fresh tells and counts what a scan of a domain's new processes or images found and
+// did. Such a scan is no sweep of the domain, so nothing is told of its end.
 func (n *Notifier) Fresh(d *finding.Scan, dryRun bool) {
 	for i := range d.Findings {
 		n.Finding(d.Name, d.UUID, &d.Findings[i], dryRun)
@@ -93,7 +95,7 @@ func (n *Notifier) Fresh(d *finding.Scan, dryRun bool) {
 	n.count(d, false)
 }
 
-// Finding tells of one finding, whose outcome is known. It keeps a copy.
+// Finding tells one finding, whose outcome is known. It keeps a copy of it.
 func (n *Notifier) Finding(domain, uuid string, f *finding.Finding, dryRun bool) {
 	e := n.event(TypeFinding, domain, uuid)
 	own := *f
@@ -101,8 +103,8 @@ func (n *Notifier) Finding(domain, uuid string, f *finding.Finding, dryRun bool)
 	n.tell(e, f.Verdict.Notify)
 }
 
-// count adds a sweep of everything, or of what is new, to the metrics, where the
-// configuration has any.
+// count adds a sweep of everything, or a scan of what is new, to the metrics, if there
+// are any.
 func (n *Notifier) count(d *finding.Scan, everything bool) {
 	if n.metrics == nil {
 		return
@@ -116,8 +118,8 @@ func (n *Notifier) event(typ, domain, uuid string) *Event {
 	return &Event{ID: newID(), Type: typ, Time: time.Now().UTC(), Host: n.host, Trigger: n.opt.Trigger, Domain: domain, UUID: uuid}
 }
 
-// tell puts an event into the queues: of the logs, and, where the policy notifies, of
-// the others.
+// tell puts an event into the queues of the logs, and into the others if the policy
+// notifies.
 func (n *Notifier) tell(e *Event, notify bool) {
 	for _, o := range n.outlets {
 		if o.sink.log() || notify {
@@ -126,7 +128,8 @@ func (n *Notifier) tell(e *Event, notify bool) {
 	}
 }
 
-// Close waits until all has been delivered or ctx ends, and says what was not.
+// Close waits until everything is delivered or ctx ends. The error says what was not
+// delivered.
 func (n *Notifier) Close(ctx context.Context) error {
 	var errs []error
 	for _, o := range n.outlets {
@@ -138,15 +141,15 @@ func (n *Notifier) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sink is one place that events are delivered to, one after the other.
+// sink is one receiver. Events are delivered to it one after the other.
 type sink interface {
 	name() string
-	log() bool // it takes every event, not only those that the policy notifies of
+	log() bool // it gets every event, not only those that the policy notifies of
 	send(ctx context.Context, e *Event) error
 	close() error
 }
 
-// queueLength bounds the events that wait for one sink.
+// queueLength bounds the events that wait for one receiver.
 const queueLength = 1024
 
 // outlet is a sink with its queue.
@@ -159,9 +162,9 @@ type outlet struct {
 
 	mu      sync.Mutex
 	closed  bool
-	waiting int // in the queue or under way
+	waiting int // in the queue, or being delivered
 	lost    int
-	first   error // why the first was lost
+	first   error // why the first event was lost
 }
 
 var errFull = errors.New("more events than are kept waiting")
@@ -218,7 +221,7 @@ func (o *outlet) lose(why error) {
 	}
 }
 
-// stop takes no more events.
+// stop makes the outlet take no more events.
 func (o *outlet) stop() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -228,10 +231,11 @@ func (o *outlet) stop() {
 	}
 }
 
-// linger is how long a sink gets to notice that its time is over.
+// linger is how long a sink may take to notice that its context has ended.
 const linger = 2 * time.Second
 
-// wait waits for the queue to empty, and closes the sink, unless that stands still.
+// wait waits until the queue is empty. Then it closes the sink, unless the sink does not
+// come back.
 func (o *outlet) wait(ctx context.Context) (err error) {
 	defer o.cancel()
 	select {

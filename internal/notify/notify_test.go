@@ -21,7 +21,8 @@ import (
 const hostile = "ma\x1b[31mlware\n.exe\"\\\xff"
 
 func found(rule string, notify bool) finding.Finding {
-	return finding.Finding{Kind: finding.KindSignature, Domain: "win10", PID: 812, Process: hostile, Image: `C:\x.exe`, Signature: "Win.Test", SHA256: strings.Repeat("a", 64),
+	return finding.Finding{Kind: finding.KindSignature, Domain: "win10", PID: 812, Process: hostile, Image: `C:\x.exe`, Signature: "Win.Test",
+		SHA256:  strings.Repeat("a", 64),
 		Subject: verdict.Subject{PID: 812, Name: hostile}, Verdict: verdict.Verdict{Action: verdict.Kill, Rule: rule, Reason: "why", Notify: notify},
 		Action: verdict.Kill, Outcome: finding.Outcome{Code: "killed"}}
 }
@@ -103,7 +104,8 @@ func TestAQueueIsBounded(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	err := n.Close(ctx)
-	if want := fmt.Sprintf("%d events were not delivered", queueLength+11); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), errFull.Error()) {
+	if want := fmt.Sprintf("%d events were not delivered", queueLength+11); err == nil || !strings.Contains(err.Error(), want) ||
+		!strings.Contains(err.Error(), errFull.Error()) {
 		t.Errorf("%v, want %s", err, want)
 	}
 	if len(stuck.got) != 0 || len(log.got) == 0 {
@@ -211,5 +213,14 @@ func TestEventJSON(t *testing.T) {
 	var back Event
 	if err := json.Unmarshal(text, &back); err != nil || back.Finding.Signature != f.Signature || back.Finding.Verdict != f.Verdict {
 		t.Errorf("%v: %+v", err, back)
+	}
+}
+
+func TestAFindingInTheKernelNamesNoProcess(t *testing.T) {
+	f := found("drivers", false)
+	f.PID, f.Process, f.Image, f.Subject = 0, "", `\Driver\rootkit.sys`, verdict.Subject{Kernel: true, Session: -1}
+	e := Event{Type: TypeFinding, Domain: "win10", Finding: &f}
+	if got, want := e.text(), `win10: kernel: \Driver\rootkit.sys: Win.Test FOUND; kill by rule drivers: killed`; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -8,11 +8,11 @@ import (
 // syslogd is the host's syslog, under the facility daemon.
 type syslogd struct {
 	socket string         // "" for the host's
-	w      *syslog.Writer // nil until there is something to tell
+	w      *syslog.Writer // nil until the first event
 }
 
-// connect connects to syslog, unless that was done. The writer itself connects anew
-// where syslog was started anew.
+// connect connects to syslog, unless it is connected. If syslog is restarted, the writer
+// itself connects again.
 func (s *syslogd) connect() (err error) {
 	if s.w != nil {
 		return nil

@@ -24,7 +24,7 @@ import (
 const (
 	webhookTimeout = 10 * time.Second // of one try
 	webhookTries   = 6
-	webhookBackoff = 500 * time.Millisecond // after the first try; twice as long after each
+	webhookBackoff = 500 * time.Millisecond // after the first try, then twice as long after each
 	webhookMaxWait = 30 * time.Second
 	maxAnswer      = 64 << 10 // bytes of an answer that are read
 	minSecret      = 16       // bytes
@@ -33,15 +33,16 @@ const (
 
 // Headers of what is sent.
 const (
-	// SignatureHeader has "t=" and the time of the try in seconds since 1970, ",v1=" and
-	// in hexadecimal the HMAC-SHA256, under the secret, of that time, a dot and the body.
+	// SignatureHeader is "t=TIME,v1=MAC". TIME is the time of the try in seconds since
+	// 1970. MAC is the HMAC-SHA256 of TIME, a dot and the body under the secret, in
+	// hexadecimal.
 	SignatureHeader = "X-Vmav-Signature"
-	// EventHeader has the event's id, the same in every try.
+	// EventHeader is the event's id, which is the same in every try.
 	EventHeader = "X-Vmav-Event"
 )
 
-// webhook is an HTTP server that gets events as JSON, by POST. One try follows the
-// other while the server does not answer or says that it may work later.
+// webhook is an HTTP server that gets events as JSON, by POST. While the server does not
+// answer, or says that it may work later, there is another try.
 type webhook struct {
 	url    string
 	secret []byte // nil for none
@@ -63,7 +64,8 @@ func openWebhook(c config.Webhook) (*webhook, error) {
 	return w, nil
 }
 
-// readSecret reads the key of signatures, which is nobody else's to read.
+// readSecret reads the key of signatures. It refuses a file that everybody can read or
+// write.
 func readSecret(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -117,7 +119,8 @@ func (w *webhook) send(ctx context.Context, e *Event) error {
 		if !again || try == webhookTries {
 			return fmt.Errorf("try %d: %w", try, err)
 		}
-		// Half of it at random: many hosts must not come back in the same moment.
+		// Half of the pause is random, so that many hosts do not come back at the same
+		// moment.
 		d := max(pause/2+rand.N(pause/2), min(after, webhookMaxWait))
 		if werr := w.wait(ctx, d); werr != nil {
 			return fmt.Errorf("try %d: %w", try, err)
@@ -126,8 +129,8 @@ func (w *webhook) send(ctx context.Context, e *Event) error {
 	}
 }
 
-// try sends a body once. again tells whether another try may work, after how long the
-// server wants to be asked; 0 where it does not say.
+// try sends a body once. again tells whether another try may work. after is how long the
+// server wants to wait for it, 0 if it does not say.
 func (w *webhook) try(ctx context.Context, id string, body []byte) (again bool, after time.Duration, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(body))
 	if err != nil {
@@ -144,7 +147,7 @@ func (w *webhook) try(ctx context.Context, id string, body []byte) (again bool, 
 		return ctx.Err() == nil, 0, withoutURL(err)
 	}
 	defer res.Body.Close()
-	_, _ = io.CopyN(io.Discard, res.Body, maxAnswer) // so that the connection can be used again
+	_, _ = io.CopyN(io.Discard, res.Body, maxAnswer) // the connection can be used again only then
 	switch code := res.StatusCode; {
 	case code >= 200 && code < 300:
 		return false, 0, nil
@@ -158,7 +161,8 @@ func (w *webhook) try(ctx context.Context, id string, body []byte) (again bool, 
 	}
 }
 
-// withoutURL is an error of net/http without the address, whose path may be secret.
+// withoutURL removes the address from an error of net/http, because its path may be
+// secret.
 func withoutURL(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -167,11 +171,11 @@ func withoutURL(err error) error {
 	return err
 }
 
-// Sign is the value of SignatureHeader for a body sent at a time.
+// Sign returns the value of SignatureHeader for a body that is sent at a time.
 func Sign(secret []byte, at time.Time, body []byte) string {
 	t := strconv.FormatInt(at.Unix(), 10)
 	mac := hmac.New(sha256.New, secret)
-	io.WriteString(mac, t+".")
+	mac.Write([]byte(t + "."))
 	mac.Write(body)
 	return "t=" + t + ",v1=" + hex.EncodeToString(mac.Sum(nil))
 }

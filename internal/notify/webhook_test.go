@@ -137,7 +137,8 @@ func TestWebhookTriesAgain(t *testing.T) {
 		}
 	}
 	p := *pauses
-	if len(p) != 4 || p[0] < webhookBackoff/2 || p[0] > webhookBackoff || p[1] < webhookBackoff || p[1] > 2*webhookBackoff || p[2] != 7*time.Second || p[3] != webhookMaxWait {
+	if len(p) != 4 || p[0] < webhookBackoff/2 || p[0] > webhookBackoff || p[1] < webhookBackoff || p[1] > 2*webhookBackoff || p[2] != 7*time.Second ||
+		p[3] != webhookMaxWait {
 		t.Errorf("pauses %v", p)
 	}
 }
@@ -156,7 +157,8 @@ func TestWebhookGivesUp(t *testing.T) {
 		s := serve(t, tt.answer)
 		w, _ := s.hook(t, "")
 		err := w.send(context.Background(), event())
-		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), fmt.Sprintf("try %d", tt.tries)) || strings.Contains(err.Error(), "secret") {
+		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), fmt.Sprintf("try %d", tt.tries)) ||
+			strings.Contains(err.Error(), "secret") {
 			t.Errorf("%v, want %s at try %d", err, tt.want, tt.tries)
 		}
 		if n := len(s.requests()); n != tt.tries {

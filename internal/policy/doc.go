@@ -1,6 +1,6 @@
-// Package policy reads policies from files: policy.toml and the lists of hashes that it
-// names. What a policy decides is internal/verdict's.
+// Package policy reads policies from files: policy.toml, and the lists of hashes that it
+// names. internal/verdict applies them.
 //
-// A file is refused with all that is wrong in it, or comes as a verdict.Policy and
-// warnings of rules that never decide.
+// A file is either refused, with everything that is wrong in it, or becomes a
+// verdict.Policy. Rules that never decide are warnings.
 package policy

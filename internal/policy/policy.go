@@ -22,21 +22,21 @@ const (
 	maxHashFiles = 100
 )
 
-// Policy is a policy with what is known of its file.
+// Policy is a policy, and where in its file things are.
 type Policy struct {
 	verdict.Policy
-	File     string          // "" for the default one
+	File     string          // "" for the default policy
 	Lines    []int           // where each rule begins
-	Warnings tomlfile.Errors // of rules that never decide, or never do what they say
+	Warnings tomlfile.Errors // about rules that never decide, or never do what they say
 }
 
-// Default is the policy without a file: all is reported, and notified of.
+// Default is the policy without a file. It reports every finding, and notifies.
 func Default() Policy {
 	return Policy{Policy: verdict.Policy{Surrogates: verdict.DefaultSurrogates()}}
 }
 
-// Load reads a policy file. Where it need not exist and does not, the policy is
-// Default's.
+// Load reads a policy file. If the file does not exist and mustExist is false, the
+// policy is Default.
 func Load(path string, mustExist bool) (Policy, error) {
 	data, err := tomlfile.Read(path, tomlfile.MaxSize)
 	if !mustExist && errors.Is(err, fs.ErrNotExist) {
@@ -55,8 +55,8 @@ func Load(path string, mustExist bool) (Policy, error) {
 	return p, err
 }
 
-// Parse reads a policy's text. name is for messages; lists of hashes are read through
-// readList. On error there is no policy.
+// Parse reads the text of a policy. Messages use name as the file's. Lists of hashes are
+// read through readList. On error there is no policy.
 func Parse(name string, data []byte, readList func(path string) ([]byte, error)) (Policy, error) {
 	f, t, err := tomlfile.Parse(name, data)
 	if err != nil {
@@ -87,12 +87,13 @@ func Parse(name string, data []byte, readList func(path string) ([]byte, error))
 	}
 	unreached := p.Unreached()
 	for _, i := range slices.Sorted(maps.Keys(unreached)) {
-		p.Warnings = append(p.Warnings, &tomlfile.Error{File: name, Line: p.Lines[i], Key: fmt.Sprintf("rule %q", p.Rules[i].Name), Err: errors.New(unreached[i])})
+		p.Warnings = append(p.Warnings, &tomlfile.Error{File: name, Line: p.Lines[i], Key: fmt.Sprintf("rule %q", p.Rules[i].Name),
+			Err: errors.New(unreached[i])})
 	}
 	return p, nil
 }
 
-// reader counts what is read of a policy.
+// reader counts the patterns of a policy while it is read.
 type reader struct{ patterns int }
 
 func (r *reader) allow(t *tomlfile.Table, readList func(string) ([]byte, error)) (a verdict.Allow) {
@@ -118,8 +119,8 @@ func (r *reader) allow(t *tomlfile.Table, readList func(string) ([]byte, error))
 	return a
 }
 
-// imageGlob reads a pattern of the files of images. The guest's kernel names these
-// without their volume.
+// imageGlob reads a pattern for the files of images. The guest's kernel names them
+// without a volume.
 func imageGlob(s string) (verdict.Glob, error) {
 	if !strings.HasPrefix(s, `\`) && !strings.HasPrefix(s, "**") || strings.HasPrefix(strings.ToLower(s), `\device\`) {
 		return verdict.Glob{}, fmt.Errorf(`pattern %q: a guest's kernel names files without their volume; write \Windows\x.dll or **\x.dll`, s)
@@ -134,7 +135,7 @@ func (r *reader) globs(t *tomlfile.Table, key string, read func(string) (verdict
 		if r.patterns++; r.patterns == MaxPatterns+1 {
 			return fmt.Errorf("more than %d patterns", MaxPatterns)
 		} else if r.patterns > MaxPatterns {
-			return nil // that was said
+			return nil // the error is noted already
 		}
 		g, err := read(s)
 		if err == nil {
@@ -146,7 +147,7 @@ func (r *reader) globs(t *tomlfile.Table, key string, read func(string) (verdict
 	return out
 }
 
-// nonEmpty refuses a list without elements: as a condition it could mean all or nothing.
+// nonEmpty refuses an empty list: as a condition it could mean everything or nothing.
 func nonEmpty(t *tomlfile.Table, key string) {
 	if t.Empty(key) {
 		t.Fail(key, "an empty list: leave it out")

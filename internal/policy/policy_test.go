@@ -70,7 +70,8 @@ func TestEveryKeyIsRead(t *testing.T) {
 	if v := verdict.Decide(p.Policy, f, s); v.Action != verdict.Kill || v.Rule != "everything at once" || !v.Evidence || v.Notify {
 		t.Errorf("%+v", v)
 	}
-	if r := p.Rules[1]; r.Sessions != nil || r.Exact != nil || r.Guarded != nil || r.Hashes != nil || !r.Notify || r.Evidence || r.Action != verdict.Suspend || p.Lines[1] != p.Lines[0]+20 {
+	if r := p.Rules[1]; r.Sessions != nil || r.Exact != nil || r.Guarded != nil || r.Hashes != nil || !r.Notify || r.Evidence || r.Action != verdict.Suspend ||
+		p.Lines[1] != p.Lines[0]+20 {
 		t.Errorf("%+v, lines %v", r, p.Lines)
 	}
 }

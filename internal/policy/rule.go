@@ -72,7 +72,8 @@ func processGlob(s string) (verdict.Glob, error) {
 	return verdict.NewGlob(s)
 }
 
-// program is a check of surrogates: a path from the root of a volume, no pattern.
+// program checks an element of surrogate. It must be a path from the root of a volume,
+// and no pattern.
 func program(s string) error {
 	if !strings.HasPrefix(s, `\`) || strings.HasPrefix(s, `\\`) || strings.ContainsAny(s, "*?") || strings.HasPrefix(strings.ToLower(s), `\device\`) {
 		return fmt.Errorf(`%q: write a path without its volume, as \Windows\System32\svchost.exe`, s)
@@ -80,7 +81,8 @@ func program(s string) error {
 	return nil
 }
 
-// sessions reads session: numbers, or "user" for every one but the services'.
+// sessions reads the key session: numbers, or "user" for every session but that of the
+// services.
 func sessions(t *tomlfile.Table) *verdict.Sessions {
 	out := &verdict.Sessions{}
 	for v, fail := range t.Values("session") {

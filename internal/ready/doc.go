@@ -1,7 +1,8 @@
-// Package ready finds out what a host lacks to run vmav, and how to mend it: KVM, libvirt
-// and the right to read its QEMU processes, the kernel module, ClamAV, profiles, the
-// service, its directories, and what the kernel offers to confine workers with.
+// Package ready finds out what a host lacks to run vmav, and which command mends it. It
+// looks at KVM, libvirt and the right to read its QEMU processes, the kernel module,
+// ClamAV, profiles, the service and its directories, and at what the kernel offers to
+// confine workers.
 //
-// It looks and changes nothing. Each answer that is not well says the command that mends
-// it. It prints nothing: cmd/vmav does.
+// It only looks, and changes nothing. Each answer that is not well names the command
+// that mends it. cmd/vmav prints the answers.
 package ready

@@ -8,12 +8,12 @@ import (
 	"vmav.dev/vmav/internal/clam"
 )
 
-// oldDatabase is the age from which signatures are called old.
+// oldDatabase is the age from which signatures count as old.
 const oldDatabase = 7 * 24 * time.Hour
 
-// Engine looks for a clamd that answers, else for what a private one needs, and for the
-// age of the signatures.
-func (h *Host) Engine(ctx context.Context, opt clam.Options) []Answer {
+// Engine looks for a clamd that answers. If there is none, it looks for what a private
+// one needs. It also looks at the age of the signatures.
+func (h *Inspector) Engine(ctx context.Context, opt clam.Options) []Answer {
 	engine := Answer{What: "clamd"}
 	e, err := clam.Open(ctx, opt)
 	if err != nil {

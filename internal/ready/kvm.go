@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// KVM looks at the processor and at KVM's own module. Without them guests are emulated,
-// which vmav reads as well; the module takes them.
-func (h *Host) KVM() Answer {
+// KVM looks at the processor and at KVM's own module. Without them guests are emulated.
+// vmav reads these too, but the kernel module needs KVM.
+func (h *Inspector) KVM() Answer {
 	a := Answer{What: "kvm", Optional: true}
 	vendor := ""
 	switch info := h.text("/proc/cpuinfo"); {

@@ -9,8 +9,8 @@ import (
 	"vmav.dev/vmav/internal/domain"
 )
 
-// Libvirt looks for domains, and whether their QEMU processes can be read.
-func (h *Host) Libvirt(ctx context.Context, uri string, backend domain.Backend) Answer {
+// Libvirt looks for domains, and checks whether their QEMU processes can be read.
+func (h *Inspector) Libvirt(ctx context.Context, uri string, backend domain.Backend) Answer {
 	a := Answer{What: "libvirt"}
 	conn, err := domain.Connect(uri)
 	if err != nil {

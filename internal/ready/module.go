@@ -15,13 +15,14 @@ import (
 
 const (
 	moduleName = "kvm_memhook" // as the kernel writes it
-	dkmsName   = "kvm-memhook" // as DKMS does
-	group      = "vmav"        // may use the device and the service's socket
+	dkmsName   = "kvm-memhook" // as DKMS writes it
+	group      = "vmav"        // the group that may use the device and the service's socket
 )
 
-// Module looks at the kernel module: loaded, and of this vmav's interface; else what keeps
-// it from being loaded. Without it everything but killing works.
-func (h *Host) Module() []Answer {
+// Module looks at the kernel module: whether it is loaded, and has the interface of this
+// vmav. If it is not loaded, Module looks at what prevents that. Without the module
+// everything but killing works.
+func (h *Inspector) Module() []Answer {
 	a := Answer{What: "module", Optional: true}
 	major, minor, err := memhook.Version()
 	switch {
@@ -50,8 +51,8 @@ func (h *Host) Module() []Answer {
 	return answers
 }
 
-// unloaded says why the module is not there, and what brings it.
-func (h *Host) unloaded() (detail, fix string) {
+// unloaded says why the module is not loaded, and which command loads it.
+func (h *Inspector) unloaded() (detail, fix string) {
 	if len(h.glob("/lib/modules/"+h.release+"/*/*/"+moduleName+".ko*")) > 0 || len(h.glob("/lib/modules/"+h.release+"/*/"+moduleName+".ko*")) > 0 {
 		return "not loaded", h.asRoot("modprobe " + moduleName)
 	}
@@ -70,9 +71,9 @@ func (h *Host) unloaded() (detail, fix string) {
 	return "not built for Linux " + h.release, h.asRoot("dkms install " + name + " -k " + h.release)
 }
 
-// build tells whether the module that is loaded is another than the one that is installed,
-// as after an upgrade while a client held it.
-func (h *Host) build() (a Answer, stale bool) {
+// build tells whether the loaded module differs from the installed one. This happens
+// after an upgrade while a client held the module.
+func (h *Inspector) build() (a Answer, stale bool) {
 	out, err := exec.Command("modinfo", "-F", "srcversion", "-k", h.release, moduleName).Output()
 	installed := strings.TrimSpace(string(out))
 	loaded := h.text("/sys/module/" + moduleName + "/srcversion")
@@ -83,8 +84,8 @@ func (h *Host) build() (a Answer, stale bool) {
 		Fix: h.asRoot("systemctl stop vmav-watch && modprobe -r " + moduleName + " && modprobe " + moduleName + " && systemctl start vmav-watch")}, true
 }
 
-// device looks at who may use the module's device.
-func (h *Host) device() Answer {
+// device checks who may use the module's device.
+func (h *Inspector) device() Answer {
 	a := Answer{What: "device", Optional: true}
 	var st unix.Stat_t
 	if err := unix.Stat(h.path(memhook.Device), &st); err != nil {
@@ -103,7 +104,7 @@ func (h *Host) device() Answer {
 	case st.Gid != gid || mode != 0o660:
 		a.Detail = fmt.Sprintf("%s has group %d and mode %04o, not %s and 0660", memhook.Device, st.Gid, mode, group)
 		a.Fix = h.asRoot("udevadm control --reload && udevadm trigger --subsystem-match=misc")
-		if !h.systemd() { // and no udev
+		if !h.systemd() { // without systemd there is no udev
 			a.Fix = h.asRoot("chgrp " + group + " " + memhook.Device + " && chmod 660 " + memhook.Device)
 		}
 	case unix.Access(h.path(memhook.Device), unix.R_OK|unix.W_OK) != nil:
@@ -115,9 +116,9 @@ func (h *Host) device() Answer {
 	return a
 }
 
-// signatures tells whether this kernel loads modules with a known signature only, and
-// whether the key that DKMS signs with can be made known.
-func (h *Host) signatures() (a Answer, enforced bool) {
+// signatures tells whether this kernel only loads modules with a known signature, and
+// whether the key that DKMS signs with can be enrolled.
+func (h *Inspector) signatures() (a Answer, enforced bool) {
 	why := ""
 	if h.text("/sys/module/module/parameters/sig_enforce") == "Y" {
 		why = "the kernel enforces module signatures"

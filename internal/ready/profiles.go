@@ -7,8 +7,8 @@ import (
 	"vmav.dev/vmav/internal/winstruct/symsrv"
 )
 
-// Profiles looks at the Windows builds that are known.
-func (h *Host) Profiles() Answer {
+// Profiles looks at the Windows builds that vmav knows.
+func (h *Inspector) Profiles() Answer {
 	a := Answer{What: "profiles", OK: true}
 	n := 0
 	for _, p := range winstruct.OpenStore().List() {

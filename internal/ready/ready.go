@@ -8,18 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Answer is what was found out about one thing.
+// Answer says how it is with one thing on the host.
 type Answer struct {
 	What   string `json:"what"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
-	// Fix is the shell command that mends it; "" only where all is well.
+	// Fix is the shell command that mends it. It is "" only if all is well.
 	Fix string `json:"fix,omitempty"`
-	// Optional: scanning does without it, so that it does not make the host unready.
+	// Optional says that scanning works without it, so it does not make the host
+	// unready.
 	Optional bool `json:"optional,omitempty"`
 }
 
-// Ready tells whether nothing that is needed is missing.
+// Ready tells whether the host has everything that scanning needs.
 func Ready(answers []Answer) bool {
 	for _, a := range answers {
 		if !a.OK && !a.Optional {
@@ -29,32 +30,35 @@ func Ready(answers []Answer) bool {
 	return true
 }
 
-// Host is where is looked. A test puts a directory of its own in the place of the root.
-type Host struct {
-	root    string // before every path
+// Inspector looks at a host. A test puts a directory of its own in the place of the
+// host's root.
+type Inspector struct {
+	root    string // prefix of every path
 	release string // of the running kernel
 	uid     int
 }
 
-// This is the host that the process runs on, seen by its user.
-func This() *Host {
+// Local returns an Inspector of the host that the process runs on, as the process's user
+// sees it.
+func Local() *Inspector {
 	var u unix.Utsname
-	h := &Host{root: "/", uid: os.Geteuid()}
+	h := &Inspector{root: "/", uid: os.Geteuid()}
 	if unix.Uname(&u) == nil {
 		h.release = unix.ByteSliceToString(u.Release[:])
 	}
 	return h
 }
 
-func (h *Host) path(p string) string { return filepath.Join(h.root, p) }
+func (h *Inspector) path(p string) string { return filepath.Join(h.root, p) }
 
-func (h *Host) exists(p string) bool {
+func (h *Inspector) exists(p string) bool {
 	_, err := os.Stat(h.path(p))
 	return err == nil
 }
 
-// text is a small file's content without the space around it, "" where it cannot be read.
-func (h *Host) text(p string) string {
+// text returns the content of a small file without the space around it. It is "" if the
+// file cannot be read.
+func (h *Inspector) text(p string) string {
 	b, err := os.ReadFile(h.path(p))
 	if err != nil {
 		return ""
@@ -62,28 +66,28 @@ func (h *Host) text(p string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// glob are the files of a pattern, as paths of the host.
-func (h *Host) glob(pattern string) []string {
-	found, _ := filepath.Glob(h.path(pattern)) // the patterns are constants, and well-formed
+// glob returns the files that match a pattern, as paths of the host.
+func (h *Inspector) glob(pattern string) []string {
+	found, _ := filepath.Glob(h.path(pattern)) // the patterns are constants and well-formed
 	for i, f := range found {
 		found[i] = "/" + strings.TrimPrefix(strings.TrimPrefix(f, h.root), "/")
 	}
 	return found
 }
 
-// asRoot is a command as this user has to type it.
-func (h *Host) asRoot(command string) string {
+// asRoot returns a root's command as this user has to type it.
+func (h *Inspector) asRoot(command string) string {
 	if h.uid == 0 {
 		return command
 	}
 	return "sudo " + strings.ReplaceAll(command, " && ", " && sudo ")
 }
 
-// systemd tells whether it runs this host.
-func (h *Host) systemd() bool { return h.exists("/run/systemd/system") }
+// systemd tells whether systemd runs this host.
+func (h *Inspector) systemd() bool { return h.exists("/run/systemd/system") }
 
-// start is the command that starts a service.
-func (h *Host) start(service string) string {
+// start returns the command that starts a service.
+func (h *Inspector) start(service string) string {
 	if h.systemd() {
 		return h.asRoot("systemctl enable --now " + service)
 	}

@@ -10,9 +10,9 @@ import (
 )
 
 // hostWith is a host whose root holds the given files; a name that ends in / is a directory.
-func hostWith(t *testing.T, uid int, files map[string]string) *Host {
+func hostWith(t *testing.T, uid int, files map[string]string) *Inspector {
 	t.Helper()
-	h := &Host{root: t.TempDir(), release: "6.1.0-99-amd64", uid: uid}
+	h := &Inspector{root: t.TempDir(), release: "6.1.0-99-amd64", uid: uid}
 	for name, content := range files {
 		path := h.path(name)
 		if strings.HasSuffix(name, "/") {
@@ -53,8 +53,10 @@ func TestKVM(t *testing.T) {
 		{"no device", 0, map[string]string{"/sys/module/kvm_intel/": ""}, false, "no /dev/kvm", "udevadm trigger --subsystem-match=misc"},
 		{"no nested paging", 0, map[string]string{"/sys/module/kvm_intel/parameters/ept": "N", "/dev/kvm": ""}, false, "ept=0",
 			"rm $(grep -l ept=0 /etc/modprobe.d/*) && modprobe -r kvm_intel && modprobe kvm_intel"},
-		{"off in the firmware", 1000, map[string]string{"/proc/cpuinfo": plain}, false, "does not offer", "sudo systemctl reboot --firmware-setup # and turn SVM or VT-x on"},
-		{"a virtual machine", 0, map[string]string{"/proc/cpuinfo": "flags: fpu hypervisor", "/dev/kvm": ""}, false, "virtual machine", "virsh edit MACHINE # on its own host: <cpu mode='host-passthrough'/>"},
+		{"off in the firmware", 1000, map[string]string{"/proc/cpuinfo": plain}, false, "does not offer",
+			"sudo systemctl reboot --firmware-setup # and turn SVM or VT-x on"},
+		{"a virtual machine", 0, map[string]string{"/proc/cpuinfo": "flags: fpu hypervisor", "/dev/kvm": ""}, false, "virtual machine",
+			"virsh edit MACHINE # on its own host: <cpu mode='host-passthrough'/>"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			check(t, hostWith(t, c.uid, c.files).KVM(), c.ok, c.detail, c.fix)
@@ -74,10 +76,12 @@ func TestUnloadedModule(t *testing.T) {
 	}{
 		{"by DKMS", map[string]string{"/lib/modules/6.1.0-99-amd64/updates/dkms/kvm_memhook.ko": ""}, "not loaded", "modprobe kvm_memhook"},
 		{"by hand", map[string]string{"/lib/modules/6.1.0-99-amd64/extra/kvm_memhook.ko.xz": ""}, "not loaded", "modprobe kvm_memhook"},
-		{"of another kernel", map[string]string{"/lib/modules/6.1.0-98-amd64/updates/dkms/kvm_memhook.ko": "", conf: "", headers: ""}, "not built for Linux 6.1.0-99-amd64", "dkms install kvm-memhook/1.0 -k 6.1.0-99-amd64"},
+		{"of another kernel", map[string]string{"/lib/modules/6.1.0-98-amd64/updates/dkms/kvm_memhook.ko": "", conf: "", headers: ""},
+			"not built for Linux 6.1.0-99-amd64", "dkms install kvm-memhook/1.0 -k 6.1.0-99-amd64"},
 		{"nothing", nil, "not installed", "apt-get install vmav-dkms linux-headers-6.1.0-99-amd64"},
 		{"no headers", map[string]string{conf: ""}, "headers of Linux 6.1.0-99-amd64", "apt-get install linux-headers-6.1.0-99-amd64"},
-		{"does not build", map[string]string{conf: "", headers: "", "/var/lib/dkms/kvm-memhook/1.0/build/make.log": "error"}, "see /var/lib/dkms/kvm-memhook/1.0/build/make.log",
+		{"does not build", map[string]string{conf: "", headers: "", "/var/lib/dkms/kvm-memhook/1.0/build/make.log": "error"},
+			"see /var/lib/dkms/kvm-memhook/1.0/build/make.log",
 			"dkms install --force kvm-memhook/1.0 -k 6.1.0-99-amd64"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -97,11 +101,15 @@ func TestSignatureEnforcement(t *testing.T) {
 		enforced bool
 		fix      string
 	}{
-		{"free", map[string]string{"/sys/module/module/parameters/sig_enforce": "N\n", "/sys/kernel/security/lockdown": "[none] integrity confidentiality\n", secure: "\x06\x00\x00\x00\x00"}, false, ""},
-		{"secure boot", map[string]string{secure: "\x06\x00\x00\x00\x01", "/var/lib/dkms/mok.pub": "cert"}, true, "mokutil --import /var/lib/dkms/mok.pub # then reboot, and enrol it"},
+		{"free", map[string]string{"/sys/module/module/parameters/sig_enforce": "N\n", "/sys/kernel/security/lockdown": "[none] integrity confidentiality\n",
+			secure: "\x06\x00\x00\x00\x00"}, false, ""},
+		{"secure boot", map[string]string{secure: "\x06\x00\x00\x00\x01", "/var/lib/dkms/mok.pub": "cert"}, true,
+			"mokutil --import /var/lib/dkms/mok.pub # then reboot, and enrol it"},
 		{"a variable cut short", map[string]string{secure: "\x01"}, false, ""},
-		{"lockdown", map[string]string{"/sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, true, "dkms generate_mok && mokutil --import /var/lib/dkms/mok.pub"},
-		{"enforced", map[string]string{"/sys/module/module/parameters/sig_enforce": "Y\n", "/var/lib/dkms/mok.pub": ""}, true, "mokutil --import /var/lib/dkms/mok.pub # then reboot, and enrol it"},
+		{"lockdown", map[string]string{"/sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, true,
+			"dkms generate_mok && mokutil --import /var/lib/dkms/mok.pub"},
+		{"enforced", map[string]string{"/sys/module/module/parameters/sig_enforce": "Y\n", "/var/lib/dkms/mok.pub": ""}, true,
+			"mokutil --import /var/lib/dkms/mok.pub # then reboot, and enrol it"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, enforced := hostWith(t, 0, c.files).signatures()
@@ -150,7 +158,8 @@ func TestPtrace(t *testing.T) {
 		{"locked for all", 0, all, "3", false, "is 3", "sed -i /ptrace_scope/d /etc/sysctl.conf /etc/sysctl.d/*.conf && reboot"},
 		{"a user", 1000, none, "0", true, "of this user", ""},
 		{"a user under Yama", 1000, none, "1", false, "is 1", "sudo vmav check"},
-		{"a root of a container", 0, none, "", false, "without CAP_SYS_PTRACE", "systemctl edit --full vmav-watch # or run vmav outside of what took the capability away"},
+		{"a root of a container", 0, none, "", false, "without CAP_SYS_PTRACE",
+			"systemctl edit --full vmav-watch # or run vmav outside of what took the capability away"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := hostWith(t, c.uid, map[string]string{"/proc/self/status": "Name:\tvmav\n" + c.caps, "/proc/sys/kernel/yama/ptrace_scope": c.scope})
@@ -173,14 +182,17 @@ func TestService(t *testing.T) {
 		detail, fix string
 	}{
 		{"runs", map[string]string{unit: "", systemd: "", "/proc/12/cmdline": "/usr/bin/vmav\x00watch\x00"}, 0, 0, true, "pid 12", ""},
-		{"another vmav", map[string]string{unit: "", systemd: "", "/proc/12/cmdline": "/usr/bin/vmav\x00scan\x00--all\x00"}, 0, 0, false, "does not run", "systemctl enable --now vmav-watch"},
+		{"another vmav", map[string]string{unit: "", systemd: "", "/proc/12/cmdline": "/usr/bin/vmav\x00scan\x00--all\x00"}, 0, 0, false, "does not run",
+			"systemctl enable --now vmav-watch"},
 		{"no systemd", map[string]string{unit: ""}, 0, 0, false, "cron", "vmav watch &"},
 		{"no package", nil, 0, 0, false, "not installed", "apt-get install vmav"},
 		{"no hook", nil, 0, 1, false, "not installed", "vmav hook install"},
 		{"a hook that cannot run", map[string]string{hook: ""}, 0o644, 1, false, "not executable", "chmod 755 " + hook},
 		{"a hook", map[string]string{hook: ""}, 0o755, 1, true, hook, ""},
-		{"newer than libvirtd", map[string]string{hook: "", "/proc/stat": "cpu 1\nbtime 1000\n", "/proc/77/cmdline": "/usr/sbin/libvirtd\x00", "/proc/77/stat": stat("100")}, 0o755, 1, false, "has not seen it", "systemctl restart libvirtd"},
-		{"older than libvirtd", map[string]string{hook: "", "/proc/stat": "btime 4000000000\n", "/proc/77/cmdline": "/usr/sbin/libvirtd\x00", "/proc/77/stat": stat("100")}, 0o755, 1, true, hook, ""},
+		{"newer than libvirtd", map[string]string{hook: "", "/proc/stat": "cpu 1\nbtime 1000\n", "/proc/77/cmdline": "/usr/sbin/libvirtd\x00",
+			"/proc/77/stat": stat("100")}, 0o755, 1, false, "has not seen it", "systemctl restart libvirtd"},
+		{"older than libvirtd", map[string]string{hook: "", "/proc/stat": "btime 4000000000\n", "/proc/77/cmdline": "/usr/sbin/libvirtd\x00",
+			"/proc/77/stat": stat("100")}, 0o755, 1, true, hook, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := hostWith(t, 0, c.files)
@@ -215,7 +227,7 @@ func TestSettings(t *testing.T) {
 	bad := write("bad-policy.toml", "[[rule]]\nname = \"r\"\n")
 	unreached := write("unreached.toml", "[[rule]]\nname = \"a\"\naction = \"report\"\n[[rule]]\nname = \"b\"\naction = \"kill\"\n")
 	good := write("good.toml", "[[rule]]\nname = \"a\"\nsignature = \"Win.*\"\naction = \"kill\"\n")
-	h := &Host{root: "/"}
+	h := &Inspector{root: "/"}
 	for _, c := range []struct {
 		name        string
 		text        string
@@ -244,7 +256,7 @@ func TestSettings(t *testing.T) {
 
 // TestEveryFailureHasItsCommand asks the host that the test runs on, whatever it lacks.
 func TestEveryFailureHasItsCommand(t *testing.T) {
-	h := This()
+	h := Local()
 	answers := append(h.Module(), h.KVM(), h.Ptrace(), h.Profiles(), h.Libvirt(context.Background(), "qemu:///no-such", "auto"))
 	answers = append(answers, h.Sandbox()...)
 	answers = append(answers, h.Service()...)

@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// worker is the user that guest memory is read as, where root starts vmav.
+// worker is the user that reads guest memory if root starts vmav.
 const worker = "_vmav"
 
-// Sandbox looks at what the workers that read guest memory are confined with.
-func (h *Host) Sandbox() []Answer {
+// Sandbox looks at what confines the workers that read guest memory.
+func (h *Inspector) Sandbox() []Answer {
 	landlock := Answer{What: "landlock", Optional: true}
-	// Its version of the interface, which is asked for with no rules at all.
+	// This asks for the version of the kernel's interface, and makes no rule set.
 	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno == 0 {
 		landlock.OK, landlock.Detail = true, fmt.Sprintf("ABI %d", abi)
@@ -22,7 +22,8 @@ func (h *Host) Sandbox() []Answer {
 		landlock.Fix = h.asRoot("apt-get install linux-image-amd64 && reboot")
 		if lsm := h.text("/sys/kernel/security/lsm"); errno == unix.EOPNOTSUPP && lsm != "" {
 			landlock.Detail = "it is not switched on: workers are kept from files by their user and the filter of system calls alone"
-			landlock.Fix = h.asRoot(fmt.Sprintf(`sh -c 'echo GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=landlock,%s\" >/etc/default/grub.d/landlock.cfg' && update-grub && reboot`, lsm))
+			landlock.Fix = h.asRoot(fmt.Sprintf(`sh -c 'echo GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=landlock,%s\" `+
+				`>/etc/default/grub.d/landlock.cfg' && update-grub && reboot`, lsm))
 		}
 	}
 	seccomp := Answer{What: "seccomp"}
@@ -34,7 +35,7 @@ func (h *Host) Sandbox() []Answer {
 	}
 	out := []Answer{landlock, seccomp}
 	if h.uid != 0 {
-		return out // workers are this user's
+		return out // workers keep this user
 	}
 	user := Answer{What: "worker's user", Optional: true}
 	if h.hasUser(worker) {

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// hookFile is where vmav hook install puts the libvirt hook.
+// hookFile is the path that vmav hook install gives the libvirt hook.
 const hookFile = "/etc/libvirt/hooks/qemu.d/vmav"
 
-// Service looks at the service and at the libvirt hook that tells it of domains.
-func (h *Host) Service() []Answer {
+// Service looks at the service, and at the libvirt hook that tells it of domains.
+func (h *Inspector) Service() []Answer {
 	service := Answer{What: "service", Optional: true}
 	unit := h.exists("/lib/systemd/system/vmav-watch.service") || h.exists("/etc/systemd/system/vmav-watch.service")
 	pid := h.process("vmav", "watch")
@@ -49,9 +49,9 @@ func (h *Host) Service() []Answer {
 	return []Answer{service, hook}
 }
 
-// process is the id of a process by its program's name and the first of its arguments, ""
-// for any; 0 where there is none.
-func (h *Host) process(name, arg string) int {
+// process returns the id of a process by the name of its program and its first argument.
+// An arg of "" means any. It returns 0 if there is none.
+func (h *Inspector) process(name, arg string) int {
 	for _, dir := range h.glob("/proc/[0-9]*") {
 		line, err := os.ReadFile(h.path(filepath.Join(dir, "cmdline")))
 		if err != nil {
@@ -68,10 +68,10 @@ func (h *Host) process(name, arg string) int {
 	return 0
 }
 
-// began is when a process was started, to the second.
-func (h *Host) began(pid int) (time.Time, bool) {
+// began returns when a process was started, to the second.
+func (h *Inspector) began(pid int) (time.Time, bool) {
 	stat := h.text("/proc/" + strconv.Itoa(pid) + "/stat")
-	_, rest, ok := strings.Cut(stat, ") ") // the name may hold anything
+	_, rest, ok := strings.Cut(stat, ") ") // the name may contain anything
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 20 {
 		return time.Time{}, false

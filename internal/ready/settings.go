@@ -8,18 +8,19 @@ import (
 	"vmav.dev/vmav/internal/policy"
 )
 
-// Settings reads the settings and the policy that they name; file is as config.Load takes
-// it. Where they cannot be used the defaults are returned, so that all else is looked at.
-func (h *Host) Settings(file string) (config.Config, []Answer) {
+// Settings reads the settings, and the policy that they name. file is the path for
+// config.Load. If the settings cannot be used, the defaults are returned, so that
+// everything else can be checked.
+func (h *Inspector) Settings(file string) (config.Config, []Answer) {
 	a := Answer{What: "settings"}
 	c, err := config.Load(file)
 	switch {
 	case err != nil:
 		if file == "" {
-			file, _ = config.DefaultFile() // it was found, as it was read
+			file, _ = config.DefaultFile() // no error: it was found before
 		}
 		a.Detail, a.Fix = oneLine(err), h.edit(file)
-		c, _ = config.Default() // without a home directory: no directories to look at
+		c, _ = config.Default() // no error matters: without a home directory there are no directories to look at
 	case c.File == "":
 		a.OK, a.Detail = true, "none, all has its default"
 	default:
@@ -31,7 +32,7 @@ func (h *Host) Settings(file string) (config.Config, []Answer) {
 	case err != nil:
 		p.Detail, p.Fix = oneLine(err), h.edit(c.Policy)
 	case len(rules.Warnings) > 0:
-		p.Optional = true // as its rules say, only not all of them
+		p.Optional = true // the policy works, only some rules never decide
 		p.Detail, p.Fix = oneLine(rules.Warnings), "vmav policy check "+rules.File
 	case rules.File == "" || len(rules.Rules) == 0:
 		p.OK, p.Detail = true, "no rules: findings are reported"
@@ -41,8 +42,8 @@ func (h *Host) Settings(file string) (config.Config, []Answer) {
 	return c, []Answer{a, p}
 }
 
-// edit is the command that opens a file in an editor.
-func (h *Host) edit(file string) string {
+// edit returns the command that opens a file in an editor.
+func (h *Inspector) edit(file string) string {
 	if h.uid == 0 {
 		return "editor " + file
 	}
@@ -53,7 +54,7 @@ func (h *Host) edit(file string) string {
 	return "sudoedit " + file
 }
 
-// oneLine is an error with all that is wrong in one line.
+// oneLine returns an error's text in one line.
 func oneLine(err error) string {
 	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 }

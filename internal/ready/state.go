@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// least is the space in bytes below which a host is not called ready.
+// least is the free space, in bytes, that a ready host has.
 const least = 256 << 20
 
-// Directory looks at a directory that vmav writes to, and at the space in it where want,
-// in bytes, is not 0. One that is not there yet is made when it is needed, if its parent
-// can be written to.
-func (h *Host) Directory(what, dir string, want uint64) Answer {
+// Directory looks at a directory that vmav writes to. If want is not 0, it also checks
+// for so many bytes of free space. A directory that does not exist is made when it is
+// needed, so then its parent must be writable.
+func (h *Inspector) Directory(what, dir string, want uint64) Answer {
 	a := Answer{What: what}
 	at := h.path(dir)
 	for {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gid is the number of a group of the host.
-func (h *Host) gid(name string) (uint32, bool) {
+// gid returns the number of a group of the host.
+func (h *Inspector) gid(name string) (uint32, bool) {
 	for _, line := range strings.Split(h.text("/etc/group"), "\n") {
 		if f := strings.Split(line, ":"); len(f) >= 3 && f[0] == name {
 			n, err := strconv.ParseUint(f[2], 10, 32)
@@ -19,11 +19,11 @@ func (h *Host) gid(name string) (uint32, bool) {
 	return 0, false
 }
 
-func (h *Host) hasUser(name string) bool {
+func (h *Inspector) hasUser(name string) bool {
 	return strings.Contains("\n"+h.text("/etc/passwd"), "\n"+name+":")
 }
 
-// userName is this user's, as a shell can put it in where it is not known.
+// userName returns the name of this user, or what makes the shell put it in.
 func userName() string {
 	if u, err := user.Current(); err == nil {
 		return u.Username
@@ -32,7 +32,7 @@ func userName() string {
 }
 
 // capable tells whether this process has a capability.
-func (h *Host) capable(n uint) bool {
+func (h *Inspector) capable(n uint) bool {
 	for _, line := range strings.Split(h.text("/proc/self/status"), "\n") {
 		if rest, ok := strings.CutPrefix(line, "CapEff:"); ok {
 			set, err := strconv.ParseUint(strings.TrimSpace(rest), 16, 64)
@@ -42,9 +42,9 @@ func (h *Host) capable(n uint) bool {
 	return false
 }
 
-// Ptrace looks at what reading a QEMU process takes beside its user: its memory and its
-// VM's descriptor are given to whoever may trace it.
-func (h *Host) Ptrace() Answer {
+// Ptrace looks at what it takes to read a QEMU process beside being its user. The kernel
+// gives the process's memory and its VM's descriptor to whoever may trace it.
+func (h *Inspector) Ptrace() Answer {
 	a := Answer{What: "ptrace"}
 	able := h.capable(unix.CAP_SYS_PTRACE)
 	switch scope := h.text("/proc/sys/kernel/yama/ptrace_scope"); {
@@ -60,7 +60,7 @@ func (h *Host) Ptrace() Answer {
 		a.Detail = "root without CAP_SYS_PTRACE reads no process of another user"
 		a.Fix = "systemctl edit --full vmav-watch # or run vmav outside of what took the capability away"
 	default:
-		// Session libvirt's QEMU processes are the user's own.
+		// With a session libvirt the QEMU processes belong to the user.
 		a.OK, a.Detail = true, "QEMU processes of this user, and of no other"
 	}
 	return a

@@ -87,3 +87,18 @@ Time:       1.5 s
 		t.Errorf("%+v from %s", f, b.String())
 	}
 }
+
+// A finding in the kernel is in no process: its PID is 0, and it has no process's name.
+func TestTheKernelIsNamed(t *testing.T) {
+	s := &finding.Sweep{Domains: []finding.Scan{{Name: "win10", Status: finding.StatusScanned, Findings: []finding.Finding{
+		{Domain: "win10", Image: `\Driver\rootkit.sys`, Signature: "Test.Rootkit", Action: verdict.Report, Outcome: finding.Outcome{Code: finding.OutcomeReported}}}}}}
+	var b bytes.Buffer
+	if err := WriteScan(&b, s, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"win10: kernel: \\Driver\\rootkit.sys: Test.Rootkit FOUND\n", " win10     0  kernel   \\Driver\\rootkit.sys  Test.Rootkit "} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, &b)
+		}
+	}
+}

@@ -14,7 +14,7 @@ import (
 var FindingColumns = []Column[finding.Finding]{
 	{Title: "DOMAIN", Text: func(f finding.Finding) string { return f.Domain }},
 	{Title: "PID", Text: func(f finding.Finding) string { return strconv.FormatUint(f.PID, 10) }, Right: true},
-	{Title: "PROCESS", Text: func(f finding.Finding) string { return f.Process }},
+	{Title: "PROCESS", Text: func(f finding.Finding) string { return finding.Owner(f.PID, f.Process) }},
 	{Title: "IMAGE", Text: func(f finding.Finding) string { return f.Image }},
 	{Title: "SIGNATURE", Text: func(f finding.Finding) string { return f.Signature }},
 	{Title: "FIDELITY", Text: func(f finding.Finding) string { return f.Fidelity.String() }},
@@ -39,7 +39,7 @@ func WriteScan(w io.Writer, s *finding.Sweep, infectedOnly bool) error {
 			if f.Detail != "" {
 				what += " (" + f.Detail + ")"
 			}
-			p.line("%s: %s[%d]: %s: %s FOUND", escape.Text(d.Name), escape.Text(f.Process), f.PID, escape.Text(f.Image), escape.Text(what))
+			p.line("%s: %s: %s: %s FOUND", escape.Text(d.Name), escape.Text(finding.Tag(f.PID, f.Process)), escape.Text(f.Image), escape.Text(what))
 		}
 		for _, e := range d.Errors {
 			p.line("%s: %s: ERROR: %s", escape.Text(d.Name), escape.Text(e.What), escape.Text(e.Error))

@@ -1,9 +1,9 @@
-// Package tomlfile reads TOML files strictly: what is not known, of the wrong type or
-// out of its bounds is an error that names the file, the line, the key and the cause.
-// All errors of a file are found, not only the first.
+// Package tomlfile reads TOML files strictly. A key that is unknown, has the wrong type
+// or is out of its bounds is an error, which names the file, the line, the key and the
+// cause. All errors of a file are found, not only the first.
 //
-// Whoever reads a file asks for each key that it knows, with its bounds; a key that
-// nobody asked for is an error. Absent keys leave what they are read into as it is, so
-// that defaults are set before. The package knows no key and imports no other package
-// of the project.
+// The caller asks for each key that it knows, with its bounds. A key that it did not ask
+// for is an error. An absent key leaves the variable as it is, so the caller sets
+// defaults before. The package itself knows no keys, and imports no other package of the
+// project.
 package tomlfile

@@ -19,7 +19,7 @@ const MaxSize = 1 << 20
 // Error is one thing that is wrong with a file.
 type Error struct {
 	File string
-	Line int    // from 1; 0 where it is of no line
+	Line int    // from 1; 0 if the error has no line
 	Key  string // dotted, with indexes from 0 behind arrays: "rule[2].action"; "" for none
 	Err  error
 }
@@ -37,7 +37,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errors are all that is wrong with a file, in the order of its lines.
+// Errors is everything that is wrong with a file, in the order of its lines.
 type Errors []*Error
 
 func (e Errors) Error() string {
@@ -48,7 +48,7 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Unwrap gives errors.Is and errors.As each of them.
+// Unwrap lets errors.Is and errors.As see each of them.
 func (e Errors) Unwrap() []error {
 	out := make([]error, len(e))
 	for i := range e {
@@ -57,20 +57,19 @@ func (e Errors) Unwrap() []error {
 	return out
 }
 
-// File is a file that is being read. Its methods are not for concurrent use.
+// File is a file that is being read. It is not safe for concurrent use.
 type File struct {
 	name   string
 	lines  map[string]int // by key
-	tables []*Table       // all that were asked for
+	tables []*Table       // those that were asked for
 	errs   Errors
 }
 
-// ErrWritable reports a file that everybody may change.
+// ErrWritable reports a file that everybody may write to.
 var ErrWritable = errors.New("everybody may write to it: chmod o-w")
 
-// Read reads a file of at most limit bytes, which is MaxSize for TOML. Whoever can write to a file that vmav
-// takes orders from can give vmav's orders: one that everybody can write to is refused
-// with ErrWritable.
+// Read reads a file of at most limit bytes, which is MaxSize for TOML. It refuses a file
+// that everybody can write to with ErrWritable, because vmav does what the file says.
 func Read(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -89,8 +88,8 @@ func Read(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// Parse reads a file's text. name is for messages. The caller asks the table for what
-// it knows, and calls Done when it has.
+// Parse reads the text of a file. Messages use name as the file's. The caller asks the
+// table for the keys that it knows, and then calls Done.
 func Parse(name string, data []byte) (f *File, root *Table, err error) {
 	values := make(map[string]any)
 	if len(data) > MaxSize {
@@ -102,7 +101,7 @@ func Parse(name string, data []byte) (f *File, root *Table, err error) {
 			out.Line, _ = at.Position()
 			out.Err = errors.New(strings.TrimPrefix(at.Error(), "toml: "))
 		}
-		if out.Line == 0 { // the one error that the library does not place
+		if out.Line == 0 { // the library gives no place for this error only
 			out.Err = errors.New(strings.TrimPrefix(out.Err.Error(), "toml: "))
 			_, out.Line = lines(data)
 		}
@@ -119,7 +118,7 @@ func (f *File) table(path string, values map[string]any) *Table {
 	return t
 }
 
-// fail notes an error of a key. One that is missing is of the line of its table.
+// fail notes an error of a key. If the key is missing, the line is that of its table.
 func (f *File) fail(key string, err error) {
 	line := f.lines[key]
 	for at := key; line == 0 && at != ""; line = f.lines[at] {
@@ -131,7 +130,7 @@ func (f *File) fail(key string, err error) {
 // errUnknown reports a key that nobody asked for.
 var errUnknown = errors.New("unknown key")
 
-// Done returns what is wrong with the file, Errors, or nil.
+// Done returns everything that is wrong with the file, as Errors, or nil.
 func (f *File) Done() error {
 	for _, t := range f.tables {
 		for _, key := range slices.Sorted(maps.Keys(t.values)) {

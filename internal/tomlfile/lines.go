@@ -7,12 +7,13 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// maxDepth bounds inline values within each other, and the parts of keys, whose lines
-// are noted.
+// maxDepth bounds how deep inline values are nested, and how many parts a key has, for
+// lines to be noted.
 const maxDepth = 16
 
-// lines notes the line of each key of a document, as far as it can be parsed. twice is
-// the line of the first key that is there a second time, 0 for none.
+// lines returns the line of each key of a document, as far as the document can be
+// parsed. twice is the line of the first key that comes a second time, 0 if there is
+// none.
 func lines(data []byte) (at map[string]int, twice int) {
 	n := noter{lines: make(map[string]int), arrays: make(map[string]int), defined: make(map[string]bool), data: data}
 	n.parser.Reset(data)
@@ -41,12 +42,12 @@ type noter struct {
 	parser unstable.Parser
 	data   []byte
 	lines  map[string]int
-	arrays map[string]int // elements so far of arrays of tables
+	arrays map[string]int // number of elements so far, by array of tables
 
 	defined map[string]bool
 	twice   int
 
-	// The line that was counted to last, and where: keys come in order.
+	// The last line that was counted to, and its offset. Keys come in order.
 	offset, line int
 }
 
@@ -57,8 +58,9 @@ func (n *noter) define(path string) {
 	n.defined[path] = true
 }
 
-// note notes the line of an expression's key and returns its path. A part of it that is
-// an array of tables means the last of them, unless it is the key's own last part.
+// note notes the line of an expression's key and returns the key's path. A part of the
+// key that is an array of tables means its last table, unless it is the last part of the
+// key.
 func (n *noter) note(path string, e *unstable.Node) string {
 	parts := 0
 	for it := e.Key(); it.Next() && parts < maxDepth; parts++ {
@@ -93,7 +95,7 @@ func (n *noter) value(path string, v *unstable.Node, depth int) {
 	}
 }
 
-// at is the line of an offset.
+// at returns the line of an offset.
 func (n *noter) at(offset int) int {
 	if offset < n.offset || n.line == 0 {
 		n.offset, n.line = 0, 1

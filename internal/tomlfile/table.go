@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Table is one table of a file. A table that is absent has no keys.
+// Table is one table of a file. An absent table has no keys.
 type Table struct {
 	file   *File
 	path   string
@@ -18,14 +18,14 @@ type Table struct {
 
 func (t *Table) join(key string) string { return join(t.path, key) }
 
-// Line is the line that the table begins at; 0 for the file itself, and for one that is
-// absent.
+// Line is the line that the table begins at. It is 0 for the file itself, and for an
+// absent table.
 func (t *Table) Line() int { return t.file.lines[t.path] }
 
-// Has tells whether a key is there.
+// Has tells whether the table has a key.
 func (t *Table) Has(key string) bool { _, ok := t.values[key]; return ok }
 
-// Empty tells whether a key is there with a list of nothing.
+// Empty tells whether the value of a key is an empty list.
 func (t *Table) Empty(key string) bool {
 	list, ok := t.values[key].([]any)
 	return ok && len(list) == 0
@@ -36,15 +36,15 @@ func (t *Table) Fail(key string, format string, args ...any) {
 	t.file.fail(t.join(key), fmt.Errorf(format, args...))
 }
 
-// take returns a key's value, and false where there is none.
+// take returns the value of a key, and whether there is one.
 func (t *Table) take(key string) (any, bool) {
 	t.known[key] = true
 	v, ok := t.values[key]
 	return v, ok
 }
 
-// typed reads a key's value of type T into into, where it is there; what says of which
-// type it must be.
+// typed reads the value of a key, if there is one, into into. what names the type for
+// the error.
 func typed[T any](t *Table, key string, into *T, what string) bool {
 	v, ok := t.take(key)
 	if !ok {
@@ -77,8 +77,7 @@ func kind(v any) string {
 	return "a date or time"
 }
 
-// String reads a string. Where it is not as check wants it, that is an error; check may
-// be nil.
+// String reads a string, and notes the error of check. check may be nil.
 func (t *Table) String(key string, into *string, check func(string) error) {
 	var s string
 	if !typed(t, key, &s, "a string") {
@@ -132,7 +131,7 @@ func (t *Table) Share(key string, into *float64) {
 	*into = x
 }
 
-// Duration reads a time, as ParseDuration does, from min to max.
+// Duration reads a duration from min to max, as ParseDuration does.
 func (t *Table) Duration(key string, into *time.Duration, min, max time.Duration) {
 	var s string
 	if !typed(t, key, &s, `a duration such as "90s" or "30d"`) {
@@ -149,7 +148,7 @@ func (t *Table) Duration(key string, into *time.Duration, min, max time.Duration
 	*into = d
 }
 
-// Size reads a size, as ParseSize does, from min to max bytes.
+// Size reads a size from min to max bytes, as ParseSize does.
 func (t *Table) Size(key string, into *int64, min, max int64) {
 	var s string
 	if !typed(t, key, &s, `a size such as "512M" or "2G"`) {
@@ -169,8 +168,8 @@ func (t *Table) Size(key string, into *int64, min, max int64) {
 // maxList bounds a list.
 const maxList = 10000
 
-// Strings reads a list of strings; a string alone is a list of one. Each must be as
-// check wants it, which may be nil.
+// Strings reads a list of strings. A single string counts as a list of one. It notes the
+// error of check for each. check may be nil.
 func (t *Table) Strings(key string, into *[]string, check func(string) error) {
 	out := []string{}
 	for at, v := range t.list(key) {
@@ -192,8 +191,8 @@ func (t *Table) Strings(key string, into *[]string, check func(string) error) {
 	}
 }
 
-// list yields the elements of a list with the keys that they have, or what is there in
-// the place of a list.
+// list yields the elements of a list with their keys. A value that is no list is yielded
+// as the only element.
 func (t *Table) list(key string) func(func(string, any) bool) {
 	return func(yield func(string, any) bool) {
 		v, ok := t.take(key)
@@ -217,8 +216,8 @@ func (t *Table) list(key string) func(func(string, any) bool) {
 	}
 }
 
-// Values yields the elements of a list of any types, or of what stands in its place as
-// the one element, with a function that fails it.
+// Values yields the elements of a list, whatever their types, each with a function that
+// notes an error for it. A value that is no list is yielded as the only element.
 func (t *Table) Values(key string) func(func(v any, fail func(error)) bool) {
 	return func(yield func(any, func(error)) bool) {
 		for at, v := range t.list(key) {
@@ -229,14 +228,14 @@ func (t *Table) Values(key string) func(func(v any, fail func(error)) bool) {
 	}
 }
 
-// Table returns the table of a key; an empty one where there is none.
+// Table returns the table of a key. If there is none, the table is an empty one.
 func (t *Table) Table(key string) *Table {
 	var values map[string]any
 	typed(t, key, &values, "a table")
 	return t.file.table(t.join(key), values)
 }
 
-// Tables returns the tables of an array of them.
+// Tables returns the tables of an array of tables.
 func (t *Table) Tables(key string) []*Table {
 	var out []*Table
 	v, ok := t.take(key)
@@ -260,7 +259,7 @@ func (t *Table) Tables(key string) []*Table {
 	return out
 }
 
-// OneOf is a check of strings: one of words.
+// OneOf returns a check that a string is one of words.
 func OneOf(words ...string) func(string) error {
 	return func(s string) error {
 		if slices.Contains(words, s) {
@@ -271,8 +270,8 @@ func OneOf(words ...string) func(string) error {
 	}
 }
 
-// AbsolutePath is a check of strings: the path of a file that does not depend on where
-// vmav was started.
+// AbsolutePath checks that a string is an absolute path. A relative one would depend on
+// where vmav was started.
 func AbsolutePath(s string) error {
 	if !filepath.IsAbs(s) || strings.ContainsRune(s, 0) {
 		return fmt.Errorf("%q is no absolute path", s)

@@ -175,7 +175,8 @@ func TestReadRefusesWhatEverybodyWrites(t *testing.T) {
 
 // Whatever the text, there is no panic, and an error names the file.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"n = 1", "[[rule]]\nname = 'a'\n[rule.x]\ny = [{z=1}]", "\"\\u0041\".b = {'c'.d = [[1],[{}]]}", "a.b.c=1\r\n[a.d]\n[[a.e]]\n[[a.e.f]]\n[a.e.g]"} {
+	for _, s := range []string{"n = 1", "[[rule]]\nname = 'a'\n[rule.x]\ny = [{z=1}]", "\"\\u0041\".b = {'c'.d = [[1],[{}]]}",
+		"a.b.c=1\r\n[a.d]\n[[a.e]]\n[[a.e.f]]\n[a.e.g]"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

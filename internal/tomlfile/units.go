@@ -10,8 +10,8 @@ import (
 
 const day = 24 * time.Hour
 
-// ParseDuration reads a duration that is not negative: as Go writes them ("1h30m", "5ms"), or a whole
-// number of days or weeks ("30d", "2w").
+// ParseDuration reads a duration that is not negative: in Go's form ("1h30m", "5ms"), or
+// a whole number of days or weeks ("30d", "2w").
 func ParseDuration(s string) (time.Duration, error) {
 	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
 		return d, nil
@@ -42,8 +42,8 @@ func FormatDuration(d time.Duration) string {
 
 const sizeUnits = "KMGT"
 
-// ParseSize reads a size in bytes: a whole number with K, M, G or T (powers of 1024),
-// or without any.
+// ParseSize reads a size in bytes: a whole number, which K, M, G or T (powers of 1024)
+// may follow.
 func ParseSize(s string) (int64, error) {
 	text, unit := s, int64(1)
 	if n := len(s); n > 0 {

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Conditions are a rule's conditions in words, none where it always matches findings of
-// a signature.
+// Conditions returns the rule's conditions in words. There are none if the rule matches
+// every finding of a signature.
 func (r *Rule) Conditions() []string {
 	out := []string{}
 	list := func(what string, all []string) {
@@ -58,7 +58,7 @@ func (r *Rule) Conditions() []string {
 	return out
 }
 
-// String is what an allowlist allows in words, "" for nothing.
+// String says in words what an allowlist allows. It is "" for nothing.
 func (a Allow) String() string {
 	var out []string
 	if n := len(a.Hashes); n > 0 {
@@ -70,7 +70,8 @@ func (a Allow) String() string {
 	return strings.Join(out, " or ")
 }
 
-// Acts tells whether any rule does something to a guest.
+// Acts tells whether any rule does something to a guest. If actions are given, only
+// these count.
 func (p Policy) Acts(of ...Action) bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool {
 		return r.Action != Report && (len(of) == 0 || slices.Contains(of, r.Action))

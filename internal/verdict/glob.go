@@ -10,9 +10,9 @@ import (
 // maxPattern bounds a pattern, in bytes.
 const maxPattern = 1024
 
-// Glob is a pattern that text is held against, case aside: * stands for any characters
-// and ? for one. Nothing else has a meaning, so that paths of Windows need no escapes.
-// It takes a time linear in the text, whatever the pattern.
+// Glob is a pattern for text. Upper and lower case are equal, * matches any characters
+// and ? matches one. No other character is special, so paths of Windows need no escapes.
+// The time to match is linear in the text, whatever the pattern.
 type Glob struct {
 	text string
 	path bool
@@ -22,12 +22,12 @@ type Glob struct {
 // NewGlob reads a pattern.
 func NewGlob(text string) (Glob, error) { return newGlob(text, false) }
 
-// NewPathGlob reads a pattern of paths: * and ? stand for no backslash, ** for any
-// characters.
+// NewPathGlob reads a pattern for paths. In it * and ? do not match a backslash, and **
+// matches any characters.
 //
-// A pattern that begins with \Device\ or a drive is held against the whole path; any
-// other that begins with a backslash against the path without its volume, as
-// \Windows\System32\*.dll. A file object's name has no volume to begin with.
+// A pattern that begins with \Device\ or a drive is compared with the whole path. Any
+// other that begins with a backslash, as \Windows\System32\*.dll, is compared with the
+// path without its volume. The name of a file object never has a volume.
 func NewPathGlob(text string) (Glob, error) {
 	if !strings.HasPrefix(text, `\`) && !strings.HasPrefix(text, "*") && !drive(text) {
 		return Glob{}, fmt.Errorf(`pattern %q: a path begins with a backslash, a drive or a star`, text)
@@ -95,12 +95,12 @@ func (g Glob) Match(s string) bool {
 	return strings.HasPrefix(s, `\`) && g.re.MatchString(s)
 }
 
-// hasPrefix is strings.HasPrefix, case aside.
+// hasPrefix is strings.HasPrefix with upper and lower case equal.
 func hasPrefix(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
-// whole tells whether a pattern of paths is held against whole paths.
+// whole tells whether a pattern for paths is compared with whole paths.
 func whole(pattern string) bool {
 	return !strings.HasPrefix(pattern, `\`) || hasPrefix(pattern, devicePrefix)
 }
@@ -112,8 +112,8 @@ func drive(path string) bool {
 	return len(path) >= 3 && path[1] == ':' && path[2] == '\\'
 }
 
-// volumePath is an NT path without its volume: \Windows\x of
-// \Device\HarddiskVolume2\Windows\x. Any other form is not taken.
+// volumePath returns an NT path without its volume: \Windows\x for
+// \Device\HarddiskVolume2\Windows\x. It returns "" for a path of any other form.
 func volumePath(path string) string {
 	const volume = devicePrefix + `HarddiskVolume`
 	if !hasPrefix(path, volume) {
@@ -127,8 +127,8 @@ func volumePath(path string) string {
 	return rest[at:]
 }
 
-// literal is the part of a pattern before its first star or question mark; all is true
-// where there is neither.
+// literal returns the part of a pattern before its first star or question mark. all is
+// true if the pattern has neither.
 func (g Glob) literal() (prefix string, all bool) {
 	at := strings.IndexAny(g.text, "*?")
 	if at < 0 {
@@ -137,7 +137,8 @@ func (g Glob) literal() (prefix string, all bool) {
 	return g.text[:at], false
 }
 
-// covers tells whether g surely matches all that o does. False says nothing.
+// covers tells whether g certainly matches everything that o matches. False means that
+// this is not known.
 func (g Glob) covers(o Glob) bool {
 	if strings.EqualFold(g.text, o.text) {
 		return true
@@ -146,7 +147,7 @@ func (g Glob) covers(o Glob) bool {
 	if g.path {
 		any = "**"
 		if g.text != any && whole(g.text) != whole(o.text) {
-			return false // they are held against different texts
+			return false // they are compared with different texts
 		}
 	}
 	prefix, _ := g.literal()

@@ -5,22 +5,21 @@ import (
 	"strings"
 )
 
-// system are programs that Windows cannot do without, by name: their critical flag
-// is memory that a rootkit may have changed.
+// system are the names of programs that Windows cannot do without. Their critical flag
+// is not enough, because it is memory that a rootkit can change.
 var system = map[string]bool{"csrss.exe": true, "smss.exe": true, "wininit.exe": true, "winlogon.exe": true,
 	"services.exe": true, "lsass.exe": true, "lsm.exe": true, "registry": true, "memory compression": true, "system": true, "secure system": true}
 
-// Guarded says why an action must not be carried out on a process, or "" where nothing
-// speaks against it.
+// Guarded says why an action must not be carried out on a process. It is "" if the
+// action may be.
 //
-// A held process stands still with all the locks that it has, so that what is guarded
-// against kill is guarded against hold: Windows hangs with its critical processes held
-// as surely as it stops with them gone. Both write into the guest, where an inferred
-// profile is no ground to.
+// Hold has the guards of kill. A held process keeps its locks, so Windows hangs if a
+// critical process is held as surely as it stops if that process ends. Both write into
+// the guest, and an inferred profile is not safe enough for that.
 //
-// Suspend writes nothing and stops every process alike, critical ones and drivers
-// included; it is what is left for these. It only must not come too late: there is
-// nothing to stop in a process that has exited.
+// Suspend writes nothing, and it stops every process, also critical ones and drivers. So
+// it is left for these. Its only guard is for a process that has exited, because then
+// there is nothing to stop.
 func Guarded(a Action, s Subject) string {
 	switch a {
 	case Kill, Hold:
@@ -33,9 +32,10 @@ func Guarded(a Action, s Subject) string {
 	return ""
 }
 
-// PageIn says why a process must not be asked to have pages of its files read in, or ""
-// where it may: where that fails a thread of it gets an exception, so it must not be one
-// that must not end; and one that is hidden does not run as others do.
+// PageIn says why a process must not be made to read in pages of its files. It is "" if
+// it may be. If such a read fails, a thread of the process gets an exception, so a
+// process that must not end is refused. A hidden process is refused because it does not
+// run as others do.
 func PageIn(s Subject) string {
 	if s.Hidden {
 		return "it is hidden"
@@ -43,8 +43,7 @@ func PageIn(s Subject) string {
 	return Guard(s)
 }
 
-// Guard says why a process must not be killed or held, or "" where nothing speaks
-// against it.
+// Guard says why a process must not be killed or held. It is "" if it may be.
 func Guard(s Subject) string {
 	switch {
 	case s.Kernel:

@@ -23,8 +23,8 @@ func ParseHash(s string) (sum [32]byte, err error) {
 	return sum, nil
 }
 
-// ParseHashes adds the sums of a list to h: one a line, as sha256sum writes them or
-// alone, # begins a comment. The error names the line.
+// ParseHashes adds the sums of a list to h. A line has one sum, alone or as sha256sum
+// writes it. # begins a comment. The error names the line.
 func (h Hashes) ParseHashes(text string) error {
 	n := 0
 	for _, line := range strings.Split(text, "\n") {
@@ -46,7 +46,7 @@ func (h Hashes) ParseHashes(text string) error {
 	return nil
 }
 
-// has returns which of a finding's hashes is in the set, or "".
+// has returns the hash of a finding that is in the set. It is "" if none is.
 func (h Hashes) has(f Finding) string {
 	for _, s := range []string{f.SHA256, f.Cached} {
 		if sum, err := ParseHash(s); err == nil {
@@ -58,15 +58,15 @@ func (h Hashes) has(f Finding) string {
 	return ""
 }
 
-// Allow is what is reported only, whatever the rules say.
+// Allow names what is only reported, whatever the rules say.
 type Allow struct {
 	Hashes Hashes // of rebuilt files, of files in the guest's cache, or of memory
 	Paths  []Glob // of the files of images
 }
 
-// match tells whether the allowlists have a finding, and why or why not. A hash speaks
-// for the bytes that were scanned, and a path for a file: neither for what a process
-// has changed in memory, and a path not for memory that is in no file.
+// match tells whether the allowlists allow a finding, and why or why not. A hash allows
+// the bytes that were scanned, and a path allows a file. Neither allows what a process
+// has changed in memory, and a path does not allow memory that is in no file.
 func (a Allow) match(f Finding) (string, bool) {
 	switch {
 	case len(a.Hashes) == 0 && len(a.Paths) == 0:

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Unreached says of the rules of a policy why they never decide, or never do what they
-// say, by their indexes. A rule that is not named may still never decide: this looks at
-// one earlier rule at a time.
+// Unreached says which rules of a policy never decide, or never do what they say, and
+// why. The keys are the rules' indexes. A rule that is not in the result may still never
+// decide, as only one earlier rule at a time is compared with it.
 func (p Policy) Unreached() map[int]string {
 	out := make(map[int]string)
 	for i := range p.Rules {
@@ -27,7 +27,7 @@ func (p Policy) Unreached() map[int]string {
 	return out
 }
 
-// impossible says why a rule cannot match or cannot act whatever is found, or "".
+// impossible says why a rule can never match or act. It is "" if the rule can.
 func (r *Rule) impossible(allow Allow) string {
 	touches := r.Action == Kill || r.Action == Hold
 	ours := func(g Glob) bool { return hasPrefix(g.text, modifiedPrefix) }
@@ -51,7 +51,7 @@ func (r *Rule) impossible(allow Allow) string {
 // modifiedPrefix begins the signatures of KindModified.
 const modifiedPrefix = "Vmav.Modified."
 
-// covers tells whether r surely matches all that o does.
+// covers tells whether r certainly matches everything that o matches.
 func (r *Rule) covers(o *Rule) bool {
 	return kindsCover(r.Kinds, o.Kinds) &&
 		globsCover(r.Signatures, o.Signatures) && globsCover(r.Processes, o.Processes) && globsCover(r.Paths, o.Paths) &&
@@ -72,8 +72,8 @@ func kindsCover(a, b []string) bool {
 	return !slices.ContainsFunc(or(b), func(k string) bool { return !slices.Contains(or(a), k) })
 }
 
-// maxCompared bounds the pairs of patterns that are compared of two rules. Beyond it
-// nothing is said.
+// maxCompared bounds the pairs of patterns of two rules that are compared. If there are
+// more, covers is false.
 const maxCompared = 1000
 
 func globsCover(a, b []Glob) bool {
@@ -103,5 +103,5 @@ func (s *Sessions) covers(o *Sessions) bool {
 	})
 }
 
-// same tells whether a condition is not asked for, or is the other's, too.
+// same tells whether condition a is absent, or equal to b.
 func same(a, b *bool) bool { return a == nil || b != nil && *a == *b }

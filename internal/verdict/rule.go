@@ -6,18 +6,18 @@ import (
 	"strings"
 )
 
-// Rule is a rule of a policy. It matches where all of its conditions hold; one that is
-// empty always does, but for Kinds.
+// Rule is a rule of a policy. It matches if all of its conditions hold. An empty
+// condition always holds, except Kinds.
 type Rule struct {
 	Name string
 
 	// Conditions. Of a list one element must match.
-	Kinds       []string // none means KindSignature alone: the others are asked for by name
+	Kinds       []string // none means KindSignature only: other kinds must be named
 	Signatures  []Glob
-	Processes   []Glob // name of the process: as Windows keeps it, cut to 15 bytes, or the end of its path
+	Processes   []Glob // name of the process: as Windows keeps it, cut to 15 bytes, or the last part of its path
 	Paths       []Glob // of the process's program
 	Images      []Glob // of the file that the image is of, without its volume
-	Parents     []Glob // name of the parent; a pattern of paths: its program's path
+	Parents     []Glob // name of the parent; a pattern for paths is for its program's path
 	Domains     []Glob
 	Hashes      Hashes // of what was scanned, or of the file in the guest's cache
 	Sessions    *Sessions
@@ -25,7 +25,7 @@ type Rule struct {
 	Form        string  // FormFile, FormMemory
 	MinCoverage float64 // share of the bytes that are known, 0 to 1
 	Exact       *bool   // the rebuilt file is the file itself
-	Guarded     *bool   // the process must not be killed or held, whatever the policy
+	Guarded     *bool   // a guard forbids to kill or hold the process
 
 	Action   Action
 	Evidence bool // keep what was found
@@ -35,7 +35,7 @@ type Rule struct {
 // Sessions are sessions of Windows.
 type Sessions struct {
 	IDs  []int32
-	User bool // and every one but 0, which is the services'
+	User bool // every session but 0, which is that of the services
 }
 
 // Qualities of a profile.
@@ -50,8 +50,8 @@ const (
 	FormMemory = "memory"
 )
 
-// match tells whether a rule matches, and the conditions that hold or the one that does
-// not.
+// match tells whether a rule matches. It returns the conditions that hold, or the first
+// that does not.
 func (r *Rule) match(f Finding, s Subject) (bool, []string) {
 	c := conditions{}
 	kinds := r.Kinds
@@ -62,7 +62,7 @@ func (r *Rule) match(f Finding, s Subject) (bool, []string) {
 		c.why[0] += ", which a rule must name"
 	}
 	if len(r.Kinds) == 0 && !c.failed {
-		c.why = nil // nobody asked
+		c.why = nil // the rule has no such condition
 	}
 	c.glob("signature", r.Signatures, f.Signature)
 	c.glob("process", r.Processes, s.Name, s.Path[strings.LastIndexByte(s.Path, '\\')+1:])
@@ -112,13 +112,14 @@ func sessionText(s Subject) string {
 	return fmt.Sprint(s.Session)
 }
 
-// conditions collects those that hold, or the first that fails.
+// conditions collects the conditions that hold, or the first that fails.
 type conditions struct {
 	failed bool
 	why    []string
 }
 
-// fails notes a condition, and tells whether it fails. After one that failed none is noted.
+// fails notes a condition and tells whether it fails. After one has failed, no more are
+// noted.
 func (c *conditions) fails(ok bool, format string, args ...any) bool {
 	if c.failed {
 		return false

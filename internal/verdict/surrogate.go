@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// DefaultSurrogates are services of Windows that run as LocalSystem on every system,
-// most of them several times, and now and then have something to do.
+// DefaultSurrogates are services of Windows that run as LocalSystem on every system.
+// Most of them run several times, and each wakes up now and then.
 func DefaultSurrogates() []string {
 	return []string{`\Windows\System32\svchost.exe`, `\Windows\System32\spoolsv.exe`}
 }
@@ -23,7 +23,7 @@ type Candidate struct {
 // localSystem is the account that may terminate any process that is not protected.
 const localSystem = "S-1-5-18"
 
-// Names tells whether the policy names a process's program as a surrogate.
+// Names tells whether the policy names the program of a process as a surrogate.
 func (p Policy) Names(s Subject) bool {
 	path := volumePath(s.Path)
 	for _, name := range p.Surrogates {
@@ -34,7 +34,7 @@ func (p Policy) Names(s Subject) bool {
 	return false
 }
 
-// Surrogate says why a process must not serve as a surrogate, or "" where it may.
+// Surrogate says why a process must not serve as a surrogate. It is "" if it may.
 func (p Policy) Surrogate(c Candidate) string {
 	switch {
 	case !p.Names(c.Subject):

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Action is what is to be done to the guest.
+// Action is what should be done to the guest.
 type Action string
 
 // Actions.
@@ -33,31 +33,32 @@ func ParseAction(s string) (Action, error) {
 // Kinds of findings.
 const (
 	KindSignature = "signature" // the engine knows it
-	KindModified  = "modified"  // an image in memory that is not what its file is
+	KindModified  = "modified"  // an image in memory differs from its file
 )
 
 // Kinds are all kinds of findings.
 func Kinds() []string { return []string{KindSignature, KindModified} }
 
-// Finding is what a policy knows of a finding beside the process that it is in.
+// Finding is what a policy knows of a finding. What it knows of the process is in
+// Subject.
 type Finding struct {
 	Kind      string
 	Signature string
 	Image     string  // path of the file behind the image as the guest's kernel has it: without a volume; "" for none
 	SHA256    string  // of what was scanned, in hexadecimal
-	Cached    string  // SHA-256 of the file itself where the guest's cache holds all of it, else ""
-	Memory    bool    // the memory of a region was scanned, and no rebuilt file
+	Cached    string  // SHA-256 of the file itself if the guest's cache holds all of it, else ""
+	Memory    bool    // the memory of a region was scanned, not a rebuilt file
 	Coverage  float64 // share of the bytes that are known, 0 to 1
 	Exact     bool    // the file itself, up to its overlay
 }
 
-// Subject is the process that a finding is about. Its text is the guest's.
+// Subject is the process that a finding is in. Its text comes from the guest.
 type Subject struct {
 	Domain     string `json:"domain,omitempty"`
 	PID        uint64 `json:"pid"`
 	Name       string `json:"name"` // ImageFileName: at most 15 bytes
 	Path       string `json:"path,omitempty"`
-	Parent     string `json:"parent,omitempty"` // name of the process that made it, "" where that has gone
+	Parent     string `json:"parent,omitempty"` // name of the process that made it, "" if that has gone
 	ParentPath string `json:"parent_path,omitempty"`
 	Session    int32  `json:"session"`            // -1 for none
 	Critical   bool   `json:"critical,omitempty"` // Windows stops when it ends
@@ -70,15 +71,15 @@ type Subject struct {
 // Policy is what the operator asked for. The zero Policy reports.
 type Policy struct {
 	Rules []Rule // the first that matches decides
-	Allow Allow  // stands over the rules
-	// Surrogates are the programs whose processes may carry out the end of another
-	// one, which never runs itself: paths from the root of the guest's volume, case
-	// aside. None may where it is empty.
+	Allow Allow  // stands above the rules
+	// Surrogates are the programs whose processes may end another process that never
+	// runs itself. They are paths from the root of the guest's volume, with upper and
+	// lower case equal. If there are none, no process may.
 	Surrogates []string
 	DryRun     bool // say what would be done, and do nothing
 }
 
-// Always is the policy of one rule that every finding of a signature matches.
+// Always is a policy with one rule, which matches every finding of a signature.
 func Always(a Action) Policy {
 	return Policy{Rules: []Rule{{Name: "--action " + string(a), Action: a, Notify: true}}}
 }
@@ -92,8 +93,7 @@ type Verdict struct {
 	Notify   bool   `json:"notify,omitempty"`   // tell the command and the webhook
 }
 
-// What a Verdict has for a rule where none of the policy's decided. No rule may bear
-// these names.
+// What Verdict.Rule is if no rule of the policy decided. No rule may have these names.
 const (
 	RuleDefault = "default"
 	RuleAllow   = "allow"
@@ -103,13 +103,14 @@ const (
 type Step struct {
 	Rule    string   `json:"rule"`
 	Matches bool     `json:"matches"`
-	Why     []string `json:"why"` // the conditions that hold; of a rule that does not match the one that fails
+	Why     []string `json:"why"` // the conditions that hold, or, if the rule does not match, the one that fails
 }
 
 // Decide applies a policy to a finding.
 func Decide(p Policy, f Finding, s Subject) Verdict { return p.decide(f, s, nil) }
 
-// Explain is Decide with what became of each rule that was asked, the allowlists first.
+// Explain is Decide, and also returns what became of each rule that was asked. The
+// allowlists come first.
 func Explain(p Policy, f Finding, s Subject) ([]Step, Verdict) {
 	var steps []Step
 	v := p.decide(f, s, func(st Step) { steps = append(steps, st) })
@@ -136,7 +137,7 @@ func (p Policy) decide(f Finding, s Subject, asked func(Step)) Verdict {
 	return Verdict{Action: Report, Rule: RuleDefault, Reason: "no rule matches", Notify: true}
 }
 
-// verdict is what a rule that matches comes to, under the guards.
+// verdict is the verdict of a rule that matches, after the guards.
 func (r *Rule) verdict(s Subject, why string) Verdict {
 	v := Verdict{Action: Report, Rule: r.Name, Reason: why, Evidence: r.Evidence, Notify: r.Notify}
 	if guarded := Guarded(r.Action, s); guarded != "" {

@@ -43,8 +43,9 @@ var (
 	sumB  = strings.Repeat("b2", 32)
 	yes   = true
 	no    = false
-	found = Finding{Kind: KindSignature, Signature: "Win.Trojan.Agent-1", SHA256: sumA, Cached: sumB, Coverage: 0.9, Image: `\Users\user\AppData\Local\Temp\evil.dll`}
-	user  = Subject{Domain: "win10", PID: 812, Name: "malware.exe", Path: `\Device\HarddiskVolume2\Users\user\AppData\Local\Temp\malware.exe`,
+	found = Finding{Kind: KindSignature, Signature: "Win.Trojan.Agent-1", SHA256: sumA, Cached: sumB, Coverage: 0.9,
+		Image: `\Users\user\AppData\Local\Temp\evil.dll`}
+	user = Subject{Domain: "win10", PID: 812, Name: "malware.exe", Path: `\Device\HarddiskVolume2\Users\user\AppData\Local\Temp\malware.exe`,
 		Parent: "explorer.exe", ParentPath: `\Device\HarddiskVolume2\Windows\explorer.exe`, Session: 1}
 )
 
@@ -64,7 +65,8 @@ func TestConditions(t *testing.T) {
 		{"signature", Rule{Signatures: globs(t, "win.trojan.*")}, found, user, true, `signature "Win.Trojan.Agent-1" matches "win.trojan.*"`},
 		{"another signature", Rule{Signatures: globs(t, "Win.Worm.*", "Win.Trojan")}, found, user, false, `does not match "Win.Worm.*", "Win.Trojan"`},
 		{"many signatures", Rule{Signatures: globs(t, "a", "b", "c", "d", "e")}, found, user, false, `"a", "b", "c", 2 more`},
-		{"a kind that nobody asked for", Rule{}, finding(func(f *Finding) { f.Kind = KindModified }), user, false, "its kind is modified, which a rule must name"},
+		{"a kind that nobody asked for", Rule{}, finding(func(f *Finding) { f.Kind = KindModified }), user, false,
+			"its kind is modified, which a rule must name"},
 		{"a kind by name", Rule{Kinds: []string{KindModified}}, finding(func(f *Finding) { f.Kind = KindModified }), user, true, "kind is modified"},
 		{"another kind", Rule{Kinds: []string{KindModified}}, found, user, false, "kind is signature"},
 		{"process", Rule{Processes: globs(t, "MALWARE.EXE")}, found, user, true, ""},
@@ -139,7 +141,8 @@ func TestDecide(t *testing.T) {
 		{"hidden", kill, found, subject(func(s *Subject) { s.Hidden = true }), Verdict{Kill, "--action kill", "", false, true}},
 		{"critical", kill, found, critical, Verdict{Report, "--action kill", "guarded against kill: it is a critical process", false, true}},
 		{"System", kill, found, subject(func(s *Subject) { s.PID = 4 }), Verdict{Report, "--action kill", "System", false, true}},
-		{"name of a system process", kill, found, subject(func(s *Subject) { s.Name = "LSASS.exe" }), Verdict{Report, "--action kill", "system process", false, true}},
+		{"name of a system process", kill, found, subject(func(s *Subject) { s.Name = "LSASS.exe" }),
+			Verdict{Report, "--action kill", "system process", false, true}},
 		{"exited", kill, found, subject(func(s *Subject) { s.Exited = true }), Verdict{Report, "--action kill", "exited", false, true}},
 		{"driver", kill, found, subject(func(s *Subject) { s.Kernel = true }), Verdict{Report, "--action kill", "driver", false, true}},
 		{"inferred", kill, found, subject(func(s *Subject) { s.Inferred = true }), Verdict{Report, "--action kill", "inferred", false, true}},
@@ -148,7 +151,8 @@ func TestDecide(t *testing.T) {
 		{"hold of a critical one", Always(Hold), found, critical, Verdict{Report, "--action hold", "guarded against hold", false, true}},
 		{"suspend for a critical one", Always(Suspend), found, critical, Verdict{Suspend, "--action suspend", "", false, true}},
 		{"suspend for a driver", Always(Suspend), found, Subject{Kernel: true}, Verdict{Suspend, "--action suspend", "", false, true}},
-		{"suspend for the dead", Always(Suspend), found, subject(func(s *Subject) { s.Exited = true }), Verdict{Report, "--action suspend", "guarded against suspend: it has exited", false, true}},
+		{"suspend for the dead", Always(Suspend), found, subject(func(s *Subject) { s.Exited = true }),
+			Verdict{Report, "--action suspend", "guarded against suspend: it has exited", false, true}},
 		{"no action that there is", Always("destroy"), found, user, Verdict{Report, "--action destroy", "", false, true}},
 
 		{"the first", policy, finding(func(f *Finding) { f.Signature = "Vmav.Test.Malware" }), user, Verdict{Report, "test files", "", false, false}},
@@ -156,10 +160,14 @@ func TestDecide(t *testing.T) {
 		{"the third", policy, finding(func(f *Finding) { f.Kind = KindModified }), user, Verdict{Hold, "modified", "", false, false}},
 		{"the fourth", policy, found, user, Verdict{Kill, "users", "session is 1", true, false}},
 		{"the last", policy, found, subject(func(s *Subject) { s.Session = 0 }), Verdict{Hold, "services", "", false, true}},
-		{"allowed by hash", policy, finding(func(f *Finding) { f.SHA256 = strings.Repeat("C3", 32) }), user, Verdict{Report, RuleAllow, "SHA-256 is allowed", false, false}},
-		{"allowed by path", policy, finding(func(f *Finding) { f.Image = `\program files\good\a\b.dll` }), user, Verdict{Report, RuleAllow, `allowed by "\\Program Files`, false, false}},
-		{"a path is not for memory", policy, finding(func(f *Finding) { f.Image = `\program files\good\a\b.dll`; f.Memory = true }), user, Verdict{Kill, "users", "", true, false}},
-		{"nothing is for changed code", policy, finding(func(f *Finding) { f.SHA256 = strings.Repeat("C3", 32); f.Kind = KindModified }), user, Verdict{Hold, "modified", "", false, false}},
+		{"allowed by hash", policy, finding(func(f *Finding) { f.SHA256 = strings.Repeat("C3", 32) }), user,
+			Verdict{Report, RuleAllow, "SHA-256 is allowed", false, false}},
+		{"allowed by path", policy, finding(func(f *Finding) { f.Image = `\program files\good\a\b.dll` }), user,
+			Verdict{Report, RuleAllow, `allowed by "\\Program Files`, false, false}},
+		{"a path is not for memory", policy, finding(func(f *Finding) { f.Image = `\program files\good\a\b.dll`; f.Memory = true }), user,
+			Verdict{Kill, "users", "", true, false}},
+		{"nothing is for changed code", policy, finding(func(f *Finding) { f.SHA256 = strings.Repeat("C3", 32); f.Kind = KindModified }), user,
+			Verdict{Hold, "modified", "", false, false}},
 	} {
 		got := Decide(tt.p, tt.f, tt.s)
 		if !strings.Contains(got.Reason, tt.want.Reason) || got.Reason == "" {
@@ -189,14 +197,18 @@ func of[T any](p pick, all ...T) T { return all[p.Intn(len(all))] }
 
 func (p pick) finding() Finding {
 	memory := of(p, true, false)
-	return Finding{Kind: of(p, KindSignature, KindSignature, KindModified, "", "x"), Signature: of(p, "Win.A", "Vmav.Modified.Code", "", "\xff"), SHA256: of(p, sumA, sumB, "", "zz"),
-		Cached: of(p, "", sumA), Image: of(p, user.Path, "", `\SystemRoot\x.sys`), Memory: memory, Coverage: of(p, 0, 0.5, 1), Exact: !memory && of(p, true, false)}
+	return Finding{Kind: of(p, KindSignature, KindSignature, KindModified, "", "x"), Signature: of(p, "Win.A", "Vmav.Modified.Code", "", "\xff"),
+		SHA256: of(p, sumA, sumB, "", "zz"),
+		Cached: of(p, "", sumA), Image: of(p, user.Path, "", `\SystemRoot\x.sys`), Memory: memory, Coverage: of(p, 0, 0.5, 1),
+		Exact: !memory && of(p, true, false)}
 }
 
 func (p pick) subject() Subject {
 	b := func() bool { return p.Intn(8) == 0 }
-	return Subject{Domain: of(p, "win10", ""), PID: of(p, uint64(0), 4, 8, 812, 816, 820, 824, 828, 813, 1<<63, ^uint64(3)), Name: of(p, "malware.exe", "a.exe", "b.exe", "svchost.exe", "LSASS.EXE", "System", "csrss.exe", "", "registry"),
-		Path: of(p, user.Path, "", `\`), Parent: of(p, "explorer.exe", ""), Session: of[int32](p, -1, 0, 1), Critical: b(), Exited: b(), Hidden: b(), Kernel: b(), Inferred: b()}
+	return Subject{Domain: of(p, "win10", ""), PID: of(p, uint64(0), 4, 8, 812, 816, 820, 824, 828, 813, 1<<63, ^uint64(3)),
+		Name: of(p, "malware.exe", "a.exe", "b.exe", "svchost.exe", "LSASS.EXE", "System", "csrss.exe", "", "registry"),
+		Path: of(p, user.Path, "", `\`), Parent: of(p, "explorer.exe", ""), Session: of[int32](p, -1, 0, 1), Critical: b(), Exited: b(), Hidden: b(),
+		Kernel: b(), Inferred: b()}
 }
 
 func (p pick) rule(t testing.TB) Rule {
@@ -206,10 +218,13 @@ func (p pick) rule(t testing.TB) Rule {
 		}
 		return globs(t, of(p, texts...))
 	}
-	r := Rule{Name: of(p, "a", "b", ""), Signatures: maybe("*", "Win.*", "Vmav.*"), Processes: maybe("*", "lsass.exe", "mal*"), Paths: maybe(`\**`, `**`), Images: maybe(`\**`),
-		Parents: maybe("*"), Domains: maybe("win*"), Kinds: of(p, nil, []string{KindModified}, Kinds()), Profile: of(p, "", "", "", "", ProfileInferred, ProfileExact),
-		Form: of(p, "", "", "", FormFile, FormMemory), MinCoverage: of(p, 0, 0, 0, 0.5), Exact: of(p, nil, nil, nil, nil, &yes, &no), Guarded: of(p, nil, nil, nil, nil, &yes, &no),
-		Action: of(p, Report, Kill, Kill, Hold, Hold, Suspend, "", "KILL", "nonsense"), Evidence: of(p, true, false), Notify: of(p, true, false)}
+	r := Rule{Name: of(p, "a", "b", ""), Signatures: maybe("*", "Win.*", "Vmav.*"), Processes: maybe("*", "lsass.exe", "mal*"), Paths: maybe(`\**`, `**`),
+		Images:  maybe(`\**`),
+		Parents: maybe("*"), Domains: maybe("win*"), Kinds: of(p, nil, []string{KindModified}, Kinds()),
+		Profile: of(p, "", "", "", "", ProfileInferred, ProfileExact),
+		Form:    of(p, "", "", "", FormFile, FormMemory), MinCoverage: of(p, 0, 0, 0, 0.5), Exact: of(p, nil, nil, nil, nil, &yes, &no),
+		Guarded: of(p, nil, nil, nil, nil, &yes, &no),
+		Action:  of(p, Report, Kill, Kill, Hold, Hold, Suspend, "", "KILL", "nonsense"), Evidence: of(p, true, false), Notify: of(p, true, false)}
 	if p.Intn(4) == 0 {
 		r.Hashes = hashesOf(t, of(p, sumA, sumB))
 	}

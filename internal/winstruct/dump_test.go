@@ -20,7 +20,8 @@ func TestVtypesAndCompiledOffsetsAgree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"_EPROCESS", "_LDR_DATA_TABLE_ENTRY", "_MMVAD", "_MMVAD_SHORT", "_HANDLE_TABLE", "_PEB", "_CONTROL_AREA", "_FILE_OBJECT", "_OBJECT_HEADER"} {
+		for _, name := range []string{"_EPROCESS", "_LDR_DATA_TABLE_ENTRY", "_MMVAD", "_MMVAD_SHORT", "_HANDLE_TABLE", "_PEB", "_CONTROL_AREA", "_FILE_OBJECT",
+			"_OBJECT_HEADER"} {
 			s, ok := p.Struct(name)
 			if !ok {
 				t.Fatalf("%s has no %s", e.Version, name)

@@ -81,7 +81,8 @@ func TestOpenTakesEveryForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	handMade := bytes.Replace(plain.Bytes(), plain.Bytes()[bytes.Index(plain.Bytes(), []byte(`"sha256"`)):bytes.IndexByte(plain.Bytes(), '\n')], nil, 1)
-	for name, content := range map[string][]byte{"ntkrnlmp.pdb": data, "ntkrnlmp.pd_": cabtest.MSZIP("ntkrnlmp.pdb", data), "a.json": plain.Bytes(), "b.json": handMade, "c.zst": packed.Bytes()} {
+	for name, content := range map[string][]byte{"ntkrnlmp.pdb": data, "ntkrnlmp.pd_": cabtest.MSZIP("ntkrnlmp.pdb", data), "a.json": plain.Bytes(),
+		"b.json": handMade, "c.zst": packed.Bytes()} {
 		path := filepath.Join(t.TempDir(), name)
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			t.Fatal(err)

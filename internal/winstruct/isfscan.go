@@ -5,7 +5,8 @@ import "math"
 // parseISF reads the needed parts of a symbol file's text.
 func parseISF(text []byte) (*isfFile, error) {
 	s := &scanner{text: string(text)}
-	f := &isfFile{bases: make(map[string]uint32), structs: make(map[string]isfStruct, 4096), enums: make(map[string]isfEnum, 512), symbols: make(map[string]uint64, 1<<15)}
+	f := &isfFile{bases: make(map[string]uint32), structs: make(map[string]isfStruct, 4096), enums: make(map[string]isfEnum, 512),
+		symbols: make(map[string]uint64, 1<<15)}
 	s.each(func(key string) {
 		switch key {
 		case "metadata":

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/google/renameio/v2"
 	homedir "github.com/mitchellh/go-homedir"
 
 	"vmav.dev/vmav/internal/winstruct/cab"
@@ -260,8 +261,9 @@ func (s *Store) Near(version string) []Entry {
 	return out
 }
 
+// parseVersion reads the numbers of a version. Those that are missing are 0.
 func parseVersion(v string) (out [4]int) {
-	fmt.Sscanf(v, "%d.%d.%d.%d", &out[0], &out[1], &out[2], &out[3])
+	_, _ = fmt.Sscanf(v, "%d.%d.%d.%d", &out[0], &out[1], &out[2], &out[3])
 	return out
 }
 
@@ -286,24 +288,14 @@ func put(dir string, p *Profile, save func(*Profile, io.Writer) error) (string, 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
-	tmp, err := os.CreateTemp(dir, ".profile-*")
+	path := filepath.Join(dir, FileName(p.Identity))
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o644))
 	if err != nil {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)
 	}
-	defer os.Remove(tmp.Name())
-	path := filepath.Join(dir, FileName(p.Identity))
-	err = save(p, tmp)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Chmod(tmp.Name(), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
+	defer func() { _ = f.Cleanup() }()
+	if err = save(p, f); err == nil {
+		err = f.CloseAtomicallyReplace()
 	}
 	if err != nil {
 		return "", fmt.Errorf("store profile %s: %w", p.Identity, err)

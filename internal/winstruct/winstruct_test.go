@@ -118,7 +118,8 @@ func TestSymbolFilesGiveTheBuiltInProfiles(t *testing.T) {
 // fractions and what later versions add.
 func TestSymbolFileOfUnusualForm(t *testing.T) {
 	text := `{"later": [1.5e3, true, null, {"a": "\u0041\n"}],
-	"metadata": {"format": "6.2.0", "producer": null, "windows": {"pdb": {"GUID": "0123456789abcdef0123456789ABCDEF", "age": 10, "database": "ntkrnlmp.pdb", "machine_type": 34404}}},
+	"metadata": {"format": "6.2.0", "producer": null, "windows":
+		{"pdb": {"GUID": "0123456789abcdef0123456789ABCDEF", "age": 10, "database": "ntkrnlmp.pdb", "machine_type": 34404}}},
 	"base_types": {"int": {"size": 4, "signed": true, "kind": "int", "endian": "little"}, "pointer": {"size": 8}},
 	"user_types": {"_A": {"kind": "struct", "size": 16, "fields": {
 		"Quote\"d": {"offset": 8, "type": {"kind": "pointer", "subtype": null}, "anonymous": false},
@@ -139,7 +140,8 @@ func TestSymbolFileOfUnusualForm(t *testing.T) {
 	if e, _ := p.Enum("_E"); e["Top"] != -2147483648 || e["Low"] != -1 {
 		t.Errorf("constants %v", e)
 	}
-	for _, bad := range []string{`{`, `{"symbols": {"S": {"address": "x"}}}`, text + "x", strings.Replace(text, `"6.2.0"`, `"5.0"`, 1), strings.Replace(text, "4096", "4096.5", 1)} {
+	for _, bad := range []string{`{`, `{"symbols": {"S": {"address": "x"}}}`, text + "x", strings.Replace(text, `"6.2.0"`, `"5.0"`, 1),
+		strings.Replace(text, "4096", "4096.5", 1)} {
 		if p, err := ImportISF(strings.NewReader(bad)); err == nil {
 			t.Errorf("%.40q imports as %v", bad, p)
 		}
@@ -192,7 +194,8 @@ func TestHeadIsThatOfTheWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	q := p.Trim([]string{"_LIST_ENTRY", "_EPROCESS"}, nil, []string{"PsActiveProcessHead"})
-	q.Sources = []Source{{Of: "all", From: "a", Verified: VerifiedIdentity}, {Of: "symbols", From: "b", Verified: VerifiedNone}, {Of: "_EPROCESS", From: "c", Verified: VerifiedInferred}}
+	q.Sources = []Source{{Of: "all", From: "a", Verified: VerifiedIdentity}, {Of: "symbols", From: "b", Verified: VerifiedNone},
+		{Of: "_EPROCESS", From: "c", Verified: VerifiedInferred}}
 	for name, want := range map[string]string{"_LIST_ENTRY": "a", "PsActiveProcessHead": "b", "_EPROCESS": "c"} {
 		if s, ok := q.SourceOf(name); !ok || s.From != want {
 			t.Errorf("%s is from %+v, want %s", name, s, want)
@@ -301,7 +304,8 @@ func FuzzLoad(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(buf.Bytes())
-	f.Add([]byte(`{"vmav_profile":2,"pdb":"a.pdb","guid":"00000000000000000000000000000000","age":1,"arch":"x64","types":[["_A",8,[["B",0,"Pointer",{"type":"_A"}]]]],"symbols":{"S":4096}}`))
+	f.Add([]byte(`{"vmav_profile":2,"pdb":"a.pdb","guid":"00000000000000000000000000000000","age":1,"arch":"x64",
+		"types":[["_A",8,[["B",0,"Pointer",{"type":"_A"}]]]],"symbols":{"S":4096}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := LoadHandMade(bytes.NewReader(data))
 		if (p == nil) == (err == nil) {
@@ -311,7 +315,12 @@ func FuzzLoad(f *testing.F) {
 }
 
 func FuzzImportISF(f *testing.F) {
-	f.Add([]byte(`{"metadata":{"format":"6.1.0","windows":{"pdb":{"GUID":"00000000000000000000000000000000","age":1,"database":"a.pdb","machine_type":34404}}},"base_types":{"int":{"size":4},"pointer":{"size":8}},"user_types":{"_A":{"size":16,"fields":{"B":{"offset":0,"type":{"kind":"pointer","subtype":{"kind":"struct","name":"_A"}}},"C":{"offset":8,"type":{"kind":"array","count":2,"subtype":{"kind":"base","name":"int"}}},"D":{"offset":8,"type":{"kind":"bitfield","bit_length":3,"bit_position":2,"type":{"kind":"base","name":"int"}}}}}},"enums":{},"symbols":{"S":{"address":4096}}}`))
+	f.Add([]byte(`{"metadata":{"format":"6.1.0","windows":{"pdb":{"GUID":"00000000000000000000000000000000","age":1,"database":"a.pdb","machine_type":34404}}},
+		"base_types":{"int":{"size":4},"pointer":{"size":8}},"user_types":{"_A":{"size":16,"fields":{
+		"B":{"offset":0,"type":{"kind":"pointer","subtype":{"kind":"struct","name":"_A"}}},
+		"C":{"offset":8,"type":{"kind":"array","count":2,"subtype":{"kind":"base","name":"int"}}},
+		"D":{"offset":8,"type":{"kind":"bitfield","bit_length":3,"bit_position":2,"type":{"kind":"base","name":"int"}}}}}},
+		"enums":{},"symbols":{"S":{"address":4096}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := ImportISF(bytes.NewReader(data))
 		if (p == nil) == (err == nil) {

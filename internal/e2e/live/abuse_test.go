@@ -122,7 +122,7 @@ func TestFullDiskIsNamed(t *testing.T) {
 		if status != 2 || !strings.Contains(errs, "no space left") || !strings.Contains(errs, small+"/x") {
 			t.Errorf("dump: status %d, %q", status, errs)
 		}
-		if left, _ := filepath.Glob(small + "/.vmav*"); len(left) != 0 {
+		if left, _ := filepath.Glob(small + "/.*"); len(left) != 0 {
 			t.Errorf("left behind: %v", left)
 		}
 	}

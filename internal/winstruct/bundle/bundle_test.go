@@ -199,7 +199,8 @@ func TestAForgedBundleIsRefused(t *testing.T) {
 	}
 	useless := errors.New("of no use")
 	dir := t.TempDir()
-	if _, err := Import(bytes.NewReader(data), dir, trusted, func(*winstruct.Profile) error { return useless }); !errors.Is(err, useless) || len(stored(t, dir)) != 0 {
+	if _, err := Import(bytes.NewReader(data), dir, trusted, func(*winstruct.Profile) error { return useless }); !errors.Is(err, useless) ||
+		len(stored(t, dir)) != 0 {
 		t.Errorf("a profile of no use: %v", err)
 	}
 }

@@ -56,7 +56,8 @@ func examples() (out []example) {
 		for _, window := range []uint{15, 18, 21} {
 			for _, block := range []int{1 << 20, 50001, 7001} {
 				for _, calls := range []bool{false, true} {
-					out = append(out, example{fmt.Sprintf("lzx%d/%d/%d/calls=%v", window, n, block, calls), cabtest.LZX("ntkrnlmp.pdb", data, window, calls, block), data})
+					out = append(out, example{fmt.Sprintf("lzx%d/%d/%d/calls=%v", window, n, block, calls),
+						cabtest.LZX("ntkrnlmp.pdb", data, window, calls, block), data})
 				}
 			}
 		}
@@ -97,7 +98,8 @@ func TestCabextractReadsTheSame(t *testing.T) {
 
 func TestDamageIsNoticed(t *testing.T) {
 	data := material(60000)
-	for _, ex := range []example{{"stored", cabtest.Stored("a.pdb", data, false), data}, {"mszip", cabtest.MSZIP("a.pdb", data), data}, {"lzx", cabtest.LZX("a.pdb", data, 16, true, 9001), data}} {
+	for _, ex := range []example{{"stored", cabtest.Stored("a.pdb", data, false), data}, {"mszip", cabtest.MSZIP("a.pdb", data), data},
+		{"lzx", cabtest.LZX("a.pdb", data, 16, true, 9001), data}} {
 		for at := 0; at < len(ex.cab); at += 991 {
 			if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(ex.cab[:at]), 1<<30); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotCabinet) {
 				t.Errorf("%s cut off at %d: %v", ex.name, at, err)
@@ -110,7 +112,8 @@ func TestDamageIsNoticed(t *testing.T) {
 			}
 		}
 	}
-	if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(cabtest.Stored("a.pdb", data, false)), 1000); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "60000") {
+	if _, _, err := Extract(&bytes.Buffer{}, bytes.NewReader(cabtest.Stored("a.pdb", data, false)), 1000); !errors.Is(err, ErrUnsupported) ||
+		!strings.Contains(err.Error(), "60000") {
 		t.Errorf("a file beyond the bound: %v", err)
 	}
 	quantum := cabtest.Stored("a.pdb", data, false)

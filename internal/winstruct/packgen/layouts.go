@@ -53,7 +53,8 @@ func makeLayouts(from, to string) error {
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.file, err)
 		}
-		p, err := layout(defs, f.version, winstruct.Source{Of: "types", From: "public type information of the kernel, by way of the overlay " + f.file + " of Volatility 2.6", Verified: winstruct.VerifiedNone})
+		p, err := layout(defs, f.version, winstruct.Source{Of: "types",
+			From: "public type information of the kernel, by way of the overlay " + f.file + " of Volatility 2.6", Verified: winstruct.VerifiedNone})
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.file, err)
 		}

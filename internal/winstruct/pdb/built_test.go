@@ -301,7 +301,8 @@ func TestSymbolsOfEveryForm(t *testing.T) {
 	// second half is at 0x9000 now, and what lay at 0x4020 is gone.
 	p.Original, p.Sections = p.Sections, []pdbtest.Section{{Name: ".text", RVA: 0x8000, Size: 0x3000}}
 	p.Omap = [][2]uint32{{0x1000, 0x8000}, {0x1040, 0x9000}, {0x2000, 0x8040}, {0x4020, 0}, {0x4030, 0xa000}}
-	want = []string{"_NtClose@4 0x8010 true true", "_Old 0xa000 true false", "NtBuildNumber 0xa010 false false", "Local 0x9010 false false", "Sixteen 0x9020 false false"}
+	want = []string{"_NtClose@4 0x8010 true true", "_Old 0xa000 true false", "NtBuildNumber 0xa010 false false", "Local 0x9010 false false",
+		"Sixteen 0x9020 false false"}
 	if got := read(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("reordered: got  %q\nwant %q", got, want)
 	}
@@ -433,7 +434,8 @@ func FuzzTypes(f *testing.F) {
 	for _, r := range [][]byte{
 		rec(leafStructureST, uint16(2), uint16(0), uint32(0x1000), uint32(0), uint32(0), num(8), st("_A")),
 		list(leafFieldList, entry(leafMember, public, uint32(0x22), num(0), "M"), entry(leafIndex, uint16(0), uint32(0x1001))),
-		list(leafFieldList16, entry(leafMember16, uint16(0x22), public, num(0), st("M")), entry(leafOneMethod16, uint16(3|4<<2), uint16(0x1000), uint32(0), st("F"))),
+		list(leafFieldList16, entry(leafMember16, uint16(0x22), public, num(0), st("M")),
+			entry(leafOneMethod16, uint16(3|4<<2), uint16(0x1000), uint32(0), st("F"))),
 		rec(leafEnum, uint16(1), uint16(propUnique), uint32(0x74), uint32(0x1001), "E", "?E"),
 	} {
 		f.Add(append(binary.LittleEndian.AppendUint16(nil, uint16(len(r))), r...))

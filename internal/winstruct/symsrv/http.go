@@ -165,7 +165,7 @@ func (c *Client) attempt(ctx context.Context, u *url.URL, part string) error {
 		return c.broken(ctx, err)
 	}
 	defer res.Body.Close()
-	total := int64(-1)
+	var total int64 // of the whole file; -1 where the server does not say
 	switch res.StatusCode {
 	case http.StatusOK:
 		have, total = 0, res.ContentLength

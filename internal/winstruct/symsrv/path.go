@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Microsoft's public symbol server.
+// Microsoft is the address of Microsoft's public symbol server.
 const Microsoft = "https://msdl.microsoft.com/download/symbols"
 
 // place is one element of a symbol path: stores that are searched one after the other. A

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/renameio/v2"
+
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -252,14 +254,13 @@ func copyFile(to, from string) error {
 		return err
 	}
 	defer src.Close()
-	tmp, err := os.CreateTemp(filepath.Dir(to), ".copy-*")
+	dst, err := renameio.NewPendingFile(to, renameio.WithTempDir(filepath.Dir(to)), renameio.WithStaticPermissions(0o644))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
-	_, err = io.Copy(tmp, src)
-	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+	defer func() { _ = dst.Cleanup() }()
+	if _, err := io.Copy(dst, src); err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), to)
+	return dst.CloseAtomicallyReplace()
 }

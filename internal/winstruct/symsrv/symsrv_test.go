@@ -341,7 +341,8 @@ func TestAirGappedAsksNoServer(t *testing.T) {
 func TestDirectoriesOfEveryLayout(t *testing.T) {
 	p, data := build()
 	packed := p.PDB[:len(p.PDB)-1] + "_"
-	for _, layout := range []string{p.PDB, p.PDB + "/" + p.Key() + "/" + p.PDB, p.PDB[:2] + "/" + p.PDB + "/" + p.Key() + "/" + p.PDB, p.PDB + "/" + p.Key() + "/" + packed, "symbols/exe/" + p.PDB} {
+	for _, layout := range []string{p.PDB, p.PDB + "/" + p.Key() + "/" + p.PDB, p.PDB[:2] + "/" + p.PDB + "/" + p.Key() + "/" + p.PDB,
+		p.PDB + "/" + p.Key() + "/" + packed, "symbols/exe/" + p.PDB} {
 		dir, cache := t.TempDir(), t.TempDir()
 		content := data
 		if strings.HasSuffix(layout, "_") {

@@ -82,8 +82,12 @@ func MSZIP(name string, data []byte) []byte {
 		if err != nil {
 			panic(err)
 		}
-		w.Write(b)
-		w.Close()
+		if _, err := w.Write(b); err != nil {
+			panic(err)
+		}
+		if err := w.Close(); err != nil {
+			panic(err)
+		}
 		before, blocks[i] = b, buf.Bytes()
 	}
 	return cabinet(1, name, len(data), blocks, sizes, false)

@@ -38,7 +38,7 @@ test-go:
 	testdata/with-libvirt.sh $(GO) test -timeout 30m $$($(GO) list ./... | grep -v '/internal/e2e/lab$$')
 
 # The packages whose goroutines share something.
-RACE := cache kill notify source/... sweep watch worker/...
+RACE := cache kill notify respond scan source/... sweep watch worker/...
 race:
 	testdata/with-libvirt.sh $(GO) test -race -short -timeout 30m $(RACE:%=./internal/%)
 

@@ -277,7 +277,7 @@ func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 // scanOne scans a target and responds to what is found in it.
 func scanOne(ctx context.Context, st scanTarget, scanner scan.Scanner, o scanOptions, rec *respond.Records) (d finding.Scan, err error) {
 	account := rec.Begin(ctx, st.domain.Name, st.domain.UUID)
-	defer func() { account.End(ctx, &d, d.Findings) }()
+	defer func() { account.End(ctx, &d) }()
 	t, err := st.open(ctx)
 	if err != nil {
 		d = scan.Empty(scan.Target{Name: st.domain.Name, UUID: st.domain.UUID, State: st.domain.State})

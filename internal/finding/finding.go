@@ -94,6 +94,9 @@ type Finding struct {
 	Action    verdict.Action  `json:"action"` // what was done
 	Outcome
 	Evidence []Exhibit `json:"evidence,omitempty"`
+	// Again says that an earlier scan of this guest by the same service recorded the finding,
+	// and that nothing is done about it: nobody is told of it once more.
+	Again bool `json:"-"`
 }
 
 // Facts are what a policy is told of a finding.

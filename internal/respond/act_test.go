@@ -70,6 +70,40 @@ func TestSuspend(t *testing.T) {
 	}
 }
 
+// Nobody can be killed or held in a memory image: that is said, and is no error.
+func TestNothingIsDoneInAnImage(t *testing.T) {
+	src, _ := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})
+	for _, action := range []verdict.Action{verdict.Kill, verdict.Hold} {
+		got := respondTo(t, scanner(scantest.Finder{}), scan.Target{Name: "win", State: scan.StateImage, Source: src}, Options{Policy: verdict.Always(action)})
+		if got.Status != finding.StatusScanned || len(got.Errors) != 0 || len(got.Findings) != 1 || len(got.Kills)+len(got.Actions) != 1 {
+			t.Fatalf("%s: %+v", action, got)
+		}
+		if f := got.Findings[0]; f.Action != action || f.Code != finding.OutcomeRefused || f.Reason != errImage.Error() {
+			t.Errorf("%s: %+v", action, f)
+		}
+	}
+}
+
+// What a service knows is told of once, but where something is to be done about it.
+func TestWhatIsKnownIsToldOnce(t *testing.T) {
+	src, _ := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})
+	target := scan.Target{Name: "win", Source: src}
+	known := new(Known)
+	try := func(what string, l *listener, a verdict.Action, fresh bool) {
+		t.Helper()
+		l.check = func(*finding.Finding, scan.Content) {}
+		got := respondTo(t, scanner(scantest.Finder{}), target, Options{Policy: verdict.Always(a), Known: known, Recorder: l})
+		if len(got.Findings) != 1 || len(l.found) == 1 != fresh || len(Fresh(got.Findings)) == 1 != fresh {
+			t.Errorf("%s: %d recorded, %+v", what, len(l.found), got.Findings)
+		}
+	}
+	lost := &listener{found: map[int64]finding.Finding{}, err: errors.New("the disk is full")}
+	try("that was not recorded", lost, verdict.Report, true)
+	try("that is new", &listener{found: map[int64]finding.Finding{}}, verdict.Report, true)
+	try("that is known", &listener{found: map[int64]finding.Finding{}}, verdict.Report, false)
+	try("that is to be killed", &listener{found: map[int64]finding.Finding{}}, verdict.Kill, true)
+}
+
 // A policy sees what a scan knows of a process and its file.
 func TestThePolicySeesTheProcess(t *testing.T) {
 	src, truth := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})

@@ -3,10 +3,48 @@ package respond
 import (
 	"context"
 	"io"
+	"sync"
 	"time"
 
 	"vmav.dev/vmav/internal/kill"
 )
+
+// Keeper keeps processes held until they end, or until all are released. It implements
+// Holder; the zero Keeper is ready to use, by several scans at once.
+type Keeper struct {
+	mu   sync.Mutex
+	held map[*kill.Held]bool
+}
+
+// Keep implements Holder.
+func (k *Keeper) Keep(h *kill.Held) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.held == nil {
+		k.held = make(map[*kill.Held]bool)
+	}
+	for other := range k.held {
+		select {
+		case <-other.Done():
+			delete(k.held, other)
+		default:
+		}
+	}
+	k.held[h] = true
+}
+
+// Release lets go of all. It warns of what was held no more.
+func (k *Keeper) Release(w Warner) {
+	k.mu.Lock()
+	all := k.held
+	k.held = nil
+	k.mu.Unlock()
+	for h := range all {
+		if err := h.Release(); err != nil {
+			w.Warn("held no more: %v", err)
+		}
+	}
+}
 
 // Holds are the processes that a program holds for some time before it ends. It implements
 // Holder, for one scan after the other. A nil one holds nothing.

@@ -37,11 +37,11 @@ type Warner interface {
 }
 
 // Account is the account of one scan: what it finds and what is done about that is
-// recorded as it comes about. End is told of the result, with the findings in it that were
-// not told of before. One that could not be recorded leaves the result incomplete.
+// recorded as it comes about. End records the result and tells those who want to know. A
+// result that could not be recorded becomes incomplete.
 type Account interface {
 	Recorder
-	End(ctx context.Context, d *finding.Scan, fresh []finding.Finding)
+	End(ctx context.Context, d *finding.Scan)
 }
 
 // Accounts makes the accounts of scans. Records are ones.
@@ -192,7 +192,7 @@ func (a *account) Acted(ctx context.Context, action verdict.Action, findings []f
 
 // End implements Account: the record of the result first, then those who are told. An
 // interruption keeps it from neither.
-func (a *account) End(ctx context.Context, d *finding.Scan, fresh []finding.Finding) {
+func (a *account) End(ctx context.Context, d *finding.Scan) {
 	if a.everything {
 		a.begin(ctx)
 	}
@@ -209,12 +209,17 @@ func (a *account) End(ctx context.Context, d *finding.Scan, fresh []finding.Find
 		return
 	}
 	told := *d
-	told.Findings = fresh // the others were told of before
+	told.Findings = Fresh(d.Findings)
 	if a.everything {
 		a.r.opt.Tell.Domain(&told, a.r.opt.DryRun)
 	} else {
 		a.r.opt.Tell.Fresh(&told, a.r.opt.DryRun)
 	}
+}
+
+// Fresh are those of some findings that no earlier scan told of.
+func Fresh(all []finding.Finding) []finding.Finding {
+	return slices.DeleteFunc(slices.Clone(all), func(f finding.Finding) bool { return f.Again })
 }
 
 // ids are the numbers of the findings that have a record.

@@ -23,6 +23,7 @@ type Options struct {
 	Kills    sync.Locker      // held while processes are killed; nil for none
 	Holder   Holder           // takes holds over; nil where nobody can
 	Recorder Recorder         // nil for none
+	Known    *Known           // findings that were recorded before; nil for none
 	Observer Observer         // nil for none
 }
 
@@ -99,9 +100,14 @@ func (r *response) Found(ctx context.Context, x scan.Found) {
 	f := x.Finding
 	f.Verdict = verdict.Decide(r.opt.Policy, f.Facts(), f.Subject)
 	f.Action, f.Outcome = verdict.Report, finding.Outcome{Code: finding.OutcomeReported}
-	if r.opt.Recorder != nil {
+	key := keyOf(x.Process, &f)
+	f.Again = f.Verdict.Action == verdict.Report && r.opt.Known.has(key)
+	if r.opt.Recorder != nil && !f.Again {
 		// What was found is recorded also where the scan was interrupted meanwhile.
-		r.unrecorded(&f, r.opt.Recorder.Found(context.WithoutCancel(ctx), &f, x.Content))
+		err := r.opt.Recorder.Found(context.WithoutCancel(ctx), &f, x.Content)
+		if r.unrecorded(&f, err); err == nil {
+			r.opt.Known.add(key) // else it is recorded the next time that it is found
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

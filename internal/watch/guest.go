@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/introspect"
-	"vmav.dev/vmav/internal/kill"
+	"vmav.dev/vmav/internal/respond"
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/source"
 )
@@ -25,12 +25,13 @@ type guestWatch struct {
 	wake  chan struct{} // has one when a process is due
 	hook  chan struct{} // has one when the module saw an address space
 
-	mu       sync.Mutex
-	procs    map[introspect.Identity]*tracked
-	swept    bool                 // everything was, once
-	reported map[reportedKey]bool // findings that were recorded
-	list     []introspect.Process // as they were enumerated last
-	held     map[*kill.Held]bool
+	reported respond.Known  // findings that were recorded
+	holds    respond.Keeper // processes that are held
+
+	mu    sync.Mutex
+	procs map[introspect.Identity]*tracked
+	swept bool                 // everything was, once
+	list  []introspect.Process // as they were enumerated last
 }
 
 // tracked is what is known of one process of the guest.
@@ -78,7 +79,7 @@ func newGuestWatch(f *follower, src source.Source, g *introspect.Guest) (*guestW
 		return nil, err
 	}
 	s := &guestWatch{f: f, src: src, guest: g, pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
-		procs: make(map[introspect.Identity]*tracked), reported: make(map[reportedKey]bool), held: make(map[*kill.Held]bool)}
+		procs: make(map[introspect.Identity]*tracked)}
 	s.kept = f.s.opt.Scanners.Keep(s.means(true))
 	return s, nil
 }
@@ -116,35 +117,8 @@ func (s *guestWatch) run(ctx context.Context) error {
 	s.hooks(ctx, &wg)
 	<-ctx.Done()
 	wg.Wait()
-	s.letGo()
+	s.holds.Release(warner{s.f.log})
 	return context.Cause(ctx)
-}
-
-// Keep implements respond.Holder. It keeps a process held, until it has ended or the watch of the guest does.
-func (s *guestWatch) Keep(h *kill.Held) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for other := range s.held {
-		select {
-		case <-other.Done():
-			delete(s.held, other)
-		default:
-		}
-	}
-	s.held[h] = true
-}
-
-// letGo releases what is held.
-func (s *guestWatch) letGo() {
-	s.mu.Lock()
-	all := s.held
-	s.held = make(map[*kill.Held]bool)
-	s.mu.Unlock()
-	for h := range all {
-		if err := h.Release(); err != nil {
-			s.f.log.Warn("a process is held no more", "reason", err)
-		}
-	}
 }
 
 // others are the processes of the guest as they were a moment ago.

@@ -93,7 +93,7 @@ func (h heard) Found(_ context.Context, f *finding.Finding, _ scan.Content) erro
 	return nil
 }
 
-func (h heard) End(_ context.Context, d *finding.Scan, _ []finding.Finding) {
+func (h heard) End(_ context.Context, _ *finding.Scan) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	*h.all++

@@ -118,7 +118,7 @@ type nobody struct{}
 func (nobody) Account(string, string, bool) respond.Account                    { return nobody{} }
 func (nobody) Found(context.Context, *finding.Finding, scan.Content) error     { return nil }
 func (nobody) Acting(context.Context, verdict.Action, []finding.Finding) error { return nil }
-func (nobody) End(context.Context, *finding.Scan, []finding.Finding)           {}
+func (nobody) End(context.Context, *finding.Scan)                              {}
 func (nobody) Acted(context.Context, verdict.Action, []finding.Finding, *finding.Kill, *finding.Act) error {
 	return nil
 }

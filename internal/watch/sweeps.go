@@ -64,12 +64,12 @@ func (s *guestWatch) sweepAll(ctx context.Context, trigger string) (ok bool, err
 	defer s.f.set(func(st *DomainStatus) { st.Sweeping = false })
 	// A cache of its own: a page is as old as the sweep at most.
 	src := source.NewCache(s.src, cachePages)
-	acc := s.account(nil)
+	acc := s.f.s.opt.Accounts.Account(s.f.name, s.f.uuid, true)
 	d, err := s.scan(ctx, s.f.s.opt.Scanners.Scanner(s.means(false)), src, s.request(), acc)
 	if ctx.Err() != nil && len(d.Findings) == 0 {
 		return false, ctx.Err()
 	}
-	acc.close(ctx, trigger, &d)
+	s.conclude(ctx, acc, nil, trigger, &d)
 	s.f.s.opt.Results.Flush()
 	s.f.s.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
 	if d.Status == finding.StatusFailed {
@@ -100,12 +100,12 @@ func (s *guestWatch) request() scan.Request {
 }
 
 // scan has a scanner scan the guest through a source, and responds to what it finds.
-func (s *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc *account) (finding.Scan, error) {
+func (s *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc respond.Account) (finding.Scan, error) {
 	o := &s.f.s.opt
 	d := s.f.current()
 	t := scan.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Domain: s.f}
 	return respond.Scan(ctx, by, t, req, respond.Options{Policy: o.Policy, Kill: o.Kill, Profiles: o.Profiles,
-		Kills: respond.KillLock(ctx, o.Runtime, d.UUID), Holder: s, Recorder: acc, Observer: s})
+		Kills: respond.KillLock(ctx, o.Runtime, d.UUID), Holder: &s.holds, Recorder: acc, Known: &s.reported, Observer: s})
 }
 
 // means are what this guest's scans are done with: urgent ones, of what is new, wait for no
@@ -147,7 +147,7 @@ func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
 			s.mu.Unlock()
 			return nil
 		}
-		acc := s.account(p)
+		acc := s.f.s.opt.Accounts.Account(s.f.name, s.f.uuid, false)
 		d, err := s.scanNew(ctx, &now, p, programOnly, acc)
 		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || ctx.Err() != nil && len(d.Findings) == 0 {
 			return err
@@ -158,7 +158,7 @@ func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
 		case !last || s.hasEnded(p.id):
 			d.Errors = d.Errors[:0] // it is looked at again, or its end is why
 		}
-		acc.close(ctx, TriggerNew, &d)
+		s.conclude(ctx, acc, p, TriggerNew, &d)
 		s.f.s.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
 		for _, e := range d.Errors {
 			s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
@@ -185,7 +185,7 @@ func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
 	return nil
 }
 
-func (s *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tracked, programOnly bool, acc *account) (finding.Scan, error) {
+func (s *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tracked, programOnly bool, acc respond.Account) (finding.Scan, error) {
 	focus := scan.Focused{ID: p.id, Parent: subject.Parent(now, s.others()), Program: programOnly}
 	s.mu.Lock()
 	for image, whole := range p.images {

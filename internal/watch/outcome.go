@@ -1,0 +1,59 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"vmav.dev/vmav/internal/finding"
+	"vmav.dev/vmav/internal/respond"
+	"vmav.dev/vmav/internal/verdict"
+)
+
+// endTime is how long the end of a scan may take to be recorded when the service is being
+// stopped.
+const endTime = 30 * time.Second
+
+// conclude ends the account of a scan, of one process or, where p is nil, of everything, and
+// counts and logs what came of it.
+func (s *guestWatch) conclude(ctx context.Context, acc respond.Account, p *tracked, trigger string, d *finding.Scan) {
+	fresh := respond.Fresh(d.Findings)
+	if p == nil || len(fresh) > 0 {
+		// What was found is recorded also when the service is being stopped.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+		defer cancel()
+		acc.End(ctx, d)
+	}
+	killed, acted := 0, false
+	for _, k := range d.Kills {
+		if k.Code == finding.OutcomeKilled {
+			killed++
+		}
+		s.f.log.Warn("kill", "pid", k.Target.PID, "process", k.Target.Name, "outcome", k.Code, "reason", k.Reason, "method", k.Method,
+			"requested", k.Requested, "applied", k.Applied, "dead", k.Dead)
+	}
+	for i := range fresh {
+		f := &fresh[i]
+		acted = acted || f.Action != verdict.Report && f.Done()
+		args := []any{"pid", f.PID, "process", f.Process, "image", f.Image, "signature", f.Signature, "sha256", f.SHA256,
+			"fidelity", f.Fidelity.String(), "action", f.Action, "outcome", f.Text(), "rule", f.Verdict.Rule, "trigger", trigger}
+		if p != nil && !p.old {
+			args = append(args, "since_seen_ms", time.Since(p.first).Milliseconds())
+		}
+		s.f.log.Warn("finding", args...)
+	}
+	s.f.s.count(func(c *Counts) { c.Findings += len(fresh); c.Kills += killed })
+	s.f.set(func(st *DomainStatus) { st.Findings += len(fresh); st.Kills += killed })
+	if acted && p != nil {
+		s.mu.Lock()
+		p.acted, p.due = true, time.Time{}
+		s.mu.Unlock()
+	}
+}
+
+// warner writes warnings into the log.
+type warner struct{ log *slog.Logger }
+
+// Warn implements respond.Warner.
+func (w warner) Warn(format string, args ...any) { w.log.Warn(fmt.Sprintf(format, args...)) }

@@ -10,7 +10,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"vmav.dev/vmav/internal/clam"
-	"vmav.dev/vmav/internal/config"
 	"vmav.dev/vmav/internal/domain"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/report"
@@ -43,22 +42,12 @@ func scanCommand(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
 			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
 			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
-			&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images in work at once: `N`"},
-			&cli.Float64Flag{Name: "min-coverage", Value: scan.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
-			&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
-			noSandboxFlag(),
-			&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
-			cacheFlag(),
-			evidenceFlag(),
+			holdFlag(),
 			stateFlag(),
-		}, slices.Concat(recordFlags(), pageInFlags(), policyFlags(), killFlags(), profileFlags())...),
+		}, slices.Concat(scanningFlags(), recordFlags(), pageInFlags(), policyFlags(), killFlags(), profileFlags())...),
 		Action:       func(c *cli.Context) error { return runScan(c, e) },
 		BashComplete: completeDomains(e),
 	})
-}
-
-func evidenceFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"}
 }
 
 // scanOptions are the options of one scan, checked.
@@ -92,11 +81,8 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if err != nil {
 		return o, err
 	}
-	if n := c.Int("parallel"); n < 1 || n > 64 {
-		return o, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
-	}
-	if share := c.Float64("min-coverage"); share < 0 || share > 1 {
-		return o, fmt.Errorf("a coverage of %v: it is a share between 0 and 1", share)
+	if o.request, err = parseScanning(c); err != nil {
+		return o, err
 	}
 	switch all, image, n := c.Bool("all"), c.Path("image") != "", c.NArg(); {
 	case all && (image || n > 0):
@@ -122,7 +108,7 @@ func parseScan(c *cli.Context, e *env, bar *progress) (o scanOptions, err error)
 	if o.all.identity, err = identity(c, policy); err != nil {
 		return o, err
 	}
-	o.request = scan.Request{PIDs: c.Uint64Slice("pid"), Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage"), PageIn: pageIn}
+	o.request.PIDs, o.request.PageIn = c.Uint64Slice("pid"), pageIn
 	o.respond = respond.Options{Policy: policy.Policy, Kill: how, Observer: bar}
 	if o.holds != nil {
 		o.respond.Holder = o.holds
@@ -217,18 +203,6 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 		return err
 	}
 	return scanStatus(out, ended)
-}
-
-// engineOptions are the engine that flags and settings name.
-func engineOptions(c *cli.Context, s *config.Config) clam.Options {
-	o := clam.Options{Socket: s.Clamd.Socket, Databases: s.Clamd.Databases}
-	if c.IsSet("clamd") {
-		o = clam.Options{Socket: c.String("clamd")}
-	}
-	if c.IsSet("database") {
-		o.Databases = c.StringSlice("database")
-	}
-	return o
 }
 
 // scanTarget is a domain or image to scan, opened only when its turn comes.

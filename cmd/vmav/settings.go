@@ -64,7 +64,6 @@ func (e *env) backend(c *cli.Context) (domain.Backend, error) {
 func policyFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
-		&cli.DurationFlag{Name: "hold-for", Usage: "let go of held processes after this `TIME`, until which scan goes on; without it nothing is held"},
 		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
 	}
 }
@@ -81,6 +80,10 @@ func (e *env) verdicts(c *cli.Context) (policy.Policy, kill.Options, error) {
 	}
 	p.Surrogates, p.DryRun = how.Policy.Surrogates, how.DryRun
 	return p, how, nil
+}
+
+func holdFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "hold-for", Usage: "let go of held processes after this `TIME`, until which scan goes on; without it nothing is held"}
 }
 
 // maxHold bounds --hold-for.

@@ -10,12 +10,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"vmav.dev/vmav/internal/clam"
 	"vmav.dev/vmav/internal/escape"
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/report"
 	"vmav.dev/vmav/internal/respond"
-	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/watch"
 	"vmav.dev/vmav/internal/worker/broker"
 )
@@ -46,16 +44,9 @@ func watchCommand(e *env) *cli.Command {
 func watchFlags() []cli.Flag {
 	return slices.Concat([]cli.Flag{connectFlag(), sourceFlag(),
 		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
-		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: 2, Usage: "images of one domain in work at once: `N`"},
-		&cli.Float64Flag{Name: "min-coverage", Value: scan.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
-		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
-		noSandboxFlag(), cacheFlag(),
-		&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
-		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
-		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
 		&cli.StringFlag{Name: "log", Value: "text", Usage: "`FORMAT` of the log: text or json"},
 		&cli.BoolFlag{Name: "debug", Usage: "log every event and every new process"},
-	}, recordFlags(), []cli.Flag{evidenceFlag()}, killFlags(), profileFlags())
+	}, scanningFlags(), policyFlags(), recordFlags(), killFlags(), profileFlags())
 }
 
 // watchOptions are the service's, of flags and settings. done ends what they hold.
@@ -80,11 +71,8 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	if o.Backend, err = e.backend(c); err != nil {
 		return o, nil, err
 	}
-	if n := c.Int("parallel"); n < 1 || n > 64 {
-		return o, nil, fmt.Errorf("%d images at once: 1 to 64 are possible", n)
-	}
-	if share := c.Float64("min-coverage"); share < 0 || share > 1 {
-		return o, nil, fmt.Errorf("a coverage of %v: it is a share between 0 and 1", share)
+	if o.Request, err = parseScanning(c); err != nil {
+		return o, nil, err
 	}
 	if o.Profiles, err = newFinder(c, e); err != nil {
 		return o, nil, err
@@ -110,7 +98,7 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	if err != nil {
 		return o, nil, err
 	}
-	o.Accounts, o.Content = rec, keeps || c.Bool("evidence")
+	o.Accounts, o.Request.Content = rec, keeps || c.Bool("evidence")
 	memory, kept, err := e.openCache(c, !rec.Kept() && !c.Bool("no-history"))
 	if err != nil {
 		return o, nil, err
@@ -122,7 +110,6 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	o.CPU, o.Memory, o.Slots = float64(w.CPUPercent), w.Memory, settings.Clamd.Slots
 	o.Engine = engineOptions(c, settings)
 	o.Policy, o.Kill = policy.Policy, how
-	o.Jobs, o.MinCoverage = c.Int("parallel"), c.Float64("min-coverage")
 	if !c.Bool("no-sandbox") {
 		o.Scanners = &broker.Runner{Notes: logged{o.Log}}
 	}

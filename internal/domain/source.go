@@ -24,9 +24,9 @@ type Backend string
 
 // Backends.
 const (
-	Auto    Backend = "auto"    // the module where it can be had, else the QEMU process
-	Memhook Backend = "memhook" // the kvm-memhook module
-	QEMU    Backend = "qemu"    // the QEMU process: read-only, no hooks, no actions
+	Auto    Backend = "auto"             // the module where it can be had, else the QEMU process
+	Memhook Backend = source.KindMemhook // the kvm-memhook module
+	QEMU    Backend = source.KindQEMU    // the QEMU process: read-only, no hooks, no actions
 )
 
 // ParseBackend returns the backend with a name, or an error that lists the known names.

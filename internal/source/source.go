@@ -44,9 +44,16 @@ type Range struct {
 // End is the first guest-physical address after the range.
 func (r Range) End() uint64 { return r.Start + r.Size }
 
+// Kinds of sources, as users read them.
+const (
+	KindMemhook = "memhook" // through the kernel module
+	KindQEMU    = "qemu"    // through the QEMU process
+	KindImage   = "image"   // a file
+)
+
 // Info describes a Source to the user.
 type Info struct {
-	Kind string // "qemu", "image" or "memhook"
+	Kind string // one of the kinds
 	Name string // domain name or file name
 	Form string // more detail: "process_vm_readv, pid 4711", "ELF core", "raw"
 	Live bool   // the guest may run while it is read

@@ -234,7 +234,7 @@ func (s *guestWatch) look(ctx context.Context) error {
 // better tells whether a guest that is read through QEMU can be read through the module by
 // now.
 func (s *guestWatch) better(ctx context.Context) bool {
-	if s.src.Info().Kind != "qemu" || !s.f.s.moduleThere() {
+	if s.src.Info().Kind != source.KindQEMU || !s.f.s.moduleThere() {
 		return false
 	}
 	h, err := s.f.s.host()
@@ -246,7 +246,7 @@ func (s *guestWatch) better(ctx context.Context) bool {
 		return false
 	}
 	defer src.Close()
-	return src.Info().Kind != "qemu"
+	return src.Info().Kind != source.KindQEMU
 }
 
 // newcomers takes up the processes at the end of the list.

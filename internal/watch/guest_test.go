@@ -128,7 +128,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.svc = quiet(t, Options{Engine: clam.Options{Databases: []string{db}, TempDir: t.TempDir()}, Profiles: winstruct.BuiltIn(),
-		MinCoverage: scan.DefaultMinCoverage, Accounts: heard{mu: &b.mu, findings: &b.findings, all: &b.ended, fail: &b.fail}})
+		Request: scan.Request{MinCoverage: scan.DefaultMinCoverage}, Accounts: heard{mu: &b.mu, findings: &b.findings, all: &b.ended, fail: &b.fail}})
 	t.Cleanup(b.svc.engine.Close)
 	return b
 }

@@ -30,10 +30,7 @@ type Options struct {
 	Policy   verdict.Policy
 	Kill     kill.Options // for kills and holds
 
-	Jobs        int     // images in work at once, in one scan; 0 for scan.DefaultJobs
-	MinCoverage float64 // as in scan.Request
-	Content     bool    // as in scan.Request
-
+	Request  scan.Request     // how each guest is scanned; which part of it is for the service to say
 	Results  *scan.Cache      // of results; nil for one of this run
 	Scanners Scanners         // do the scans; nil for this process itself
 	Accounts respond.Accounts // record the scans; nil for nobody

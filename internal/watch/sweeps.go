@@ -95,8 +95,9 @@ func (s *guestWatch) sweepAll(ctx context.Context, trigger string) (ok bool, err
 
 // request is what all scans of this guest have in common.
 func (s *guestWatch) request() scan.Request {
-	o := &s.f.s.opt
-	return scan.Request{Jobs: o.Jobs, MinCoverage: o.MinCoverage, Content: o.Content, Looked: true, At: s.guest.Kernel().Place()}
+	req := s.f.s.opt.Request
+	req.Looked, req.At = true, s.guest.Kernel().Place()
+	return req
 }
 
 // scan has a scanner scan the guest through a source, and responds to what it finds.

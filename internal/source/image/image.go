@@ -186,7 +186,7 @@ func (im *Image) Registers(context.Context) ([]source.Registers, error) {
 
 // Info implements source.Source.
 func (im *Image) Info() source.Info {
-	return source.Info{Kind: "image", Name: im.name, Form: im.form}
+	return source.Info{Kind: source.KindImage, Name: im.name, Form: im.form}
 }
 
 // Close implements source.Source. It waits for reads that are under way.

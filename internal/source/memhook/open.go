@@ -171,7 +171,7 @@ func (g *Guest) call(req uintptr, arg unsafe.Pointer) error {
 
 // Info implements source.Source.
 func (g *Guest) Info() source.Info {
-	return source.Info{Kind: "memhook", Name: g.name, Form: fmt.Sprintf("kvm-memhook, pid %d", g.pid), Live: true}
+	return source.Info{Kind: source.KindMemhook, Name: g.name, Form: fmt.Sprintf("kvm-memhook, pid %d", g.pid), Live: true}
 }
 
 // Close implements source.Source. It waits for calls that are in progress. Sessions stay

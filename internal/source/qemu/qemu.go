@@ -270,7 +270,7 @@ func (g *Guest) Registers(ctx context.Context) ([]source.Registers, error) {
 
 // Info implements source.Source.
 func (g *Guest) Info() source.Info {
-	return source.Info{Kind: "qemu", Name: g.cfg.Name, Form: fmt.Sprintf("process_vm_readv, pid %d", g.cfg.PID), Live: true}
+	return source.Info{Kind: source.KindQEMU, Name: g.cfg.Name, Form: fmt.Sprintf("process_vm_readv, pid %d", g.cfg.PID), Live: true}
 }
 
 // Close implements source.Source. It waits for reads that are under way.

@@ -52,7 +52,7 @@ type Guest struct {
 // New makes a guest with size bytes of RAM and the content of memory, which is never
 // written to. If memory is nil, only what Write puts there is in RAM.
 func New(memory Memory, size uint64) *Guest {
-	g := &Guest{About: source.Info{Kind: "image", Name: "test"}, memory: memory, pages: make(map[uint64]*[source.PageSize]byte)}
+	g := &Guest{About: source.Info{Kind: source.KindImage, Name: "test"}, memory: memory, pages: make(map[uint64]*[source.PageSize]byte)}
 	if size &^= source.PageSize - 1; size > 0 {
 		g.ranges = []source.Range{{Size: size}}
 	}

@@ -44,7 +44,7 @@ func (nothing) Ranges() []source.Range { return nil }
 func (nothing) Registers(context.Context) ([]source.Registers, error) {
 	return nil, source.ErrNoRegisters
 }
-func (nothing) Info() source.Info { return source.Info{Kind: "image", Name: "nothing"} }
+func (nothing) Info() source.Info { return source.Info{Kind: source.KindImage, Name: "nothing"} }
 func (nothing) Close() error      { return nil }
 
 // noEngine is never asked.

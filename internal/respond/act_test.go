@@ -123,7 +123,7 @@ func TestThePolicySeesTheProcess(t *testing.T) {
 			}
 		}
 		s := f.Subject
-		if s.Domain != "win" || s.Name != p.Name || s.Path != p.Path || int(s.Session) != int(p.Session) || s.Parent != parent || parent == "" || s.Kernel || s.Inferred || s.Critical {
+		if s.Domain != "win" || s.Name != p.Name || s.Path != p.Path || int(s.Session) != p.Session || s.Parent != parent || parent == "" || s.Kernel || s.Inferred || s.Critical {
 			t.Errorf("%+v of %+v", s, p)
 		}
 		if !strings.HasSuffix(p.Path, f.File) || f.File == "" {

@@ -166,7 +166,8 @@ type parityRow struct {
 
 type parityCounts struct{ made, original, predicted, rebuilt int }
 
-var parityKinds = []pe.SignatureKind{pe.SigFileHash, pe.SigSectionHash, pe.SigImportHash, pe.SigBody, pe.SigEntryPoint, pe.SigSection, pe.SigAbsolute, pe.SigEndOfFile}
+var parityKinds = []pe.SignatureKind{pe.SigFileHash, pe.SigSectionHash, pe.SigImportHash, pe.SigBody, pe.SigEntryPoint, pe.SigSection, pe.SigAbsolute,
+	pe.SigEndOfFile}
 
 // predict says from the fidelity record alone whether a signature can hit.
 func predict(c *parityCase, s *paritySig) pe.Support {

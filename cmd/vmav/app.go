@@ -22,11 +22,12 @@ type env struct {
 func newApp(stdout, stderr io.Writer) *cli.App {
 	e := &env{stdout: stdout, stderr: stderr}
 	return &cli.App{
-		Name:                   "vmav",
-		Usage:                  "agentless antivirus for Windows guests on KVM",
-		UsageText:              "vmav [-c URI] COMMAND [options] [DOMAIN]",
-		Version:                version,
-		Description:            "Options are accepted before or after the domain. A domain is chosen as virsh does:\nby id, name or UUID. With -a FILE a memory image stands in for it.\n\n" + exitStatusHelp,
+		Name:      "vmav",
+		Usage:     "agentless antivirus for Windows guests on KVM",
+		UsageText: "vmav [-c URI] COMMAND [options] [DOMAIN]",
+		Version:   version,
+		Description: "Options are accepted before or after the domain. A domain is chosen as virsh does:\n" +
+			"by id, name or UUID. With -a FILE a memory image stands in for it.\n\n" + exitStatusHelp,
 		HideHelpCommand:        true,
 		EnableBashCompletion:   true,
 		UseShortOptionHandling: false,

@@ -132,9 +132,11 @@ func runEvidenceShow(c *cli.Context, e *env) error {
 			it.Findings = append(it.Findings, x.ID)
 		}
 	}
-	lines := []history.Line{{Label: "SHA-256", Text: it.SHA256}, {Label: "Kind", Text: it.Kind}, {Label: "Size", Text: fmt.Sprintf("%d bytes, %d sealed", it.Size, it.Sealed)},
+	lines := []history.Line{{Label: "SHA-256", Text: it.SHA256}, {Label: "Kind", Text: it.Kind},
+		{Label: "Size", Text: fmt.Sprintf("%d bytes, %d sealed", it.Size, it.Sealed)},
 		{Label: "Stored", Text: fmt.Sprintf("first %s, last %s", clock(&it.Stored), clock(&it.Last))}, {Label: "Domain", Text: it.Domain},
-		{Label: "Image", Text: it.Image}, {Label: "Signature", Text: it.Signature}, {Label: "Findings", Text: fmt.Sprint(it.Findings)}, {Label: "File", Text: it.Path}}
+		{Label: "Image", Text: it.Image}, {Label: "Signature", Text: it.Signature}, {Label: "Findings", Text: fmt.Sprint(it.Findings)},
+		{Label: "File", Text: it.Path}}
 	return writeRecord(e, f, &it, lines)
 }
 

@@ -102,7 +102,8 @@ func TestAScanIsRecordedWithItsEvidence(t *testing.T) {
 		t.Errorf("%+v", one)
 	}
 	text := vmavSays("history", "show", id)
-	for _, want := range []string{"knows the rebuilt file as Vmav.Test.Malware", "process malware.exe", "Fidelity:  exact", "Decided:   report", "nothing: it was reported", "vmav evidence extract " + one.SHA256, "trigger timer"} {
+	for _, want := range []string{"knows the rebuilt file as Vmav.Test.Malware", "process malware.exe", "Fidelity:  exact", "Decided:   report",
+		"nothing: it was reported", "vmav evidence extract " + one.SHA256, "trigger timer"} {
 		if !strings.Contains(text.out, want) {
 			t.Errorf("no %q in\n%s", want, text.out)
 		}
@@ -186,8 +187,10 @@ func checkFilters(t *testing.T, one recorded) {
 	}{
 		{nil, 1}, {[]string{"list", "--domain", "guest.raw"}, 1}, {[]string{"--domain", "other"}, 0},
 		{[]string{"--since", "1h"}, 1}, {[]string{"--since", yesterday, "--until", "1h"}, 0}, {[]string{"--until", "2000-01-02 03:04"}, 0},
-		{[]string{"list", "--signature", "Vmav.*"}, 1}, {[]string{"--signature", "Vmav"}, 0}, {[]string{"--action", "report"}, 1}, {[]string{"--action", "kill"}, 0},
-		{[]string{"--outcome", "reported"}, 1}, {[]string{"--outcome", "killed"}, 0}, {[]string{"--sha256", one.SHA256}, 1}, {[]string{"--limit", "1"}, 1}, {[]string{"--runs"}, 1},
+		{[]string{"list", "--signature", "Vmav.*"}, 1}, {[]string{"--signature", "Vmav"}, 0}, {[]string{"--action", "report"}, 1},
+		{[]string{"--action", "kill"}, 0},
+		{[]string{"--outcome", "reported"}, 1}, {[]string{"--outcome", "killed"}, 0}, {[]string{"--sha256", one.SHA256}, 1}, {[]string{"--limit", "1"}, 1},
+		{[]string{"--runs"}, 1},
 	} {
 		for format, head := range map[string]int{"table": 1, "csv": 1, "jsonl": 0} {
 			s := vmavSays(append(append([]string{"history"}, c.args...), "--format", format)...)
@@ -197,7 +200,8 @@ func checkFilters(t *testing.T, one recorded) {
 		}
 	}
 	for _, c := range []struct{ args, want string }{
-		{"--since soon", "is no time"}, {"--limit -1", "a limit of -1"}, {"show", "needs the ID"}, {"show x", "needs the ID"}, {"show 999", "no finding, kill or run"},
+		{"--since soon", "is no time"}, {"--limit -1", "a limit of -1"}, {"show", "needs the ID"}, {"show x", "needs the ID"},
+		{"show 999", "no finding, kill or run"},
 		{"show 1 --format csv", "as CSV"}, {"--runs --action kill", "--runs goes with"}, {"frobnicate", `no command history "frobnicate"`},
 		{"verify --head 3", "NUMBER:MAC"}, {"prune --keep 1y", "is no duration"}, {"prune --max-size 1Q", "is no size"}, {"--format xml", `format "xml"`},
 	} {
@@ -242,7 +246,8 @@ func TestWhereNothingCanBeRecorded(t *testing.T) {
 	plain := file(t, "file", "") // no directory
 	t.Setenv("VMAV_STATE_DIRECTORY", filepath.Join(plain, "state"))
 	scan := []string{"scan", "-a", image, "--clamd", engine.Info().Socket}
-	if s := vmavSays(scan...); s.status != 1 || strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "nothing is recorded") || !strings.Contains(s.err, plain) {
+	if s := vmavSays(scan...); s.status != 1 || strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "nothing is recorded") ||
+		!strings.Contains(s.err, plain) {
 		t.Errorf("%+v", s)
 	}
 	if s := vmavSays(append(scan, "--evidence")...); s.status != 2 || !strings.Contains(s.err, plain) || s.out != "" {

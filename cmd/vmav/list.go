@@ -103,7 +103,8 @@ func inspect(ctx context.Context, h *domain.Host, d domain.Domain, profiles wins
 		k := g.Kernel()
 		row.Build, row.Profile = k.Version, "ok"
 		if k.Inferred != "" {
-			row.Profile, row.Note = finding.ProfileInferred, fmt.Sprintf("no profile for %s: inferred from %s; vmav profile fetch %s gets it", k.Identity, k.Inferred, k.Identity)
+			row.Profile, row.Note = finding.ProfileInferred,
+				fmt.Sprintf("no profile for %s: inferred from %s; vmav profile fetch %s gets it", k.Identity, k.Inferred, k.Identity)
 		}
 	}
 	return row, ctx.Err()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+
 	"vmav.dev/vmav/internal/escape"
 )
 

@@ -53,7 +53,8 @@ func TestPolicyCheck(t *testing.T) {
 		t.Errorf("%d: %q", status, errs)
 	}
 	bad := file(t, "policy.toml", "[[rule]]\nname = 'x'\nacton = 'kill'\n")
-	if _, errs, status := vmav(t, "policy", "check", bad); status != 2 || !strings.Contains(errs, bad+":1: rule[0].action: a rule must have one") || !strings.Contains(errs, "\nvmav: "+bad+":3: rule[0].acton: unknown key\n") {
+	if _, errs, status := vmav(t, "policy", "check", bad); status != 2 || !strings.Contains(errs, bad+":1: rule[0].action: a rule must have one") ||
+		!strings.Contains(errs, "\nvmav: "+bad+":3: rule[0].acton: unknown key\n") {
 		t.Errorf("%d: %q", status, errs)
 	}
 	if _, errs, status := vmav(t, "policy", "check", filepath.Join(t.TempDir(), "none")); status != 2 || !strings.Contains(errs, "no such file") {
@@ -74,17 +75,20 @@ func TestPolicyTestExplains(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 	out, _, _ = vmav(t, "policy", "test", policy, "--finding", `{"signature": "Win.X", "pid": 4, "subject": {"session": 1}}`)
-	if !strings.Contains(out, `report, by rule "users": its session is 1; guarded against kill: it is the System process`) || !strings.Contains(out, "tests  no") {
+	if !strings.Contains(out, `report, by rule "users": its session is 1; guarded against kill: it is the System process`) ||
+		!strings.Contains(out, "tests  no") {
 		t.Errorf("%s", out)
 	}
-	if _, errs, status = vmav(t, "policy", "test", policy, "--finding", `{"signatur": "x"}`); status != 2 || !strings.Contains(errs, `unknown field "signatur"`) {
+	if _, errs, status = vmav(t, "policy", "test", policy, "--finding", `{"signatur": "x"}`); status != 2 ||
+		!strings.Contains(errs, `unknown field "signatur"`) {
 		t.Errorf("%d: %q", status, errs)
 	}
 }
 
 func TestPolicyShow(t *testing.T) {
 	out, errs, status := vmav(t, "policy", "show", file(t, "policy.toml", twoRules))
-	for _, want := range []string{`allow    report                  image \Program Files\Good\**`, "4  tests    report, notify          signature *.Test.*", "kill, evidence, notify  session user", "default  report, notify"} {
+	for _, want := range []string{`allow    report                  image \Program Files\Good\**`, "4  tests    report, notify          signature *.Test.*",
+		"kill, evidence, notify  session user", "default  report, notify"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s%s", want, out, errs)
 		}

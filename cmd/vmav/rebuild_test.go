@@ -37,7 +37,8 @@ func TestDumpAndRebuildGiveTheFile(t *testing.T) {
 			if got, _ = os.ReadFile(again); len(got) != len(want) {
 				t.Errorf("%s: rebuild gives %d bytes, the file has %d", mod.Name, len(got), len(want))
 			}
-			if out := vmav(2, "rebuild", raw, "--base", fmt.Sprintf("%#x", mod.Base), "--missing", "0x1000-0x2000", "-o", again); !bytes.Contains([]byte(out), []byte("rebuilt from")) {
+			if out := vmav(2, "rebuild", raw, "--base", fmt.Sprintf("%#x", mod.Base), "--missing", "0x1000-0x2000", "-o", again); !bytes.Contains([]byte(out),
+				[]byte("rebuilt from")) {
 				t.Errorf("%s: with a page missing: %s", mod.Name, out)
 			}
 		}

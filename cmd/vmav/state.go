@@ -77,7 +77,8 @@ func parseTime(s string) (time.Time, error) {
 	}
 	d, err := tomlfile.ParseDuration(s)
 	if err != nil {
-		return time.Time{}, errors.New(strconv.Quote(s) + ` is no time: it is such as 2026-03-02, "2026-03-02 10:50", 2026-03-02T10:50:00Z, or how long ago: 12h, 30d`)
+		return time.Time{}, errors.New(strconv.Quote(s) + ` is no time: it is such as 2026-03-02, "2026-03-02 10:50", ` +
+			`2026-03-02T10:50:00Z, or how long ago: 12h, 30d`)
 	}
 	return time.Now().Add(-d), nil
 }

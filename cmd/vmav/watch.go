@@ -192,7 +192,8 @@ func runWatchStatus(c *cli.Context, e *env) error {
 		fmt.Fprintf(e.stdout, "Service:   pid %d, since %s UTC, %.1f s of processor time\n", st.PID, clock(&st.Since), st.CPU)
 		fmt.Fprintf(e.stdout, "libvirt:   %s, %s\n", escape.Text(dash(st.URI)), libvirt)
 		fmt.Fprintf(e.stdout, "Engine:    %s\n", escape.Text(engine))
-		fmt.Fprintf(e.stdout, "So far:    %d sweeps, %d new processes, %d findings, %d kills\n\n", st.Counts.Sweeps, st.Counts.Newcomers, st.Counts.Findings, st.Counts.Kills)
+		fmt.Fprintf(e.stdout, "So far:    %d sweeps, %d new processes, %d findings, %d kills\n\n", st.Counts.Sweeps, st.Counts.Newcomers, st.Counts.Findings,
+			st.Counts.Kills)
 	}
 	return report.Rows(e.stdout, f, st.Domains, domainColumns)
 }

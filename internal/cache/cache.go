@@ -210,7 +210,7 @@ func (d *DB) write(db *connection, todo map[[32]byte]pending) error {
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback()
+	defer func() { _ = tx.Rollback() }() // fails once it was committed
 	put, err := tx.Prepare("INSERT INTO entry (key, value, used) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value, used = excluded.used")
 	if err != nil {
 		return err

@@ -136,7 +136,7 @@ func prepare(db *sql.DB) (secret [32]byte, err error) {
 	if err != nil {
 		return secret, err
 	}
-	defer tx.Rollback()
+	defer func() { _ = tx.Rollback() }() // fails once it was committed
 	var version int
 	if err := tx.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
 		return secret, err

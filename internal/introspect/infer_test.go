@@ -160,7 +160,8 @@ func TestOffsetsThatDoNotFitAreNotUsed(t *testing.T) {
 // Of a build's offsets each is changed in turn: every one that is wrong is noticed,
 // whichever it is.
 func TestEveryWrongOffsetIsNoticed(t *testing.T) {
-	for _, o := range []ntguest.Options{{Build: "10.0.19041", Seed: 21, KVAShadow: true}, {Build: "6.1.7601-x86", Seed: 21}, {Build: "10.0.19041-x86", Seed: 21}} {
+	for _, o := range []ntguest.Options{{Build: "10.0.19041", Seed: 21, KVAShadow: true}, {Build: "6.1.7601-x86", Seed: 21},
+		{Build: "10.0.19041-x86", Seed: 21}} {
 		t.Run(o.Build, func(t *testing.T) { everyWrongOffset(t, lay(t, o)) })
 	}
 }
@@ -185,7 +186,8 @@ func everyWrongOffset(t *testing.T, s *machine) {
 	// only to prove another by.
 	unread := map[string]bool{"PEB.SessionID": true, "PEB.ImageBase": true, "Params.ImagePath": true, "HandleBits": true, // of which the bits count
 		"Process.ObjectTable": true, "Process.SectionObject": true, "Process.ImageFile": true, "Process.VadRoot": true,
-		"Process.Size": true, "Process.Wow64HasObject": true, "PEB.Size": true, "Entry.Size": true, "Driver.Size": true, "VAD.Size": true, "VAD.ShortSize": true,
+		"Process.Size": true, "Process.Wow64HasObject": true, "PEB.Size": true, "Entry.Size": true, "Driver.Size": true, "VAD.Size": true,
+		"VAD.ShortSize":   true,
 		"HandleEntrySize": true, "InvalidPteMask": true, "SwizzleBit": true, "Process.ThreadList": true,
 	}
 	var names []string

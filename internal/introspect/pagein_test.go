@@ -30,7 +30,8 @@ func TestSectionAlone(t *testing.T) {
 
 // A page is offered only where the process has nothing of its own of it.
 func TestPageInGuardsAreForSectionPagesOnly(t *testing.T) {
-	for _, opts := range []ntguest.Options{{Build: "10.0.19041", Seed: 6, Absent: true}, {Build: "10.0.19041", Seed: 7, Trim: 40}, {Build: "6.1.7601", Seed: 8, Trim: 40}} {
+	for _, opts := range []ntguest.Options{{Build: "10.0.19041", Seed: 6, Absent: true}, {Build: "10.0.19041", Seed: 7, Trim: 40},
+		{Build: "6.1.7601", Seed: 8, Trim: 40}} {
 		m, err := ntguest.Lay(opts)
 		if err != nil {
 			t.Fatal(err)

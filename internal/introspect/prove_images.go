@@ -49,7 +49,8 @@ func (p *prover) proveVADs() error {
 		}
 		v := s.image
 		pages := (v.End + 1 - v.Start) / pageSize
-		image.add(v.Image() && !v.Private && v.Protection == 7 && p.kernelPointer(v.proto) && v.lastProto >= v.proto && (v.lastProto-v.proto)/g.as.f.pte+1 >= pages &&
+		image.add(v.Image() && !v.Private && v.Protection == 7 && p.kernelPointer(v.proto) && v.lastProto >= v.proto &&
+			(v.lastProto-v.proto)/g.as.f.pte+1 >= pages &&
 			(v.lastProto-v.proto)/g.as.f.pte <= 2*pages+64)
 		if v.Path != "" {
 			file.add(strings.HasPrefix(v.Path, `\`) && sameName(v.Path, s.name))

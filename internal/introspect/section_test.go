@@ -71,7 +71,8 @@ func TestImagePages(t *testing.T) {
 					good = o == PageAbsent
 				}
 				if !good {
-					t.Errorf("%s: pid %d, page %d of %s: origin %d; shared %v, written %v, own %v", build, p.PID, n, m.Name, o, h.Shared[n], h.Written[n], h.Own[n])
+					t.Errorf("%s: pid %d, page %d of %s: origin %d; shared %v, written %v, own %v", build, p.PID, n, m.Name, o, h.Shared[n], h.Written[n],
+						h.Own[n])
 				}
 			}
 			section := make([]Frame, len(origins))
@@ -113,7 +114,8 @@ func TestSubsections(t *testing.T) {
 			}
 			for j, s := range subs[1:] {
 				e := table + 40*j
-				if s.First*pageSize != u32(e+12) || s.Size != u32(e+16) && u32(e+20) != 0 || s.Offset != u32(e+20)&^511 || s.Writable() != (u32(e+36)&0x80000000 != 0) {
+				if s.First*pageSize != u32(e+12) || s.Size != u32(e+16) && u32(e+20) != 0 || s.Offset != u32(e+20)&^511 ||
+					s.Writable() != (u32(e+36)&0x80000000 != 0) {
 					t.Errorf("%s: subsection %+v, section at %#x with %#x bytes from %#x", m.Name, s, u32(e+12), u32(e+16), u32(e+20))
 				}
 			}

@@ -221,7 +221,8 @@ func TestWidthOfProfileIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Open(context.Background(), s, fixed{p})
-	if want := fmt.Sprintf("windows kernel at %#x: its address space is x86, its profile %s is of x64", s.m.Truth.Kernel.Base, s.m.Build.Identity); err == nil || err.Error() != want {
+	if want := fmt.Sprintf("windows kernel at %#x: its address space is x86, its profile %s is of x64", s.m.Truth.Kernel.Base,
+		s.m.Build.Identity); err == nil || err.Error() != want {
 		t.Errorf("Open = %v, want %q", err, want)
 	}
 }

@@ -78,12 +78,14 @@ func TestHoldIsGuarded(t *testing.T) {
 	}
 	opt := options()
 	opt.Domain = paused{}
-	if rec, _ := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomeRefused || !strings.Contains(rec.Reason, "paused") {
+	if rec, _ := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomeRefused ||
+		!strings.Contains(rec.Reason, "paused") {
 		t.Errorf("%+v", rec)
 	}
 	opt = options()
 	opt.DryRun = true
-	if rec, held := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomePlanned || held != nil || len(h.holds) != 1 {
+	if rec, held := h.engine().Hold(context.Background(), h.process("notepad.exe"), opt); rec.Code != finding.OutcomePlanned || held != nil ||
+		len(h.holds) != 1 {
 		t.Errorf("%+v", rec)
 	}
 }

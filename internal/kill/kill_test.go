@@ -38,7 +38,8 @@ func TestDirectKill(t *testing.T) {
 	p := h.process("notepad.exe")
 	h.runs[p.DTB] = true
 	rec := h.engine().Kill(context.Background(), p, options())
-	if rec.Code != finding.OutcomeKilled || rec.Method != finding.MethodDirect || rec.ExitStatus == nil || *rec.ExitStatus != Status || rec.Applied == nil || rec.Dead == nil {
+	if rec.Code != finding.OutcomeKilled || rec.Method != finding.MethodDirect || rec.ExitStatus == nil || *rec.ExitStatus != Status || rec.Applied == nil ||
+		rec.Dead == nil {
 		t.Errorf("%+v", rec)
 	}
 	if rec := h.engine().Kill(context.Background(), p, options()); rec.Code != finding.OutcomeExited || rec.Method != "" {
@@ -236,7 +237,8 @@ func TestGuardsOfKills(t *testing.T) {
 	}
 	want("paused", kill(notepad, func(o *Options) { o.Domain = paused{} }), finding.OutcomeRefused, "paused")
 	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), finding.OutcomePending, "not allowed")
-	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending, "no process may serve")
+	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending,
+		"no process may serve")
 	h.cr4 = 1 << 23
 	want("shadow stacks", kill(notepad, nil), finding.OutcomePending, "control-flow enforcement")
 	if len(h.log) > 0 {
@@ -328,7 +330,8 @@ func TestPlanTouchesNothing(t *testing.T) {
 	opt.DryRun = true
 	rec := h.engine().Kill(context.Background(), p, opt)
 	text := strings.Join(rec.Plan, "\n")
-	if rec.Code != finding.OutcomePlanned || !strings.Contains(text, ntTerminateProcess) || !strings.Contains(text, "else by surrogate svchost.exe") || len(h.log) > 0 {
+	if rec.Code != finding.OutcomePlanned || !strings.Contains(text, ntTerminateProcess) || !strings.Contains(text, "else by surrogate svchost.exe") ||
+		len(h.log) > 0 {
 		t.Errorf("%+v, carried out: %v", rec, h.log)
 	}
 }

@@ -190,8 +190,11 @@ func (t *thread) unwrite() error {
 		return fmt.Errorf("give back its stack: %w", err)
 	}
 	var now [frameSize]byte
-	if err := t.read(now[:], t.frame); err != nil || !bytes.Equal(now[:], t.stack[:]) {
-		return fmt.Errorf("its stack is not what it was (%v)", err)
+	if err := t.read(now[:], t.frame); err != nil {
+		return fmt.Errorf("read back its stack: %w", err)
+	}
+	if !bytes.Equal(now[:], t.stack[:]) {
+		return errors.New("its stack is not what it was")
 	}
 	t.guest.Refresh()
 	teb, err := t.guest.ReadTEB(t.p, t.before.TEB)

@@ -94,8 +94,10 @@ func tree(pkg string) (longest string) {
 
 // closed are trees that must not reach others, not even through what they import.
 var closed = map[string][]string{
-	"internal/scan":           {"internal/respond", "internal/kill", "internal/policy", "internal/history", "internal/evidence", "internal/notify", "internal/report"},
-	"internal/worker/inside":  {"internal/respond", "internal/kill", "internal/policy", "internal/history", "internal/evidence", "internal/notify", "internal/report", "internal/domain", "internal/worker/broker"},
+	"internal/scan": {"internal/respond", "internal/kill", "internal/policy", "internal/history", "internal/evidence", "internal/notify",
+		"internal/report"},
+	"internal/worker/inside": {"internal/respond", "internal/kill", "internal/policy", "internal/history", "internal/evidence", "internal/notify",
+		"internal/report", "internal/domain", "internal/worker/broker"},
 	"internal/worker/confine": {"internal/respond", "internal/kill", "internal/domain", "internal/worker/broker"},
 	"internal/finding":        {"internal/source", "internal/introspect"},
 }

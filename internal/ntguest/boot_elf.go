@@ -49,7 +49,7 @@ func WriteKernelELF(w io.Writer, runs []PhysRun, entry32 uint32) error {
 
 	var head bytes.Buffer
 	le := binary.LittleEndian
-	put := func(v any) { binary.Write(&head, le, v) } // a bytes.Buffer does not fail
+	put := func(v any) { _ = binary.Write(&head, le, v) } // a bytes.Buffer does not fail
 	put([16]byte{0x7f, 'E', 'L', 'F', 2, 1, 1})
 	put([]uint16{2, 62}) // ET_EXEC, EM_X86_64
 	put(uint32(1))

@@ -365,5 +365,6 @@ type liveProcess struct {
 
 func (b *builder) liveTruth(p *process) liveProcess {
 	t := b.processTruth(p)
-	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, SID: t.SID, Modules: withoutAbsent(t.Modules)}
+	return liveProcess{Name: t.Name, Path: t.Path, Command: t.Command, Session: t.Session, Wow64: t.Wow64, Critical: t.Critical, SID: t.SID,
+		Modules: withoutAbsent(t.Modules)}
 }

@@ -28,7 +28,8 @@ func (b *builder) templates() []processSpec {
 	all := []processSpec{
 		app("worker.exe", "worker.exe", 1), app("notify.exe", "notify.exe", 1), app("update.exe", "update.exe", 1),
 		app("burn.exe", "burn.exe", 1), app("spin.exe", "spin.exe", 1), app("sleeper.exe", "sleeper.exe", 1),
-		app("faulter.exe", "faulter.exe", 1), app("thrash.exe", "thrash.exe", 1), app("threads.exe", "threads.exe", 5), app("service.exe", "service.exe", 2), malware, app("syscheck.exe", "syscheck.exe", 1),
+		app("faulter.exe", "faulter.exe", 1), app("thrash.exe", "thrash.exe", 1), app("threads.exe", "threads.exe", 5), app("service.exe", "service.exe", 2),
+		malware, app("syscheck.exe", "syscheck.exe", 1),
 		wow("wowworker.exe", "worker.exe", 1), wow("wowburn.exe", "burn.exe", 1), wow("wowsleeper.exe", "sleeper.exe", 1),
 		wow("wowfaulter.exe", "faulter.exe", 1), wow("wowthrash.exe", "thrash.exe", 1), wow("wowservice.exe", "service.exe", 2),
 		wow("wowthreads.exe", "threads.exe", 5), sentry, critical, defender,

@@ -45,7 +45,7 @@ func (b *builder) implant() {
 	const sparse, sparseSize = 0x30000000, 0x400000
 	p.user.vad(vadSpec{start: sparse, end: sparse + sparseSize, prot: mmExecuteReadWrite, private: true, commit: sparseSize / pageSize})
 	for _, page := range []uint64{3, 700} {
-		va := uint64(sparse + page*pageSize)
+		va := sparse + page*pageSize
 		p.user.s.mapFrame(va, b.mem.alloc(), pteUser|pteWrite|pteDirty)
 		p.user.s.write(va+0x123, []byte("\xb8\x2a\x00\x00\x00\xc3"+ImplantMarker))
 		b.implants = append(b.implants, Implant{ImplantRegion, p.pid, va, va + pageSize})

@@ -35,7 +35,8 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 		base[name] = map[string]any{"size": size, "signed": signed, "kind": kind, "endian": "little"}
 	}
 	number("void", 0)
-	for name, size := range map[string]uint32{"char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "wchar": 2, "long": 4, "unsigned long": 4, "int": 4, "unsigned int": 4,
+	for name, size := range map[string]uint32{"char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "wchar": 2, "long": 4, "unsigned long": 4,
+		"int": 4, "unsigned int": 4,
 		"long long": 8, "unsigned long long": 8, "double": 8} {
 		number(name, size)
 	}
@@ -57,7 +58,8 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 	}
 	types["_SID_IDENTIFIER_AUTHORITY"] = map[string]any{"kind": "struct", "size": 6, "fields": map[string]any{"Value": map[string]any{"offset": 0,
 		"type": map[string]any{"kind": "array", "count": 6, "subtype": named("unsigned char")}}}}
-	types["_CMHIVE"] = map[string]any{"kind": "struct", "size": 8, "fields": map[string]any{"HiveList": map[string]any{"offset": 0, "type": named("_LIST_ENTRY")}}}
+	types["_CMHIVE"] = map[string]any{"kind": "struct", "size": 8,
+		"fields": map[string]any{"HiveList": map[string]any{"offset": 0, "type": named("_LIST_ENTRY")}}}
 	for _, name := range p.Structs() {
 		s, _ := p.Struct(name)
 		fields := make(map[string]any)
@@ -94,7 +96,8 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 		"metadata": map[string]any{"format": "6.2.0", "producer": map[string]any{"name": "vmav", "version": "1", "datetime": "2026-01-01T00:00:00"},
 			"windows": map[string]any{"pdb": map[string]any{"GUID": p.GUID, "age": p.Age, "database": p.PDB, "machine_type": 332}}},
 		"base_types": base, "user_types": types, "enums": map[string]any{
-			"_NT_PRODUCT_TYPE": map[string]any{"base": "long", "size": 4, "constants": map[string]int{"NtProductWinNt": 1, "NtProductLanManNt": 2, "NtProductServer": 3}},
+			"_NT_PRODUCT_TYPE": map[string]any{"base": "long", "size": 4,
+				"constants": map[string]int{"NtProductWinNt": 1, "NtProductLanManNt": 2, "NtProductServer": 3}},
 		}, "symbols": symbols})
 	if err != nil {
 		t.Fatal(err)

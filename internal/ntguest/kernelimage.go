@@ -33,12 +33,14 @@ var exported = []string{
 // isCode tells code symbols from data by their names' prefixes: the profile does
 // not say.
 func isCode(name string) bool {
-	for _, data := range []string{"KiProcessorBlock", "KiInitialPCR", "KiInitialProcess", "KiKvaShadow", "KiKvaShadowMode", "KiWaitNever", "KiWaitAlways", "NtBuild", "NtMajor", "NtMinor", "ObHeaderCookie", "ObTypeIndexTable", "Obp"} {
+	for _, data := range []string{"KiProcessorBlock", "KiInitialPCR", "KiInitialProcess", "KiKvaShadow", "KiKvaShadowMode", "KiWaitNever", "KiWaitAlways",
+		"NtBuild", "NtMajor", "NtMinor", "ObHeaderCookie", "ObTypeIndexTable", "Obp"} {
 		if strings.HasPrefix(name, data) && !strings.HasSuffix(name, "Shadow") || name == data {
 			return false
 		}
 	}
-	for _, code := range []string{"DbgPrint", "Ex", "Io", "KeBug", "KeInit", "KeSet", "KeWait", "Ki", "MmGet", "MmMap", "Nt", "Zw", "Ob", "PsGet", "PsLookup", "PsSet", "Rtl", "mem"} {
+	for _, code := range []string{"DbgPrint", "Ex", "Io", "KeBug", "KeInit", "KeSet", "KeWait", "Ki", "MmGet", "MmMap", "Nt", "Zw", "Ob", "PsGet", "PsLookup",
+		"PsSet", "Rtl", "mem"} {
 		if strings.HasPrefix(name, code) {
 			return !strings.HasPrefix(name, "IopRoot") && !strings.HasPrefix(name, "MmPhys")
 		}

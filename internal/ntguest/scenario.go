@@ -10,8 +10,9 @@ const (
 // dlls that the guest has, in the order they get their addresses. Those it makes
 // itself come first; the others are real files of Debian's libwine.
 var (
-	ownDLLs    = []string{"ntdll.dll", "kernel32.dll"}
-	realDLLs   = []string{"advapi32.dll", "sechost.dll", "ucrtbase.dll", "user32.dll", "gdi32.dll", "win32u.dll", "version.dll", "bcrypt.dll", "ws2_32.dll", "rpcrt4.dll"}
+	ownDLLs  = []string{"ntdll.dll", "kernel32.dll"}
+	realDLLs = []string{"advapi32.dll", "sechost.dll", "ucrtbase.dll", "user32.dll", "gdi32.dll", "win32u.dll", "version.dll", "bcrypt.dll", "ws2_32.dll",
+		"rpcrt4.dll"}
 	realDLLs32 = []string{"libwinpthread-1.dll", "libgcc_s_dw2-1.dll", "libquadmath-0.dll", "libgomp-1.dll", "libatomic-1.dll"} // of mingw-w64
 	wow64DLLs  = []string{"ntdll.dll", "kernel32.dll"}
 	thunkDLLs  = []string{"wow64.dll", "wow64cpu.dll"}
@@ -63,7 +64,8 @@ func (b *builder) scenario() []processSpec {
 		processSpec{name: "userinit.exe", file: "service.exe", dir: sys32, parent: "winlogon.exe", session: 1, exited: true},
 		processSpec{name: "explorer.exe", file: "explorer.exe", dir: `\Windows`, parent: "userinit.exe", session: 1, threads: 6},
 		processSpec{name: "conhost.exe", file: "conhost.exe", dir: sys32, parent: "csrss.exe", session: 1, threads: 2},
-		processSpec{name: "notepad.exe", file: "notepad.exe", dir: sys32, parent: "explorer.exe", session: 1, threads: 1, cmd: `"C:\Windows\system32\notepad.exe" C:\Users\user\Desktop\Grüße.txt`},
+		processSpec{name: "notepad.exe", file: "notepad.exe", dir: sys32, parent: "explorer.exe", session: 1, threads: 1,
+			cmd: `"C:\Windows\system32\notepad.exe" C:\Users\user\Desktop\Grüße.txt`},
 		processSpec{name: "winver.exe", file: "winver.exe", dir: sys32, parent: "explorer.exe", session: 1, threads: 1},
 		app("spin.exe", "spin.exe", 1, true),
 		app("sleeper.exe", "sleeper.exe", 1, true),
@@ -71,9 +73,11 @@ func (b *builder) scenario() []processSpec {
 		app("threads.exe", "threads.exe", 5, true),
 		app("spawner.exe", "spawner.exe", 1, true),
 		processSpec{name: "service.exe", file: "service.exe", dir: `\Program Files\Test`, parent: "services.exe", session: 0, threads: 1, runs: true},
-		processSpec{name: "malware.exe", file: "malware.exe", dir: `\Users\user\AppData\Local\Temp`, parent: "explorer.exe", session: 1, threads: 1, runs: true},
+		processSpec{name: "malware.exe", file: "malware.exe", dir: `\Users\user\AppData\Local\Temp`, parent: "explorer.exe", session: 1, threads: 1,
+			runs: true},
 		processSpec{name: "packed.exe", file: "packed.exe", dir: `\Users\user\Downloads`, parent: "explorer.exe", session: 1, threads: 1, runs: true},
-		processSpec{name: "wowspin.exe", file: "spin.exe", dir: `\Program Files (x86)\Test`, parent: "explorer.exe", session: 1, threads: 1, runs: true, wow64: true},
+		processSpec{name: "wowspin.exe", file: "spin.exe", dir: `\Program Files (x86)\Test`, parent: "explorer.exe", session: 1, threads: 1, runs: true,
+			wow64: true},
 		processSpec{name: "clam.exe", file: "clam.exe", dir: `\Users\user\Downloads`, parent: "explorer.exe", session: 1, threads: 1, wow64: true},
 	)
 	if b.x86() {

@@ -54,7 +54,8 @@ func (b *builder) tokenFacts(account string) tokenFacts {
 		if account == sidNetworkService {
 			logon = 0x3e4
 		}
-		return tokenFacts{logon, account, []sidAttributes{everyone, {"S-1-5-32-545", mandatory}, {"S-1-5-6", mandatory}, authenticated, {"S-1-16-16384", integrity}},
+		return tokenFacts{logon, account, []sidAttributes{everyone, {"S-1-5-32-545", mandatory}, {"S-1-5-6", mandatory}, authenticated,
+			{"S-1-16-16384", integrity}},
 			0x60a00028, 0x60800000}
 	}
 	machine := account[:strings.LastIndexByte(account, '-')]

@@ -133,7 +133,8 @@ func (v volatility) compare(truth *Truth) {
 	for _, plugin := range []string{"pslist", "psscan"} {
 		var got, want []string
 		for _, r := range v.run(plugin) {
-			got = append(got, fmt.Sprint(num(r["PID"]), num(r["PPID"]), r["ImageFileName"], num(r["Threads"]), num(r["SessionId"]), r["Wow64"], r["ExitTime"] != nil))
+			got = append(got, fmt.Sprint(num(r["PID"]), num(r["PPID"]), r["ImageFileName"], num(r["Threads"]), num(r["SessionId"]), r["Wow64"],
+				r["ExitTime"] != nil))
 		}
 		for _, p := range truth.Processes {
 			session := "-"

@@ -14,7 +14,8 @@ import (
 // or until limit. asked is how many it requested. applied are the pages for which a thread
 // took a fault, and left are the pages that were not present before. Pages that must not be
 // requested again are added to done.
-func (p *Pager) ask(ctx context.Context, t *Target, id introspect.Identity, vas []uint64, room int, done map[uint64]bool, limit time.Time) (asked int, applied, left []uint64, err error) {
+func (p *Pager) ask(ctx context.Context, t *Target, id introspect.Identity, vas []uint64, room int, done map[uint64]bool,
+	limit time.Time) (asked int, applied, left []uint64, err error) {
 	timeout := max(min(time.Until(limit), slice), time.Millisecond)
 	pending := make(map[uint64]uint64) // pages by cookie
 	left = slices.Clone(vas)

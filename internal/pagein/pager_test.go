@@ -144,7 +144,8 @@ func newScene(t *testing.T) *scene {
 			var vas []uint64
 			for va := v.Start; v.Image() && va < v.End; va += source.PageSize {
 				var page [source.PageSize]byte
-				if guards, _, err := s.g.PageInGuards(id, va); err == nil && guards != nil && errors.Is(s.g.ReadFile(page[:], v, va), introspect.ErrNotPresent) {
+				if guards, _, err := s.g.PageInGuards(id, va); err == nil && guards != nil &&
+					errors.Is(s.g.ReadFile(page[:], v, va), introspect.ErrNotPresent) {
 					vas = append(vas, va)
 				}
 			}

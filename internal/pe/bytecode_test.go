@@ -184,5 +184,6 @@ func bytecodeSignature(name, body string, rva uint32, want []byte) string {
 	code.constant(0, 4)
 	code.WriteByte('E')
 
-	return fmt.Sprintf("%s\n%s.{};Engine:81-255,Target:1;0;%s\n%s\n%s\n%s\n%s\n", head.String(), name, body, types.String(), apis.String(), globals.String(), code.String())
+	return fmt.Sprintf("%s\n%s.{};Engine:81-255,Target:1;0;%s\n%s\n%s\n%s\n%s\n", head.String(), name, body, types.String(), apis.String(), globals.String(),
+		code.String())
 }

@@ -47,7 +47,8 @@ func (f *Fidelity) Describe() []string {
 		say("Relocations: %d undone without their table, %d of a type for another processor, %d outside the image.", r.Guessed, r.Unsupported, r.Invalid)
 	}
 	if i := f.Imports; i.Modules > 0 || i.Delay > 0 {
-		say("Imports of %d modules: %d slots restored from names, %d from exports, %d delayed, %d unresolved.", i.Modules, i.Restored, i.Resolved, i.Delay, i.Unresolved)
+		say("Imports of %d modules: %d slots restored from names, %d from exports, %d delayed, %d unresolved.", i.Modules, i.Restored, i.Resolved, i.Delay,
+			i.Unresolved)
 	}
 	var whole, partial, asIs []string
 	for _, s := range f.Sections {

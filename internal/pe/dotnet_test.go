@@ -31,9 +31,10 @@ func dotNetFile() []byte {
 	text[stub], text[stub+1] = 0xff, 0x25
 	le.PutUint32(text[stub+2:], 0x400000+rva)
 	b := petest.Builder{Base: 0x400000, DLLFlags: 0x8540, Entry: rva + stub,
-		Sections: []petest.Section{{Name: ".text", RVA: rva, Data: text, Flags: codeFlags}, {Name: ".rsrc", RVA: 0x4000, Data: noise(12, 0x333), Flags: dataFlags}},
-		Relocs:   []petest.Reloc{{RVA: rva + stub + 2, Type: 3}},
-		Dirs:     map[int][2]uint32{1: {rva + imports, 0x3e + 11}, 12: {rva, 8}, 14: {rva + 8, 72}, 2: {0x4000, 0x333}},
+		Sections: []petest.Section{{Name: ".text", RVA: rva, Data: text, Flags: codeFlags},
+			{Name: ".rsrc", RVA: 0x4000, Data: noise(12, 0x333), Flags: dataFlags}},
+		Relocs: []petest.Reloc{{RVA: rva + stub + 2, Type: 3}},
+		Dirs:   map[int][2]uint32{1: {rva + imports, 0x3e + 11}, 12: {rva, 8}, 14: {rva + 8, 72}, 2: {0x4000, 0x333}},
 	}
 	f := b.File()
 	le.PutUint32(f[0x80+24+24:], 0x4000) // BaseOfData

@@ -37,9 +37,10 @@ func kernelFile() (file []byte, sites, words []uint32) {
 	block(pteBase, le.AppendUint16(le.AppendUint16(nil, uint16(words[0]&0xfff|10<<12)), uint16(words[1]&0xfff|10<<12)))
 	table.place(rdata)
 	b := petest.Builder{Is64: true, Base: 0x1c0000000, DLLFlags: 0x40, Subsystem: 1,
-		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: text, Flags: codeFlags}, {Name: ".rdata", RVA: 0x2000, Data: rdata, Flags: dataFlags}, {Name: ".idata", RVA: 0x3000, Data: idata, Flags: dataFlags}},
-		Relocs:   []petest.Reloc{{RVA: 0x1500, Type: 10}},
-		Dirs:     map[int][2]uint32{1: {0x3000, 40}, 10: {0x2000, 0x140}, 12: {0x3000 + 200, 32}}}
+		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: text, Flags: codeFlags}, {Name: ".rdata", RVA: 0x2000, Data: rdata, Flags: dataFlags},
+			{Name: ".idata", RVA: 0x3000, Data: idata, Flags: dataFlags}},
+		Relocs: []petest.Reloc{{RVA: 0x1500, Type: 10}},
+		Dirs:   map[int][2]uint32{1: {0x3000, 40}, 10: {0x2000, 0x140}, 12: {0x3000 + 200, 32}}}
 	return b.File(), sites, words
 }
 

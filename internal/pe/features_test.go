@@ -37,7 +37,8 @@ func roundTrip(t *testing.T, file []byte, base uint64, l *petest.Loader, opt pe.
 		t.Fatal(err)
 	}
 	if off, n := firstDifference(f.Data, file); n != 0 {
-		t.Errorf("%d bytes differ, the first at %#x: got % x, want % x; base %+v", n, off, f.Data[off:min(off+8, len(f.Data))], file[off:min(off+8, len(file))], f.Fidelity.Base)
+		t.Errorf("%d bytes differ, the first at %#x: got % x, want % x; base %+v", n, off, f.Data[off:min(off+8, len(f.Data))], file[off:min(off+8, len(file))],
+			f.Fidelity.Base)
 	}
 	return f
 }
@@ -49,7 +50,8 @@ func TestRelocationTypes(t *testing.T) {
 		for _, base := range []uint64{0x10000, 0x5670000, 0x5671000, 0x7fff3000} {
 			t.Run(fmt.Sprintf("%v/%#x", is64, base), func(t *testing.T) {
 				b := petest.Builder{Is64: is64, Base: 0x400000, Flags: 0x2000, DLLFlags: 0x40, Subsystem: 2,
-					Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(1, 0x3000), Flags: codeFlags}, {Name: ".rdata", RVA: 0x4000, Data: noise(2, 0x234), Flags: dataFlags}}}
+					Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(1, 0x3000), Flags: codeFlags},
+						{Name: ".rdata", RVA: 0x4000, Data: noise(2, 0x234), Flags: dataFlags}}}
 				add := func(rva uint32, typ, param uint16) {
 					b.Relocs = append(b.Relocs, petest.Reloc{RVA: rva, Type: typ, Param: param})
 				}
@@ -81,7 +83,8 @@ func TestChecksumProvesBase(t *testing.T) {
 		is64 bool
 		base uint64
 		at   uint64
-	}{{false, 0x400000, 0x1230000}, {false, 0x1000000, 0xa50000}, {true, 0x140000000, 0x7ff612340000}, {true, 0x1c0000000, 0xfffff80123456000}, {true, 0x10000000, 0x7ffe00000000}} {
+	}{{false, 0x400000, 0x1230000}, {false, 0x1000000, 0xa50000}, {true, 0x140000000, 0x7ff612340000}, {true, 0x1c0000000, 0xfffff80123456000},
+		{true, 0x10000000, 0x7ffe00000000}} {
 		t.Run(fmt.Sprintf("%#x", c.base), func(t *testing.T) {
 			b := petest.Builder{Is64: c.is64, Base: c.base, DLLFlags: 0x40, CheckSum: true,
 				Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(3, 0x1801), Flags: codeFlags}}}
@@ -152,7 +155,8 @@ var importNames = []string{"ExitProcess", "LoadLibraryA", "GetProcAddress", "Vir
 // TestImportsWithoutNames restores address tables of files that have no name table.
 func TestImportsWithoutNames(t *testing.T) {
 	b := petest.Builder{Base: 0x400000, DLLFlags: 0x40, Dirs: map[int][2]uint32{1: {0x2000, 40}},
-		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(4, 0x400), Flags: codeFlags}, {Name: ".idata", RVA: 0x2000, Data: importSection(0x2000, false, false, importNames...), Flags: dataFlags}}}
+		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(4, 0x400), Flags: codeFlags},
+			{Name: ".idata", RVA: 0x2000, Data: importSection(0x2000, false, false, importNames...), Flags: dataFlags}}}
 	l := &petest.Loader{Rand: rand.New(rand.NewSource(9))}
 	f := roundTrip(t, b.File(), 0x400000, l, pe.Options{PreferredBase: 0x400000, ResolveExport: resolver(l)})
 	if i := f.Fidelity.Imports; i.Resolved != 4 || i.Unresolved != 0 {
@@ -165,7 +169,8 @@ func TestImportsWithoutNames(t *testing.T) {
 	if f, err = pe.Rebuild(imageOf("unresolved", m), pe.Options{PreferredBase: 0x400000}); err != nil {
 		t.Fatal(err)
 	}
-	if i := f.Fidelity.Imports; i.Unresolved != 4 || f.Fidelity.Bytes.Unknown != 16 || f.Fidelity.Exact() || f.Fidelity.Supports(pe.SigImportHash) != pe.SupportNo {
+	if i := f.Fidelity.Imports; i.Unresolved != 4 || f.Fidelity.Bytes.Unknown != 16 || f.Fidelity.Exact() ||
+		f.Fidelity.Supports(pe.SigImportHash) != pe.SupportNo {
 		t.Errorf("without a resolver: imports %+v, %d bytes unknown", i, f.Fidelity.Bytes.Unknown)
 	}
 }
@@ -173,7 +178,8 @@ func TestImportsWithoutNames(t *testing.T) {
 // TestBoundImports restores addresses a file was bound to when it was built.
 func TestBoundImports(t *testing.T) {
 	b := petest.Builder{Base: 0x400000, DLLFlags: 0x40, Dirs: map[int][2]uint32{1: {0x2000, 40}},
-		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(5, 0x400), Flags: codeFlags}, {Name: ".idata", RVA: 0x2000, Data: importSection(0x2000, true, true, importNames...), Flags: dataFlags}}}
+		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(5, 0x400), Flags: codeFlags},
+			{Name: ".idata", RVA: 0x2000, Data: importSection(0x2000, true, true, importNames...), Flags: dataFlags}}}
 	l := &petest.Loader{Rand: rand.New(rand.NewSource(9))}
 	bound := map[string]uint64{}
 	for i, n := range importNames {
@@ -201,7 +207,8 @@ func TestBoundImports(t *testing.T) {
 // TestLowAlignment rebuilds a file that is mapped flat; its overlay is mapped too.
 func TestLowAlignment(t *testing.T) {
 	b := petest.Builder{Base: 0x10000, Align: 0x80, DLLFlags: 0x40, Flags: 0x2000, Overlay: []byte("mapped by chance"),
-		Sections: []petest.Section{{Name: ".text", RVA: 0x280, Data: noise(6, 0x700), Flags: codeFlags}, {Name: ".data", RVA: 0x980, Data: noise(7, 0x80), Flags: dataFlags}}}
+		Sections: []petest.Section{{Name: ".text", RVA: 0x280, Data: noise(6, 0x700), Flags: codeFlags},
+			{Name: ".data", RVA: 0x980, Data: noise(7, 0x80), Flags: dataFlags}}}
 	b.Relocs = []petest.Reloc{{RVA: 0x300, Type: 3}, {RVA: 0x990, Type: 3}}
 	file := b.File()
 	f := roundTrip(t, file, 0x3450000, nil, pe.Options{PreferredBase: 0x10000})

@@ -93,9 +93,10 @@ func FuzzRebuild(f *testing.F) {
 		if which >= 128 { // the file's cache holds pieces, as hostile as the rest
 			pages = []pe.FilePage{{Offset: preferred % (1 << 17), Data: img.Mem[:min(5000, len(img.Mem))]}, {Offset: base & 0x7fff, Data: img.Mem[:100]}}
 		}
-		file, err := pe.Rebuild(img, pe.Options{PreferredBase: preferred &^ 0xffff, FilePages: pages, FileSize: uint64(which&64) << 12, ResolveExport: func(va uint64) []pe.Symbol {
-			return []pe.Symbol{{Module: "kernel32.dll", Name: "ExitProcess", Ordinal: uint16(va), Preferred: va}}
-		}})
+		file, err := pe.Rebuild(img, pe.Options{PreferredBase: preferred &^ 0xffff, FilePages: pages, FileSize: uint64(which&64) << 12,
+			ResolveExport: func(va uint64) []pe.Symbol {
+				return []pe.Symbol{{Module: "kernel32.dll", Name: "ExitProcess", Ordinal: uint16(va), Preferred: va}}
+			}})
 		if !bytes.Equal(before, img.Mem) {
 			t.Fatal("the image was changed")
 		}

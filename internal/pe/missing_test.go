@@ -172,7 +172,8 @@ func TestDiscarded(t *testing.T) {
 		}
 		wrong := 0
 		for o := range f.Data {
-			if rva, ok := mappedAt(h, uint64(o)); ok && int(rva/pe.PageSize) < len(img.Pages) && img.Pages[rva/pe.PageSize] != pe.Absent && f.Data[o] != file[o] {
+			if rva, ok := mappedAt(h, uint64(o)); ok && int(rva/pe.PageSize) < len(img.Pages) && img.Pages[rva/pe.PageSize] != pe.Absent &&
+				f.Data[o] != file[o] {
 				wrong++
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/md5"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math/rand"
 	"os"
@@ -165,7 +166,8 @@ type parityRow struct {
 
 type parityCounts struct{ made, original, predicted, rebuilt int }
 
-var parityKinds = []pe.SignatureKind{pe.SigFileHash, pe.SigSectionHash, pe.SigImportHash, pe.SigBody, pe.SigEntryPoint, pe.SigSection, pe.SigAbsolute, pe.SigEndOfFile}
+var parityKinds = []pe.SignatureKind{pe.SigFileHash, pe.SigSectionHash, pe.SigImportHash, pe.SigBody, pe.SigEntryPoint, pe.SigSection, pe.SigAbsolute,
+	pe.SigEndOfFile}
 
 // predict says from the fidelity record alone whether a signature can hit.
 func predict(c *parityCase, s *paritySig) pe.Support {
@@ -303,8 +305,9 @@ func importHashes(t *testing.T, dir string, cases []parityCase) []string {
 func clamHits(t *testing.T, dir, sub string) map[string]bool {
 	cmd := exec.Command("clamscan", "--allmatch", "--bytecode-unsigned=yes", "--no-summary", "-d", filepath.Join(dir, "db"), filepath.Join(dir, sub))
 	out, err := cmd.Output()
-	if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 1) {
-		t.Fatalf("clamscan %s: %v: %s", sub, err, e.Stderr)
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+		t.Fatalf("clamscan %s: %v: %s", sub, err, out)
 	}
 	hits := map[string]bool{}
 	for _, line := range strings.Split(string(out), "\n") {

@@ -187,7 +187,8 @@ func countFeatures(n map[string]int, m *petest.Mapped, file []byte) {
 	for name, has := range map[string]bool{
 		"x86": h.Machine == 0x14c, "x64": h.Machine == 0x8664, "relocations": m.Relocated > 0, "imports": m.Imports > 0,
 		"imports by ordinal": m.Ordinals > 0, "delay imports": m.Delay > 0, "guard pointers": m.Guards > 0, "cookie": m.Cookie,
-		"TLS": h.Dirs[9].RVA != 0, "certificate": h.Dirs[4].Size != 0, "overlay": int(end) < len(file), "checksum": h.CheckSum != 0, ".NET": h.Dirs[14].RVA != 0,
+		"TLS": h.Dirs[9].RVA != 0, "certificate": h.Dirs[4].Size != 0, "overlay": int(end) < len(file), "checksum": h.CheckSum != 0,
+		".NET":          h.Dirs[14].RVA != 0,
 		"packed by UPX": len(h.Sections) > 1 && h.Sections[0].Name == "UPX0", "control flow guard": h.DLLCharacteristics&0x4000 != 0,
 		"bound imports": h.Dirs[11].Size != 0, "ARM64": h.Machine == 0xaa64, "driver": h.Subsystem == 1, "NSIS": bytes.Contains(file, []byte("NullsoftInst")),
 		"empty first section (packed)": len(h.Sections) > 1 && h.Sections[0].RawSize == 0,

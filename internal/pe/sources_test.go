@@ -237,7 +237,8 @@ func TestMemoryView(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(v.Data) != 6*4096 || len(v.Runs) != 3 || v.Runs[1].VA != 0x10000+10*4096 || v.Runs[1].Offset != 3*4096 || v.Absent != 4096 || v.Dropped != 0 || v.PE {
+	if len(v.Data) != 6*4096 || len(v.Runs) != 3 || v.Runs[1].VA != 0x10000+10*4096 || v.Runs[1].Offset != 3*4096 || v.Absent != 4096 || v.Dropped != 0 ||
+		v.PE {
 		t.Errorf("view %+v", v.Runs)
 	}
 	v, err = pe.NewMemoryView(r, nil, 4*4096)
@@ -273,7 +274,8 @@ func TestDerived(t *testing.T) {
 	put32(names, 16, 0x3000)
 	b := petest.Builder{Base: 0x400000, DLLFlags: 0x40, Flags: 0x2000, Dirs: map[int][2]uint32{1: {0x2000, 40}},
 		Sections: []petest.Section{{Name: ".text", RVA: 0x1000, Data: noise(31, 0x300), Flags: codeFlags},
-			{Name: ".idata", RVA: 0x2000, Data: names, Flags: dataFlags}, {Name: ".iat", RVA: 0x3000, Data: append(addrs, make([]byte, 64)...), Flags: dataFlags}}}
+			{Name: ".idata", RVA: 0x2000, Data: names, Flags: dataFlags},
+			{Name: ".iat", RVA: 0x3000, Data: append(addrs, make([]byte, 64)...), Flags: dataFlags}}}
 	file := b.File()
 	m, err := (&petest.Loader{Rand: rand.New(rand.NewSource(9))}).Map(file, 0x1230000)
 	if err != nil {

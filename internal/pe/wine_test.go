@@ -88,7 +88,8 @@ func TestWine(t *testing.T) {
 			t.Fatal(err)
 		}
 		if off, n := firstDifference(f.Data, file); n != 0 {
-			t.Errorf("%s, not started: %d bytes differ, the first at %#x: % x, want % x", path, n, off, f.Data[off:min(off+16, len(f.Data))], file[off:min(off+16, len(file))])
+			t.Errorf("%s, not started: %d bytes differ, the first at %#x: % x, want % x", path, n, off, f.Data[off:min(off+16, len(f.Data))],
+				file[off:min(off+16, len(file))])
 			continue
 		}
 		stillExact, stillBytes, moved = stillExact+1, stillBytes+len(f.Data), moved+f.Fidelity.Relocations.Undone

@@ -58,7 +58,8 @@ func (w *wineRuns) compare(t *testing.T, path string, f *pe.File, file []byte) i
 			rva := s.VirtualAddress + at
 			if !s.Writable() {
 				w.readOnlyOff += d
-				t.Errorf("%s: % x at RVA %#x of read-only section %s, want % x (known: %v)", filepath.Base(path), got, rva, s.Name, want, f.Fidelity.Known(uint64(s.RawOffset+at), uint64(n)))
+				t.Errorf("%s: % x at RVA %#x of read-only section %s, want % x (known: %v)", filepath.Base(path), got, rva, s.Name, want,
+					f.Fidelity.Known(uint64(s.RawOffset+at), uint64(n)))
 				continue
 			}
 			w.writableOff += d
@@ -165,7 +166,8 @@ func (w *wineRuns) writtenBy(path string, f *pe.File, file []byte, s *pe.Section
 	if was := le.Uint64(want); value == was || value == was+delta {
 		return "" // memory has what the file has: the rebuild is at fault
 	}
-	if name := want[1:]; (at+uint32(s.VirtualAddress))%16 == 0 && want[0] == 0xff && now[0] == 0 && bytes.Equal(now[1:], name) && channelName(file[s.RawOffset+at+1:]) {
+	if name := want[1:]; (at+s.VirtualAddress)%16 == 0 && want[0] == 0xff && now[0] == 0 && bytes.Equal(now[1:], name) &&
+		channelName(file[s.RawOffset+at+1:]) {
 		return "debug channel of Wine's, looked up at first use: flags before its name"
 	}
 	halves, filled := 0, 0

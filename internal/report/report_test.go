@@ -25,7 +25,8 @@ func TestRows(t *testing.T) {
 	rows := []row{{"a", 1}, {"日本", 6}, {"x\x1b[0m,\"", 2}}
 	for f, want := range map[Format]string{
 		Table: " NAME         THE N\n a                9\n 日本        999999\n x\\x1b[0m,\"      99\n",
-		JSON:  "[\n  {\n    \"name\": \"a\",\n    \"n\": 1\n  },\n  {\n    \"name\": \"日本\",\n    \"n\": 6\n  },\n  {\n    \"name\": \"x\\u001b[0m,\\\"\",\n    \"n\": 2\n  }\n]\n",
+		JSON: "[\n  {\n    \"name\": \"a\",\n    \"n\": 1\n  },\n  {\n    \"name\": \"日本\",\n    \"n\": 6\n  },\n  {\n" +
+			"    \"name\": \"x\\u001b[0m,\\\"\",\n    \"n\": 2\n  }\n]\n",
 		JSONL: "{\"name\":\"a\",\"n\":1}\n{\"name\":\"日本\",\"n\":6}\n{\"name\":\"x\\u001b[0m,\\\"\",\"n\":2}\n",
 		CSV:   "name,the_n\na,9\n日本,999999\n\"x\\x1b[0m,\"\"\",99\n",
 	} {
@@ -47,7 +48,8 @@ func TestScanForPeopleAndPrograms(t *testing.T) {
 	s := &finding.Sweep{Engine: finding.Engine{Version: "ClamAV 1.4.6", Private: true}, Domains: []finding.Scan{
 		{Name: "win10", State: "running", Status: finding.StatusIncomplete, Build: "10.0.19041", Processes: 2, Images: 9, Files: 7,
 			Findings: []finding.Finding{{Domain: "win10", PID: 812, Process: "mal\x1bware.exe", Image: `C:\Temp\malware.exe`, Base: 0x140000000, Size: 4096,
-				Signature: "Test.Malware", Fidelity: finding.Fidelity{Coverage: 0.5}, Verdict: verdict.Verdict{Action: verdict.Report, Reason: "policy"}, Action: verdict.Report, Outcome: finding.Outcome{Code: "reported"}}},
+				Signature: "Test.Malware", Fidelity: finding.Fidelity{Coverage: 0.5}, Verdict: verdict.Verdict{Action: verdict.Report, Reason: "policy"},
+				Action: verdict.Report, Outcome: finding.Outcome{Code: "reported"}}},
 			Errors: []finding.Unread{{What: "process 99 (x)", Error: "page not present"}}},
 		{Name: "tux", State: "running", Status: finding.StatusSkipped, Reason: "the guest is not Windows: it looks like Linux"},
 	}}
@@ -91,7 +93,8 @@ Time:       1.5 s
 // A finding in the kernel is in no process: its PID is 0, and it has no process's name.
 func TestTheKernelIsNamed(t *testing.T) {
 	s := &finding.Sweep{Domains: []finding.Scan{{Name: "win10", Status: finding.StatusScanned, Findings: []finding.Finding{
-		{Domain: "win10", Image: `\Driver\rootkit.sys`, Signature: "Test.Rootkit", Action: verdict.Report, Outcome: finding.Outcome{Code: finding.OutcomeReported}}}}}}
+		{Domain: "win10", Image: `\Driver\rootkit.sys`, Signature: "Test.Rootkit", Action: verdict.Report,
+			Outcome: finding.Outcome{Code: finding.OutcomeReported}}}}}}
 	var b bytes.Buffer
 	if err := WriteScan(&b, s, true); err != nil {
 		t.Fatal(err)

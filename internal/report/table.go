@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mattn/go-runewidth"
+
 	"vmav.dev/vmav/internal/escape"
 )
 

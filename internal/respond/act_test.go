@@ -123,14 +123,16 @@ func TestThePolicySeesTheProcess(t *testing.T) {
 			}
 		}
 		s := f.Subject
-		if s.Domain != "win" || s.Name != p.Name || s.Path != p.Path || int(s.Session) != int(p.Session) || s.Parent != parent || parent == "" || s.Kernel || s.Inferred || s.Critical {
+		if s.Domain != "win" || s.Name != p.Name || s.Path != p.Path || int(s.Session) != p.Session || s.Parent != parent || parent == "" || s.Kernel ||
+			s.Inferred || s.Critical {
 			t.Errorf("%+v of %+v", s, p)
 		}
 		if !strings.HasSuffix(p.Path, f.File) || f.File == "" {
 			t.Errorf("file %q of %q", f.File, p.Path)
 		}
 	}
-	if facts := f.Facts(); facts.Kind != verdict.KindSignature || facts.Signature != f.Signature || facts.SHA256 != f.SHA256 || facts.Image != f.File || facts.Memory || facts.Exact != f.Fidelity.Exact {
+	if facts := f.Facts(); facts.Kind != verdict.KindSignature || facts.Signature != f.Signature || facts.SHA256 != f.SHA256 || facts.Image != f.File ||
+		facts.Memory || facts.Exact != f.Fidelity.Exact {
 		t.Errorf("%+v", facts)
 	}
 }
@@ -170,7 +172,8 @@ func TestFindingsOfAnInferredProfileAreReportedOnly(t *testing.T) {
 	if got.Profile != finding.ProfileInferred || got.Missing != id.String() || got.InferredFrom == "" {
 		t.Errorf("profile %q, inferred from %q, missing %q", got.Profile, got.InferredFrom, got.Missing)
 	}
-	if got.Status != finding.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 || len(exact.Findings) != 1 {
+	if got.Status != finding.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 ||
+		len(exact.Findings) != 1 {
 		t.Fatalf("got  %+v\nwant %+v", got, exact)
 	}
 	a, b := got.Findings[0], exact.Findings[0]

@@ -97,12 +97,12 @@ func (e *edited) page(t testing.TB, at uint64) []byte {
 // again sweeps a guest and fails the test where that does not work.
 func again(t testing.TB, src source.Source, e Engine, m Memory, opt options) finding.Scan {
 	t.Helper()
-	return againWith(t, src, winstruct.BuiltIn(), e, m, opt)
+	return againWith(t, src, Means{Profiles: winstruct.BuiltIn(), Engine: e, Memory: m}, opt)
 }
 
-func againWith(t testing.TB, src source.Source, profiles winstruct.Finder, e Engine, m Memory, opt options) finding.Scan {
+func againWith(t testing.TB, src source.Source, m Means, opt options) finding.Scan {
 	t.Helper()
-	d, err := look(context.Background(), Target{Name: "win", Source: src}, Means{Profiles: profiles, Engine: e, Memory: m}, opt)
+	d, err := look(context.Background(), Target{Name: "win", Source: src}, m, opt)
 	if err != nil || d.Processes == 0 {
 		t.Fatalf("%v: %+v", err, d)
 	}
@@ -181,7 +181,7 @@ func TestASecondSweepSaysTheSame(t *testing.T) {
 		}
 		src := imageOf(t, m)
 		again := func(t testing.TB, src source.Source, e Engine, memory Memory, opt options) finding.Scan {
-			return againWith(t, src, winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()}, e, memory, opt)
+			return againWith(t, src, Means{Profiles: winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()}, Engine: e, Memory: memory}, opt)
 		}
 		e := &finder{marker: []byte(marker), name: "a"}
 		opt := options{MinCoverage: DefaultMinCoverage}

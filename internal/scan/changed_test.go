@@ -278,7 +278,8 @@ func TestAForgedSectionIsNotBelieved(t *testing.T) {
 	redirect(one, entry.Entry)
 	got := again(t, one, e, cache, opt)
 	same(t, "one page table", got, again(t, one, e, NewCache(), opt))
-	if f := got.Findings; len(f) != len(first.Findings)+2 || !slices.ContainsFunc(f, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) ||
+	if f := got.Findings; len(f) != len(first.Findings)+2 ||
+		!slices.ContainsFunc(f, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == "Test.Marker" }) ||
 		!slices.ContainsFunc(f, func(f finding.Finding) bool { return f.PID == victim.PID && f.Signature == finding.ModifiedCode }) {
 		t.Errorf("a page of one process: findings %+v", f)
 	}
@@ -406,7 +407,8 @@ func TestSettledPagesComeToTheSameFile(t *testing.T) {
 				a, fa, oa, ca := rebuild(false)
 				b, fb, ob, cb := rebuild(true)
 				if !bytes.Equal(a, b) || fa != fb || !slices.Equal(oa, ob) || !reflect.DeepEqual(ca, cb) {
-					t.Errorf("%s, trim %d: pid %d, %s: %d and %d bytes, %+v and %+v, memory only %v and %v, changes %v and %v", opts.Build, opts.Trim, procs[i].PID, m.Name,
+					t.Errorf("%s, trim %d: pid %d, %s: %d and %d bytes, %+v and %+v, memory only %v and %v, changes %v and %v", opts.Build, opts.Trim,
+						procs[i].PID, m.Name,
 						len(a), len(b), fa, fb, oa, ob, ca, cb)
 				}
 			}

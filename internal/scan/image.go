@@ -93,7 +93,8 @@ func (w *scanner) image(ctx context.Context, it *item) (err error) {
 	w.changed(ctx, it, all, found, content)
 	whole = res.Skipped == "" && file.Fidelity.Complete()
 	if len(file.Fidelity.MemoryOnly) > 0 {
-		rec.Memory, err = w.memory(ctx, it.process, img, file.Fidelity.MemoryOnly, finding.Region{Type: finding.RegionImage, Image: found.Image}, found.File)
+		rec.Memory, err = w.memory(ctx, it.process, memoryForm{img: img, only: file.Fidelity.MemoryOnly,
+			region: finding.Region{Type: finding.RegionImage, Image: found.Image}, path: found.File})
 		keyed = keyed && rec.Memory != nil
 	}
 	if keyed && err == nil && res == (clam.Result{}) {
@@ -104,7 +105,8 @@ func (w *scanner) image(ctx context.Context, it *item) (err error) {
 
 // finding is what all findings in an image have in common.
 func (w *scanner) finding(it *item, f finding.Fidelity) finding.Finding {
-	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size, Fidelity: f}
+	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size,
+		Fidelity: f}
 	if found.Image == "" {
 		found.Image = it.module.Name
 	}
@@ -189,5 +191,6 @@ func (r *run) subject(p *introspect.Process) verdict.Subject {
 }
 
 func fidelity(f *pe.Fidelity) finding.Fidelity {
-	return finding.Fidelity{Form: finding.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing, PagedIn: f.Bytes.PagedIn}
+	return finding.Fidelity{Form: finding.FormFile, Coverage: f.Coverage(), Exact: f.Exact(), Base: string(f.Base.Method), Missing: f.Bytes.Missing,
+		PagedIn: f.Bytes.PagedIn}
 }

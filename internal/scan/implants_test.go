@@ -19,7 +19,8 @@ func implantEngine(t *testing.T) *clam.Engine {
 	t.Helper()
 	db := filepath.Join(t.TempDir(), "implants.ndb")
 	var text strings.Builder
-	for name, body := range map[string]string{"Vmav.Test.Malware": marker, "Vmav.Test.Implant": ntguest.ImplantMarker, "Vmav.Test.Unpacked": ntguest.UnpackedMarker} {
+	for name, body := range map[string]string{"Vmav.Test.Malware": marker, "Vmav.Test.Implant": ntguest.ImplantMarker,
+		"Vmav.Test.Unpacked": ntguest.UnpackedMarker} {
 		text.WriteString(name + ":0:*:" + hex.EncodeToString([]byte(body)) + "\n")
 	}
 	if err := os.WriteFile(db, []byte(text.String()), 0o644); err != nil {
@@ -64,7 +65,8 @@ func TestImplantsAreFound(t *testing.T) {
 		for _, im := range m.Implants() {
 			w := want[im.Kind]
 			j := slices.IndexFunc(got.Findings, func(f finding.Finding) bool {
-				return f.PID == im.PID && f.Kind == w.kind && f.Signature == w.signature && f.Region != nil && uint64(f.Region.Start) <= im.Start && uint64(f.Region.End) > im.Start
+				return f.PID == im.PID && f.Kind == w.kind && f.Signature == w.signature && f.Region != nil && uint64(f.Region.Start) <= im.Start &&
+					uint64(f.Region.End) > im.Start
 			})
 			if j < 0 {
 				t.Errorf("%s: %s in pid %d was not found", build, im.Kind, im.PID)

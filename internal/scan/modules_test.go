@@ -19,7 +19,8 @@ var builds = []string{"6.1.7601", "10.0.19041", "10.0.22000", "6.1.7601-x86", "6
 
 // modules lays a guest out and rebuilds every module of every process from all that its
 // memory holds.
-func modules(t *testing.T, opts ntguest.Options, each func(p *introspect.Process, m *introspect.Module, img *pe.Image, opt pe.Options, f *pe.File, h *ntguest.Held)) {
+func modules(t *testing.T, opts ntguest.Options, each func(p *introspect.Process, m *introspect.Module, img *pe.Image, opt pe.Options, f *pe.File,
+	h *ntguest.Held)) {
 	t.Helper()
 	ctx := context.Background()
 	machine, err := ntguest.Lay(opts)
@@ -117,13 +118,15 @@ func TestTrimmedModules(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/%d%%/cache=%v", build, trim, cache), func(t *testing.T) {
 				var sum trimmed
-				modules(t, ntguest.Options{Build: build, Seed: uint64(i), Trim: trim, FileCache: cache}, func(p *introspect.Process, m *introspect.Module, img *pe.Image, opt pe.Options, f *pe.File, h *ntguest.Held) {
-					sum.modules++
-					if err := sum.check(f, h); err != nil {
-						t.Errorf("pid %d, %s: %v", p.PID, m.Name, err)
-					}
-				})
-				t.Logf("%d modules, %d bytes: %d held, of them %d restored and %d in doubt; %d not held, of them %d derived; headers from %v, %d bases not proven",
+				modules(t, ntguest.Options{Build: build, Seed: uint64(i), Trim: trim, FileCache: cache},
+					func(p *introspect.Process, m *introspect.Module, img *pe.Image, opt pe.Options, f *pe.File, h *ntguest.Held) {
+						sum.modules++
+						if err := sum.check(f, h); err != nil {
+							t.Errorf("pid %d, %s: %v", p.PID, m.Name, err)
+						}
+					})
+				t.Logf("%d modules, %d bytes: %d held, of them %d restored and %d in doubt; %d not held, of them %d derived; "+
+					"headers from %v, %d bases not proven",
 					sum.modules, sum.bytes, sum.held, sum.held-sum.unknown, sum.unknown, sum.bytes-sum.held, sum.derived, sum.headers, sum.unproven)
 				if sum.modules < 100 || sum.held == 0 || sum.held == sum.bytes || sum.unknown*50 > sum.held {
 					t.Errorf("%+v", sum)
@@ -185,7 +188,8 @@ func TestTrimmedDrivers(t *testing.T) {
 					same++
 				}
 			}
-			t.Logf("%s, %d %%: %d drivers, %d byte-identical, %d relocations guessed, %d without headers; %+v", build, trim, sum.modules, same, guessed, flat, sum)
+			t.Logf("%s, %d %%: %d drivers, %d byte-identical, %d relocations guessed, %d without headers; %+v", build, trim, sum.modules, same, guessed, flat,
+				sum)
 			if sum.modules < 8 || trim == 0 && same != sum.modules || trim != 0 && (guessed == 0 || sum.held == sum.bytes) {
 				t.Errorf("%s, %d %%: %d drivers, %d byte-identical, %d relocations guessed", build, trim, sum.modules, same, guessed)
 			}

@@ -183,7 +183,8 @@ func (c *Copier) lookRegion(ctx context.Context, base uint64, frames []introspec
 	if err := c.digester.frames(ctx, frames, nil, sums); err != nil {
 		return key, false, unlessHole(err)
 	}
-	return c.digester.region(narrow(c.guest), base, len(frames), func(i int) pe.Origin { return origins[frames[i].Origin] }, func(i int) pageDigest { return sums[i] }), true, nil
+	return c.digester.region(narrow(c.guest), base, len(frames), func(i int) pe.Origin { return origins[frames[i].Origin] },
+		func(i int) pageDigest { return sums[i] }), true, nil
 }
 
 // copiedRegion is the key of a piece of memory that was copied.

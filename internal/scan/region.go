@@ -122,16 +122,25 @@ func (w *scanner) piece(ctx context.Context, p *introspect.Process, v *introspec
 		img.Pages[i] = origins[f.Origin]
 	}
 	key := c.copiedRegion(img)
-	rec, err := w.memory(ctx, p, img, nil, region, v.Path)
+	rec, err := w.memory(ctx, p, memoryForm{img: img, region: region, path: v.Path})
 	if rec != nil && err == nil {
 		remember(w.results, key, rec)
 	}
 	return err
 }
 
-// memory scans the memory form of a region: all of img, or the RVAs in only of an image
-// that has a file. path is that of the file behind it, "" for none. The record is nil where something was found or not scanned in full.
-func (w *scanner) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region finding.Region, path string) (*memoryRecord, error) {
+// memoryForm is memory that is scanned as it runs.
+type memoryForm struct {
+	img    *pe.Image
+	only   []pe.Range // RVAs of an image that has a file; nil for all of img
+	region finding.Region
+	path   string // of the file behind it, "" for none
+}
+
+// memory scans the memory form of a region. The record is nil if something was found, or
+// if the region was not scanned in full.
+func (w *scanner) memory(ctx context.Context, p *introspect.Process, m memoryForm) (*memoryRecord, error) {
+	img, only, region := m.img, m.only, m.region
 	view, err := pe.NewMemoryView(img, only, maxPiece)
 	if err != nil {
 		return nil, nil // not of whole pages: nobody makes such
@@ -151,7 +160,7 @@ func (w *scanner) memory(ctx context.Context, p *introspect.Process, img *pe.Ima
 	}
 	what := memoryName(p, rec)
 	f := finding.Finding{Kind: finding.KindSignature, Image: fmt.Sprintf("%s memory %s-%s", region.Type, region.Start, region.End),
-		File: path, Base: region.Start, Size: uint64(region.End - region.Start), Region: &region,
+		File: m.path, Base: region.Start, Size: uint64(region.End - region.Start), Region: &region,
 		Fidelity: finding.Fidelity{Form: finding.FormMemory, Coverage: rec.Coverage, Missing: rec.Missing}}
 	if region.Image != "" {
 		f.Image += " of " + region.Image

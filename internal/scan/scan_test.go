@@ -73,7 +73,8 @@ func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 		src, truth := imageOf(t, m), m.Truth
 		build, _, _ := strings.Cut(build, "-")
 		var last Progress
-		got, err := look(context.Background(), Target{Name: "win", State: "image", Source: src}, Means{Profiles: winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()}, Engine: e, Memory: cache},
+		got, err := look(context.Background(), Target{Name: "win", State: "image", Source: src},
+			Means{Profiles: winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()}, Engine: e, Memory: cache},
 			options{MinCoverage: DefaultMinCoverage, Progress: func(p Progress) { last = p }})
 		if err != nil {
 			t.Fatal(err)
@@ -195,14 +196,16 @@ func TestAnInferredProfileFindsTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := look(context.Background(), Target{Name: "win", Source: src}, Means{Profiles: winstructtest.Without{Store: winstruct.BuiltIn(), Identity: id}, Engine: e, Memory: NewCache()}, opt)
+	got, err := look(context.Background(), Target{Name: "win", Source: src},
+		Means{Profiles: winstructtest.Without{Store: winstruct.BuiltIn(), Identity: id}, Engine: e, Memory: NewCache()}, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got.Profile != finding.ProfileInferred || got.Missing != id.String() || got.InferredFrom == "" {
 		t.Errorf("profile %q, inferred from %q, missing %q", got.Profile, got.InferredFrom, got.Missing)
 	}
-	if got.Status != finding.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 || len(exact.Findings) != 1 {
+	if got.Status != finding.StatusScanned || got.Processes != exact.Processes || got.Images != exact.Images || len(got.Findings) != 1 ||
+		len(exact.Findings) != 1 {
 		t.Fatalf("got  %+v\nwant %+v", got, exact)
 	}
 	a, b := got.Findings[0], exact.Findings[0]

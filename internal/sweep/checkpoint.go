@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	"vmav.dev/vmav/internal/finding"
 )
 
@@ -54,8 +55,8 @@ type Checkpoint struct {
 	done map[Key]finding.Scan
 }
 
-// Open begins the checkpoint of a run at a path. With resume, what a run like it has done is
-// taken over; else it is forgotten.
+// OpenCheckpoint begins the checkpoint of a run at a path. With resume it takes over what an
+// earlier run of the same kind has done. Without, it forgets that.
 func OpenCheckpoint(path string, run Run, resume bool) (*Checkpoint, error) {
 	c := &Checkpoint{done: make(map[Key]finding.Scan)}
 	flags := os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW

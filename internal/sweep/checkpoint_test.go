@@ -13,11 +13,14 @@ import (
 )
 
 func result(uuid string) finding.Scan {
-	applied, dead, status, exited := finding.Milliseconds(1500*time.Microsecond), finding.Milliseconds(2*time.Second), finding.NTStatus(0xc0000906), time.Unix(5, 0).UTC()
+	applied, dead, status, exited := finding.Milliseconds(1500*time.Microsecond), finding.Milliseconds(2*time.Second), finding.NTStatus(0xc0000906),
+		time.Unix(5, 0).UTC()
 	return finding.Scan{Name: "win", UUID: uuid, Status: finding.StatusScanned, Processes: 3,
-		Findings: []finding.Finding{{Kind: finding.KindSignature, PID: 8, Base: 0x7ff000000000, Verdict: verdict.Verdict{Action: verdict.Kill, Reason: "policy"}, Action: verdict.Kill, Outcome: finding.Outcome{Code: "killed"}}},
-		Errors:   []finding.Unread{},
-		Kills: []*finding.Kill{{Domain: "win", Outcome: finding.Outcome{Code: finding.OutcomeKilled}, Applied: &applied, Dead: &dead, ExitStatus: &status, Exited: &exited,
+		Findings: []finding.Finding{{Kind: finding.KindSignature, PID: 8, Base: 0x7ff000000000,
+			Verdict: verdict.Verdict{Action: verdict.Kill, Reason: "policy"}, Action: verdict.Kill, Outcome: finding.Outcome{Code: "killed"}}},
+		Errors: []finding.Unread{},
+		Kills: []*finding.Kill{{Domain: "win", Outcome: finding.Outcome{Code: finding.OutcomeKilled}, Applied: &applied, Dead: &dead, ExitStatus: &status,
+			Exited:     &exited,
 			Surrogates: []finding.Surrogate{{Calls: []finding.Call{{Name: "NtClose", Status: 0xc0000008}}}}}}}
 }
 
@@ -141,7 +144,8 @@ func TestATornJournal(t *testing.T) {
 }
 
 func FuzzJournal(f *testing.F) {
-	f.Add([]byte(`{"boot":"b","engine":"e","options":"o","started":"2026-01-02T03:04:05Z"}` + "\n" + `{"uuid":"a","id":1,"result":{"uuid":"a","status":"scanned"}}` + "\n"))
+	f.Add([]byte(`{"boot":"b","engine":"e","options":"o","started":"2026-01-02T03:04:05Z"}` + "\n" +
+		`{"uuid":"a","id":1,"result":{"uuid":"a","status":"scanned"}}` + "\n"))
 	r := run
 	r.Started = time.Date(2026, 1, 2, 4, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, text []byte) {

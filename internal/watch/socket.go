@@ -219,7 +219,8 @@ func (k *socket) allowed(c *net.UnixConn) error {
 	if err = errors.Join(cerr, err); err != nil {
 		return fmt.Errorf("who is it: %w", err)
 	}
-	if cred.Uid == 0 || cred.Uid == uint32(os.Getuid()) || slices.ContainsFunc(append(groups, cred.Gid), func(g uint32) bool { return slices.Contains(k.gids, g) }) {
+	ours := func(gid uint32) bool { return slices.Contains(k.gids, gid) }
+	if cred.Uid == 0 || cred.Uid == uint32(os.Getuid()) || ours(cred.Gid) || slices.ContainsFunc(groups, ours) {
 		return nil
 	}
 	return fmt.Errorf("user %d is neither root nor in group %s", cred.Uid, group)

@@ -141,7 +141,8 @@ func TestTheSocketAnswersEverybodyAndTrustsNobody(t *testing.T) {
 	if err := unix.Stat(file, &st); err != nil || st.Mode&0o777 != 0o660 {
 		t.Errorf("the socket's mode is %o, %v", st.Mode, err)
 	}
-	got := ask(t, file, `{"op":"status"}`, `{"op":"hint","hint":{"domain":"win","operation":"started"}}`, `{"op":"hint"}`, `{"op":"hint","hint":{"domain":"","operation":"x"}}`, `no json`, `{"op":"kill"}`, `[]`)
+	got := ask(t, file, `{"op":"status"}`, `{"op":"hint","hint":{"domain":"win","operation":"started"}}`, `{"op":"hint"}`,
+		`{"op":"hint","hint":{"domain":"","operation":"x"}}`, `no json`, `{"op":"kill"}`, `[]`)
 	for i, want := range []string{`"domains":[]`, `{}`, "no operation", "names no domain", "request:", "no operation", "request:"} {
 		if i >= len(got) || !strings.Contains(got[i], want) {
 			t.Errorf("answers %q, want %q at %d", got, want, i)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -47,8 +48,7 @@ next:
 				continue next
 			}
 		}
-		var pid int
-		fmt.Sscan(filepath.Base(dir), &pid)
+		pid, _ := strconv.Atoi(filepath.Base(dir)) // the pattern has numbers only
 		return pid
 	}
 	return 0

@@ -88,7 +88,8 @@ func Decode(t testing.TB, into any, want int, args ...string) {
 func Database(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "test.ndb")
-	if err := os.WriteFile(path, []byte(fmt.Sprintf("Vmav.Test.Malware:1:*:%x\nVmav.Test.Unpacked:0:*:%x\n", "VMAV-TEST-MALWARE", "VMAV_TEST_UNPACKED")), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(fmt.Sprintf("Vmav.Test.Malware:1:*:%x\nVmav.Test.Unpacked:0:*:%x\n", "VMAV-TEST-MALWARE", "VMAV_TEST_UNPACKED")),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path

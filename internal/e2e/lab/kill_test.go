@@ -88,13 +88,15 @@ func (k *killer) living(what string, matches func(*introspect.Process) bool) *in
 }
 
 // kinds are the ways to spend one's time that a target can have.
-var kinds = []string{"burn.exe", "sleeper.exe", "faulter.exe", "service.exe", "threads.exe", "wowburn.exe", "worker.exe", "wowsleeper.exe", "malware.exe", "wowthreads.exe"}
+var kinds = []string{"burn.exe", "sleeper.exe", "faulter.exe", "service.exe", "threads.exe", "wowburn.exe", "worker.exe", "wowsleeper.exe", "malware.exe",
+	"wowthreads.exe"}
 
 // dead checks what every kill must have come to.
 func (k *killer) dead(rec *finding.Kill) bool {
 	k.T.Helper()
 	text, _ := json.Marshal(rec)
-	if rec.Code != finding.OutcomeKilled || rec.ExitStatus == nil || *rec.ExitStatus != kill.Status || rec.Exited == nil || rec.Applied == nil || rec.Dead == nil {
+	if rec.Code != finding.OutcomeKilled || rec.ExitStatus == nil || *rec.ExitStatus != kill.Status || rec.Exited == nil || rec.Applied == nil ||
+		rec.Dead == nil {
 		k.T.Errorf("%s[%d] is not dead by the record: %s", rec.Target.Name, rec.Target.PID, text)
 		return false
 	}
@@ -242,7 +244,8 @@ func TestCommandsKill(t *testing.T) {
 	}
 	scan := func(want int, more ...string) {
 		t.Helper()
-		text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--action", "kill", "--timeout", "2m", "--format", "json"}, more...)...)
+		text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--action", "kill", "--timeout", "2m",
+			"--format", "json"}, more...)...)
 		if status != want {
 			t.Fatalf("scan ended with %d, want %d: %s %s", status, want, errs, text)
 		}

@@ -32,7 +32,8 @@ type pidScan struct {
 // scanPID scans one process of a guest.
 func scanPID(t *testing.T, g *harness.Guest, db string, pid uint64, more ...string) pidScan {
 	t.Helper()
-	text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--pid", fmt.Sprint(pid), "--format", "json"}, more...)...)
+	text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--pid", fmt.Sprint(pid), "--format", "json"},
+		more...)...)
 	var out struct{ Domains []pidScan }
 	if err := json.Unmarshal([]byte(text), &out); err != nil || len(out.Domains) != 1 {
 		t.Fatalf("scan of %d ended with %d: %v: %s %s", pid, status, err, errs, text)

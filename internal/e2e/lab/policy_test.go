@@ -30,7 +30,8 @@ action = "hold"
 	}
 	read := func(text string) (out result) {
 		t.Helper()
-		if err := json.Unmarshal([]byte(text), &out); err != nil || len(out.Domains) != 1 || len(out.Domains[0].Actions) != 1 || out.Domains[0].Actions[0].Action != "hold" {
+		if err := json.Unmarshal([]byte(text), &out); err != nil || len(out.Domains) != 1 || len(out.Domains[0].Actions) != 1 ||
+			out.Domains[0].Actions[0].Action != "hold" {
 			t.Fatalf("%v: %s", err, text)
 		}
 		return out
@@ -66,7 +67,8 @@ action = "hold"
 	case <-time.After(time.Second):
 	}
 	<-done
-	if a := read(text).Domains[0].Actions[0]; status != 1 || a.Outcome != "held" || !strings.Contains(errs, "1 processes are held for 1m30s") || strings.Contains(errs, "held no more") {
+	if a := read(text).Domains[0].Actions[0]; status != 1 || a.Outcome != "held" || !strings.Contains(errs, "1 processes are held for 1m30s") ||
+		strings.Contains(errs, "held no more") {
 		t.Errorf("status %d, %+v, %s", status, a, errs)
 	}
 	harness.WaitFor(t, "progress after the release", moves(p.PID))

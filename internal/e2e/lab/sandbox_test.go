@@ -59,7 +59,8 @@ func TestScanInAWorker(t *testing.T) {
 			Findings                 []struct{ PID uint64 }
 		}
 	}) {
-		text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--no-history", "--format", "json"}, more...)...)
+		text, errs, status := harness.Vmav(t, append([]string{"scan", "-c", harness.URI, g.Name, "--database", db, "--no-history", "--format", "json"},
+			more...)...)
 		if status != 1 {
 			t.Fatalf("status %d: %s %s", status, errs, text)
 		}
@@ -70,7 +71,8 @@ func TestScanInAWorker(t *testing.T) {
 	}
 	got, want := scan(), scan("--no-sandbox")
 	a, b := got.Domains[0], want.Domains[0]
-	if a.Status != "scanned" || a.Source != "memhook" || a.Processes != b.Processes || a.Images != b.Images || len(a.Findings) == 0 || !slices.Equal(a.Findings, b.Findings) {
+	if a.Status != "scanned" || a.Source != "memhook" || a.Processes != b.Processes || a.Images != b.Images || len(a.Findings) == 0 ||
+		!slices.Equal(a.Findings, b.Findings) {
 		t.Errorf("got  %+v\nwant %+v", a, b)
 	}
 }

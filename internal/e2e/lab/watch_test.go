@@ -31,7 +31,8 @@ func TestWatchKillsWhatStarts(t *testing.T) {
 		from := s.Mark()
 		begin := time.Now()
 		pid := g.Start("malware.exe")
-		k := s.Await(fmt.Sprintf("kill of pid %d, start %d", pid, i), from, func(e *harness.Entry) bool { return e.Msg == "kill" && e.Domain == g.Name && e.PID == pid })
+		k := s.Await(fmt.Sprintf("kill of pid %d, start %d", pid, i), from,
+			func(e *harness.Entry) bool { return e.Msg == "kill" && e.Domain == g.Name && e.PID == pid })
 		f := s.Await("finding", from, harness.FindingIn(g, pid))
 		if k.Outcome != "killed" || k.Dead == nil || !strings.HasPrefix(f.Outcome, "killed") || f.Trigger != "watch: new" {
 			t.Errorf("start %d: %s\n%s", i, k.Line, f.Line)

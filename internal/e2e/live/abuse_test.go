@@ -36,12 +36,14 @@ func TestWhatGoesAwayInMidScanIsNamed(t *testing.T) {
 		{"domain destroyed", 2, []string{"guest is gone", "no such domain", "not running"}, func(t *testing.T, g *harness.Guest, _ *os.Process, _ string) {
 			harness.VirshQuiet(t, "destroy", g.Name)
 		}},
-		{"clamd killed", 2, []string{"clamd is gone", "start a private clamd: it ended at once"}, func(t *testing.T, _ *harness.Guest, _ *os.Process, tmp string) {
-			if pid := harness.PidOf("clamd", "--config-file="+tmp); pid != 0 {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
-		}},
-		{"interrupted", 130, []string{"interrupted", "context canceled"}, func(t *testing.T, _ *harness.Guest, v *os.Process, _ string) { _ = v.Signal(syscall.SIGINT) }},
+		{"clamd killed", 2, []string{"clamd is gone", "start a private clamd: it ended at once"},
+			func(t *testing.T, _ *harness.Guest, _ *os.Process, tmp string) {
+				if pid := harness.PidOf("clamd", "--config-file="+tmp); pid != 0 {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}},
+		{"interrupted", 130, []string{"interrupted", "context canceled"},
+			func(t *testing.T, _ *harness.Guest, v *os.Process, _ string) { _ = v.Signal(syscall.SIGINT) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

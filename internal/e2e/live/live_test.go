@@ -135,7 +135,8 @@ func TestScanAllFindsTheMalwareAndNamesTheLinux(t *testing.T) {
 	if found != 3 || got.Summary.Findings != 4 || got.Summary.Skipped != 1 {
 		t.Errorf("%d of the 3 domains, summary %+v", found, got.Summary)
 	}
-	if out, _, status := harness.Vmav(t, "list", "-c", harness.URI); status != 0 || !strings.Contains(out, "looks like Linux") || !strings.Contains(out, "6.1.7601") {
+	if out, _, status := harness.Vmav(t, "list", "-c", harness.URI); status != 0 || !strings.Contains(out, "looks like Linux") ||
+		!strings.Contains(out, "6.1.7601") {
 		t.Errorf("list: status %d\n%s", status, out)
 	}
 }
@@ -156,7 +157,8 @@ func startLinux(t *testing.T) string {
 	xml := fmt.Sprintf(`<domain type='qemu'><name>%s</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>%s</kernel><cmdline>console=ttyS0 panic=0</cmdline></os>
 <cpu mode='maximum'/><features><acpi/><apic/></features>
-<devices><controller type='usb' model='none'/><serial type='file'><source path='%s/log'/></serial><memballoon model='none'/></devices></domain>`, name, copied, dir)
+<devices><controller type='usb' model='none'/><serial type='file'><source path='%s/log'/></serial>
+<memballoon model='none'/></devices></domain>`, name, copied, dir)
 	file := filepath.Join(dir, "linux.xml")
 	if err := os.WriteFile(file, []byte(xml), 0o644); err != nil {
 		t.Fatal(err)
@@ -178,7 +180,8 @@ func TestFallbackOnQEMUIsSaidOnce(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
 		said int
-	}{{[]string{"list", "-c", harness.URI, "--source", "auto"}, 1}, {[]string{"ps", "--source", "auto", "-c", harness.URI, g.Name}, 1}, {[]string{"list", "-c", harness.URI}, 0}} {
+	}{{[]string{"list", "-c", harness.URI, "--source", "auto"}, 1}, {[]string{"ps", "--source", "auto", "-c", harness.URI, g.Name}, 1},
+		{[]string{"list", "-c", harness.URI}, 0}} {
 		_, errs, status := harness.Vmav(t, tt.args...)
 		if n := strings.Count(errs, "is read through its QEMU process"); status != 0 || n != tt.said || strings.Count(errs, "\n") != tt.said {
 			t.Errorf("vmav %v: status %d, %q; want %d lines about the module", tt.args, status, errs, tt.said)

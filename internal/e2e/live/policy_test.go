@@ -98,7 +98,8 @@ secret_file = %q
 	scan := func(more ...string) (out result) {
 		t.Helper()
 		text, errs, status := harness.Vmav(t, append([]string{"scan", "--config", settings, g.Name, "--format", "json"}, more...)...)
-		if err := json.Unmarshal([]byte(text), &out); err != nil || status != 1 || len(out.Domains) != 1 || len(out.Domains[0].Findings) != 2 || len(out.Domains[0].Actions) != 1 {
+		if err := json.Unmarshal([]byte(text), &out); err != nil || status != 1 || len(out.Domains) != 1 || len(out.Domains[0].Findings) != 2 ||
+			len(out.Domains[0].Actions) != 1 {
 			t.Fatalf("status %d, %v: %s %s", status, err, errs, text)
 		}
 		for _, f := range out.Domains[0].Findings {
@@ -137,7 +138,8 @@ secret_file = %q
 
 	mu.Lock()
 	defer mu.Unlock()
-	if len(posted) != 2 || !posted[0].DryRun || posted[1].DryRun || posted[1].Finding.Process != "malware.exe" || posted[1].Finding.Code != "suspended" || posted[1].Domain != g.Name || posted[1].Trigger != "cli" {
+	if len(posted) != 2 || !posted[0].DryRun || posted[1].DryRun || posted[1].Finding.Process != "malware.exe" || posted[1].Finding.Code != "suspended" ||
+		posted[1].Domain != g.Name || posted[1].Trigger != "cli" {
 		t.Errorf("posted %+v", posted)
 	}
 	if slices.ContainsFunc(signed, func(s string) bool { return !strings.HasPrefix(s, "t=") || !strings.Contains(s, ",v1=") }) {

@@ -57,7 +57,8 @@ func withoutProfile(t *testing.T, version string) *unknown {
 	if out, err := exec.Command(harness.Bin(t, "ntguest"), "image", "--build", build, "--hide", "malware.exe", "--out", u.image).CombinedOutput(); err != nil {
 		t.Fatalf("ntguest: %v\n%s", err, out)
 	}
-	u.env = append(os.Environ(), "XDG_DATA_HOME="+filepath.Join(dir, "data"), "XDG_CACHE_HOME="+filepath.Join(dir, "cache"), "_NT_SYMBOL_PATH=", "VMAV_AIR_GAPPED=")
+	u.env = append(os.Environ(), "XDG_DATA_HOME="+filepath.Join(dir, "data"), "XDG_CACHE_HOME="+filepath.Join(dir, "cache"), "_NT_SYMBOL_PATH=",
+		"VMAV_AIR_GAPPED=")
 	return u
 }
 
@@ -171,7 +172,8 @@ func TestABuildWithoutAProfile(t *testing.T) {
 		t.Errorf("air-gapped: status %d, %q", status, errs)
 	}
 	fetched := u.scan(t, u.vmav, 1, "--fetch-profiles", "--symbol-path", path).Domains[0]
-	if fetched.Profile != u.id.Key() || fmt.Sprint(fetched.Findings) != fmt.Sprint(k.Findings) || fetched.Processes != k.Processes || fetched.Images != k.Images {
+	if fetched.Profile != u.id.Key() || fmt.Sprint(fetched.Findings) != fmt.Sprint(k.Findings) || fetched.Processes != k.Processes ||
+		fetched.Images != k.Images {
 		t.Errorf("scan with the fetched profile: %+v\nwant %+v", fetched, k)
 	}
 	// It is stored now: nothing is fetched or inferred any more.
@@ -216,7 +218,8 @@ func TestARunningBuildWithoutAProfile(t *testing.T) {
 	for range 10 {
 		out, errs, status := u.run(t, u.vmav, nil, "ps", "-c", harness.URI, g.Name, "--format", "json")
 		var procs []struct{ Flags []string }
-		if err := json.Unmarshal([]byte(out), &procs); err != nil || status != 0 || len(procs) < 40 || !strings.Contains(errs, "inferred from Windows 10.0.19041.") {
+		if err := json.Unmarshal([]byte(out), &procs); err != nil || status != 0 || len(procs) < 40 ||
+			!strings.Contains(errs, "inferred from Windows 10.0.19041.") {
 			t.Errorf("status %d, %v, %d processes, %q", status, err, len(procs), errs)
 		}
 		if strings.Contains(errs, "PspCidTable") || strings.Contains(errs, "UserDirectoryTableBase") {

@@ -168,7 +168,8 @@ func TestAnInterruptedScanIsResumed(t *testing.T) {
 	if status != 2 || !strings.Contains(out+errs, "deadline") {
 		t.Errorf("at the deadline: status %d, %q, %q", status, out, errs)
 	}
-	for _, args := range [][]string{{"scan", "x", "--resume"}, {"scan", "x", "--wait"}, {"scan", "--all", "--deadline", "0s"}, {"scan", "--all", "--resume", "--pid", "4"}} {
+	for _, args := range [][]string{{"scan", "x", "--resume"}, {"scan", "x", "--wait"}, {"scan", "--all", "--deadline", "0s"},
+		{"scan", "--all", "--resume", "--pid", "4"}} {
 		if _, errs, status := harness.Run(t, env, args...); status != 2 || errs == "" {
 			t.Errorf("vmav %v: status %d, %q", args, status, errs)
 		}

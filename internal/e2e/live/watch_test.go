@@ -245,7 +245,8 @@ func TestHookHandsStartsOver(t *testing.T) {
 		t.Errorf("the other's hook was run for %q, %v", text, err)
 	}
 	script := filepath.Join(d.Hooks(), "qemu.d", "vmav")
-	for _, op := range []string{"prepare begin -", "start begin -", "started begin -", "stopped end shutdown", "release end shutdown", "migrate begin -", "restore begin -",
+	for _, op := range []string{"prepare begin -", "start begin -", "started begin -", "stopped end shutdown", "release end shutdown", "migrate begin -",
+		"restore begin -",
 		"reconnect begin -", "attach begin -", "unknown", "started $(touch x) ; echo", ""} {
 		cmd := exec.Command(script, append([]string{`evil"';*$(x)`}, strings.Fields(op)...)...)
 		cmd.Stdin = strings.NewReader(strings.Repeat("<domain type='kvm'/>\n", 50000))

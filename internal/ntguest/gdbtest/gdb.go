@@ -82,7 +82,9 @@ func (d *Debugger) put(text string) {
 // get returns the next packet.
 func (d *Debugger) get() string {
 	d.T.Helper()
-	d.conn.SetReadDeadline(time.Now().Add(hang))
+	if err := d.conn.SetReadDeadline(time.Now().Add(hang)); err != nil {
+		d.T.Fatal(err)
+	}
 	if _, err := d.r.ReadString('$'); err != nil {
 		d.T.Fatalf("QEMU's debug socket: %v", err)
 	}

@@ -157,7 +157,8 @@ func TestFormsAreRecognisedAndRead(t *testing.T) {
 
 func TestCoreCarriesRegisters(t *testing.T) {
 	notes := append(qemuNote(0x1ad000, 0x1234), qemuNote(0x2000, 0x77)...)
-	for name, data := range map[string][]byte{"64-bit": core(notes, map[uint64][]byte{0: page(1)}, 0), "32-bit": core32(notes, map[uint64][]byte{0: page(1)}, 0)} {
+	for name, data := range map[string][]byte{"64-bit": core(notes, map[uint64][]byte{0: page(1)}, 0),
+		"32-bit": core32(notes, map[uint64][]byte{0: page(1)}, 0)} {
 		im, err := Open(write(t, data))
 		if err != nil {
 			t.Fatal(err)

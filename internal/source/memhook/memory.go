@@ -52,7 +52,7 @@ func (g *Guest) single(p []byte, addr uint64, write bool) error {
 	if g.closed {
 		return source.ErrClosed
 	}
-	req := uintptr(readMem)
+	req := readMem
 	if write {
 		req = writeMem
 	}

@@ -46,7 +46,8 @@ func version(device int) (major, minor int, err error) {
 	}
 	major, minor = v>>16, v&0xffff
 	if major != apiMajor || minor < apiMinor {
-		err = &OpError{Op: "ask for the interface version", Err: fmt.Errorf("%w: it is %d.%d, this program needs %d.%d", ErrAPI, major, minor, apiMajor, apiMinor)}
+		err = &OpError{Op: "ask for the interface version", Err: fmt.Errorf("%w: it is %d.%d, this program needs %d.%d", ErrAPI, major, minor, apiMajor,
+			apiMinor)}
 	}
 	return major, minor, err
 }

@@ -75,7 +75,8 @@ func TestRegisters(t *testing.T) {
 	}
 	r := got[0]
 	if r.CR0 != 0x80050033 || r.CR3 != 0x1ad000 || r.CR4 != 0x6f8 || r.EFER != 0xd01 || r.CPL != 3 || r.RIP != 0x7ff600001000 || r.RSP != 0xff008 ||
-		r.GS.Base != 0x220000 || r.CS.Selector != 0x33 || r.IDTBase != 0xffffb00000002000 || r.IDTLimit != 0xfff || r.GDTBase != 0xffffb00000001000 || r.RFLAGS != 0x246 {
+		r.GS.Base != 0x220000 || r.CS.Selector != 0x33 || r.IDTBase != 0xffffb00000002000 || r.IDTLimit != 0xfff || r.GDTBase != 0xffffb00000001000 ||
+		r.RFLAGS != 0x246 {
 		t.Errorf("vCPU 0: %+v", r)
 	}
 	for i, want := range []uint64{1, 3, 4, 0xfffff80000001000, 0xff008, 7, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15} {

@@ -88,7 +88,8 @@ func Take(mem []byte) ([]source.Shared, error) {
 	out := make([]source.Shared, n)
 	for i := range out {
 		b := mem[sharedSize*i:]
-		out[i] = source.Shared{Range: source.Range{Start: binary.LittleEndian.Uint64(b), Size: binary.LittleEndian.Uint64(b[8:])}, Offset: binary.LittleEndian.Uint64(b[16:])}
+		out[i] = source.Shared{Range: source.Range{Start: binary.LittleEndian.Uint64(b), Size: binary.LittleEndian.Uint64(b[8:])},
+			Offset: binary.LittleEndian.Uint64(b[16:])}
 	}
 	return out, nil
 }

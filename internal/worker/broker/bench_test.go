@@ -36,7 +36,8 @@ func BenchmarkScan(b *testing.B) {
 					by = new(Runner).Scanner(m)
 				}
 				begin, used := time.Now(), processor(b)
-				d, err := scantest.Scan(context.Background(), by, scan.Target{Name: "win", Source: source.NewCache(c.src, 4096)}, scan.Request{MinCoverage: scan.DefaultMinCoverage})
+				d, err := scantest.Scan(context.Background(), by, scan.Target{Name: "win", Source: source.NewCache(c.src, 4096)},
+					scan.Request{MinCoverage: scan.DefaultMinCoverage})
 				took[n%2] += time.Since(begin)
 				cpu[n%2] += processor(b) - used
 				if err != nil || d.Status != finding.StatusScanned {

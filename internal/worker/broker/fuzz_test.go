@@ -128,7 +128,8 @@ func FuzzQuestions(f *testing.F) {
 			if v.job == s {
 				kept = len(v.content)
 			}
-			if !s.done && s.budget.Load()+int64(kept) != wire.MaxContent || s.reported > wire.MaxReported+wire.WindowSize || s.looked > wire.MaxLooked+wire.WindowSize/wire.LookedSize {
+			if !s.done && s.budget.Load()+int64(kept) != wire.MaxContent || s.reported > wire.MaxReported+wire.WindowSize ||
+				s.looked > wire.MaxLooked+wire.WindowSize/wire.LookedSize {
 				t.Fatalf("%d bytes of budget left with %d kept, %d bytes reported", s.budget.Load(), kept, s.reported)
 			}
 		}

@@ -52,7 +52,8 @@ func TestAKeptWorkerDoesJobAfterJob(t *testing.T) {
 					t.Errorf("%s: an image of %+v was seen", name, p)
 				}
 			}})
-			if d.Status != finding.StatusScanned || d.Processes != 1 || len(d.Findings) != 1 || d.Findings[0].Subject.Parent == "" || int(seen.Load()) != d.Images {
+			if d.Status != finding.StatusScanned || d.Processes != 1 || len(d.Findings) != 1 || d.Findings[0].Subject.Parent == "" ||
+				int(seen.Load()) != d.Images {
 				t.Fatalf("%s, %d: %d images seen, %+v", name, i, seen.Load(), d)
 			}
 			if p := only(); first == nil {
@@ -109,7 +110,8 @@ func TestAKeptWorkerRests(t *testing.T) {
 	r := &Runner{Rest: time.Millisecond}
 	k := r.Keep(scantest.Means(scantest.Finder{}))
 	defer k.Close()
-	if _, err := scantest.Scan(context.Background(), k, scan.Target{Name: "win", Source: src}, scan.Request{Focus: []scan.Focused{scantest.Focus(t, src)}}); err != nil {
+	if _, err := scantest.Scan(context.Background(), k, scan.Target{Name: "win", Source: src},
+		scan.Request{Focus: []scan.Focused{scantest.Focus(t, src)}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 3000 {

@@ -136,7 +136,8 @@ func TestFindingsComeWithTheirFacts(t *testing.T) {
 	for _, action := range []verdict.Action{verdict.Report, verdict.Kill, verdict.Suspend} {
 		respondBy := func(s scan.Scanner) finding.Scan {
 			suspended.paused = false
-			d, err := respond.Scan(context.Background(), s, target, scan.Request{}, respond.Options{Policy: verdict.Always(action), Profiles: winstruct.BuiltIn()})
+			d, err := respond.Scan(context.Background(), s, target, scan.Request{},
+				respond.Options{Policy: verdict.Always(action), Profiles: winstruct.BuiltIn()})
 			if err != nil {
 				t.Fatal(err)
 			}

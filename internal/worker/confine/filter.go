@@ -92,6 +92,7 @@ func filter(pid int) error {
 		return fmt.Errorf("thread %d does not take the filter", thread)
 	}
 	if _, err := unix.Getpgid(0); !errors.Is(err, unix.EPERM) {
+		//nolint:errorlint // the error can be nil, and is no cause of this one
 		return fmt.Errorf("the filter is not in force: a call that it refuses gives %v", err)
 	}
 	return nil

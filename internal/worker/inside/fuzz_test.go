@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/source/window"
 	"vmav.dev/vmav/internal/winstruct"

@@ -65,7 +65,7 @@ func (p profiles) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	file, err := p.lanes.whole(wire.AskProfile, args)
 	if err != nil {
 		var remote *wire.RemoteError
-		if errors.As(err, &remote) && remote.Cause == winstruct.ErrNoProfile {
+		if errors.As(err, &remote) && errors.Is(remote.Cause, winstruct.ErrNoProfile) {
 			return nil, &winstruct.MissingError{Identity: id}
 		}
 		return nil, err

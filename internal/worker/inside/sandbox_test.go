@@ -184,7 +184,8 @@ func TestAWorkersEndCostsOneScan(t *testing.T) {
 	}
 	// What was reported before stays.
 	got, text := stranger(t, src, &broker.Runner{}, "report and panic")
-	if len(got.Findings) != 1 || got.Findings[0].Signature != "Vmav.Test.Malware" || got.Status != finding.StatusIncomplete || !strings.Contains(text, "panic: on the way") {
+	if len(got.Findings) != 1 || got.Findings[0].Signature != "Vmav.Test.Malware" || got.Status != finding.StatusIncomplete ||
+		!strings.Contains(text, "panic: on the way") {
 		t.Errorf("%+v", got)
 	}
 	goesOn(t, src)
@@ -200,7 +201,8 @@ func TestAWorkerThatIsKilled(t *testing.T) {
 			scantest.KillChild(t)
 		}
 	}}
-	got, err := h.Scan(context.Background(), new(broker.Runner).Scanner(scantest.Means(scantest.Finder{})), scan.Target{Name: "win", Source: src}, scan.Request{})
+	got, err := h.Scan(context.Background(), new(broker.Runner).Scanner(scantest.Means(scantest.Finder{})), scan.Target{Name: "win", Source: src},
+		scan.Request{})
 	if err != nil || got.Status != finding.StatusIncomplete || len(got.Errors) != 1 || !strings.Contains(got.Errors[0].Error, "SIGKILL") {
 		t.Errorf("%+v, %v", got, err)
 	}

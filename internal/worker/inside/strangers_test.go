@@ -81,7 +81,8 @@ var strangers = map[string]func(ls lanes, args []string) error{
 	"leave": func(lanes, []string) error { return nil },
 	"page in": func(ls lanes, _ []string) error {
 		c := &control{ls}
-		a := source.Action{Kind: source.ActionPageIn, ErrorCode: source.FaultUser, Cookie: 77, DTB: 0x1000, Address: 0x5000, Timeout: time.Second, Guards: make([]source.Guard, 1)}
+		a := source.Action{Kind: source.ActionPageIn, ErrorCode: source.FaultUser, Cookie: 77, DTB: 0x1000, Address: 0x5000, Timeout: time.Second,
+			Guards: make([]source.Guard, 1)}
 		if err := c.Do(&a); err != nil {
 			return err
 		}
@@ -103,7 +104,8 @@ var strangers = map[string]func(ls lanes, args []string) error{
 		if err != nil || r.Signature == "" {
 			return fmt.Errorf("scan: %+v, %w", r, err)
 		}
-		if err := (&events{lanes: ls, content: true}).report(scan.Found{Finding: findingOf(content, r.Signature), Content: scan.Content{Scanned: content}}); err != nil {
+		if err := (&events{lanes: ls, content: true}).report(scan.Found{Finding: findingOf(content, r.Signature),
+			Content: scan.Content{Scanned: content}}); err != nil {
 			return err
 		}
 		panic("on the way\x1b[31m")
@@ -292,7 +294,8 @@ var messages = map[string]func(ls lanes) error{
 		if err != nil {
 			return err
 		}
-		return (&events{lanes: ls, content: true}).report(scan.Found{Finding: findingOf(content, r.Signature), Content: scan.Content{Scanned: []byte("another")}})
+		return (&events{lanes: ls, content: true}).report(scan.Found{Finding: findingOf(content, r.Signature),
+			Content: scan.Content{Scanned: []byte("another")}})
 	},
 	"coverage of no share": func(ls lanes) error {
 		f := findingOf([]byte("x"), "")

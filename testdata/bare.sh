@@ -41,12 +41,20 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Ori
 [ -n "$mirror" ] || { echo "bare.sh: the apt sources of this host name no mirror of bookworm" >&2; exit 1; }
 echo "bare.sh: making a Debian 12 in $root"
 mmdebstrap --variant=apt --quiet --include=make,git,ca-certificates --aptopt='Acquire::Languages "none"' bookworm "$root" "$mirror"
-# How this host reaches its mirror: proxies and certificates.
-for f in /etc/apt/apt.conf /etc/apt/apt.conf.d/*proxy* /etc/apt/auth.conf /etc/apt/auth.conf.d/*; do
-	[ ! -f "$f" ] || install -D "$f" "$root$f"
+# What of this host says how the mirror and the registries are reached: apt's settings for
+# fetching, certificates, and names.
+for f in /etc/apt/apt.conf /etc/apt/apt.conf.d/* /etc/apt/auth.conf /etc/apt/auth.conf.d/*; do
+	case $f in
+	*/auth.conf*) [ ! -f "$f" ] || install -D "$f" "$root$f" ;;
+	*) if grep -qs '^ *Acquire::' "$f"; then install -D "$f" "$root$f"; fi ;;
+	esac
 done
-cp -a /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
-cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
+if [ -d /usr/local/share/ca-certificates ]; then
+	mkdir -p "$root/usr/local/share/ca-certificates"
+	cp -r /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/"
+	chroot "$root" update-ca-certificates >/dev/null 2>&1
+fi
+for f in /etc/resolv.conf /etc/hosts; do [ ! -e $f ] || cp -L $f "$root/etc/"; done
 git clone -q . "$root/vmav"
 
 for d in proc sys dev run; do mkdir -p "$root/$d"; done
@@ -54,17 +62,17 @@ mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=755 run "$root/run"
-# Some of the tests want libvirt's guests to see what they see; and in a chroot libvirt
-# finds no /dev that it could make another of.
+# In a chroot libvirt cannot make a /dev of its own for each guest. dpkg keeps this file.
 mkdir -p "$root/etc/libvirt"
+echo 'DPkg::Options { "--force-confold"; };' >"$root/etc/apt/apt.conf.d/90bare"
 printf 'namespaces = []\n' >"$root/etc/libvirt/qemu.conf"
 
 env=(HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8)
-for v in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY GOPROXY GONOSUMDB GOSUMDB GOFLAGS SSL_CERT_FILE; do
+for v in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY GOPROXY GOSUMDB GONOSUMDB; do
 	[ -z "${!v:-}" ] || env+=("$v=${!v}")
 done
 if command -v go >/dev/null; then
 	for v in GOPROXY GOSUMDB GONOSUMDB; do env+=("$v=$(go env $v)"); done
 fi
 if command -v npm >/dev/null; then env+=("npm_config_registry=$(npm config get registry)"); fi
-exec chroot "$root" env -i "${env[@]}" bash -c "update-ca-certificates >/dev/null 2>&1; cd /vmav && $command"
+exec chroot "$root" env -i "${env[@]}" bash -c "cd /vmav && $command"

@@ -74,7 +74,7 @@ test-packages-kvm: build guest
 # The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
 test-kvm: lab-test
 test-kvm-others:
-	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(filter-out $(LAB_KERNELS),$(LAB_KERNELS_ALL))"
+	@VMAV_TEST_LONG=1 $(MAKE) --no-print-directory lab-test LAB_KERNELS="$(filter-out $(LAB_KERNELS),$(LAB_KERNELS_ALL))"
 	@$(MAKE) --no-print-directory resize-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
 test-kvm-all: test-kvm test-kvm-others
 

@@ -31,6 +31,7 @@ make test            unit tests, live guests, the packages' contents, the module
 make test-all        make test, and all that takes longer (make test-rest): some two hours
 make race            the concurrent packages under the race detector
 make fuzz            every fuzz target, FUZZTIME=30s each
+make test-long       tests of live guests at their full length
 make test-chaos      the service while everything around it is killed, CHAOS=1m
 make test-packages   the packages in a container; test-packages-kvm: in the nested lab, with the module
 make test-kvm        the module in the nested lab, LAB_KERNELS="6.1"; test-kvm-all: on all kernels

@@ -7,7 +7,7 @@
 # No step of test is one of test-rest. check runs in short what test runs in full.
 
 .PHONY: check test test-all test-rest
-.PHONY: test-short test-go test-contents test-packages test-packages-kvm test-chaos race fuzz
+.PHONY: test-short test-go test-contents test-packages test-packages-kvm test-long test-chaos race fuzz
 .PHONY: test-kvm test-kvm-others test-kvm-all test-kvm-kills test-kvm-watch test-kvm-debug
 
 check: check-deps
@@ -27,18 +27,19 @@ BUDGET ?=
 test-rest: test-deps
 	@$(MAKE) --no-print-directory build guest
 	@testdata/steps.sh $(BUDGET:%=-b %) test-rest \
-	  "lint:300 race:400 fuzz:600 test-chaos:200" \
+	  "lint:300 race:400 test-long:300 test-chaos:150 fuzz:600" \
 	  "test-packages:500 test-kvm-others:3000 test-packages-kvm:2700"
 
 # What needs no running guest and takes seconds. The seeds of the fuzz targets are part of it.
 test-short:
 	testdata/with-libvirt.sh $(GO) test -short -timeout 10m $$($(GO) list ./... | grep -v '/internal/e2e')
 
+# The lab beside it has a processor of its own, and needs it (docs/MODULE.md).
 test-go:
-	testdata/with-libvirt.sh $(GO) test -timeout 30m $$($(GO) list ./... | grep -v '/internal/e2e/lab$$')
+	nice -n 15 testdata/with-libvirt.sh $(GO) test -timeout 30m $$($(GO) list ./... | grep -v '/internal/e2e/lab$$')
 
 # The packages whose goroutines share something.
-RACE := cache kill notify respond scan source/... sweep watch worker/...
+RACE := cache kill notify respond scan source/... watch worker/...
 race:
 	testdata/with-libvirt.sh $(GO) test -race -short -timeout 30m $(RACE:%=./internal/%)
 
@@ -51,6 +52,11 @@ fuzz:
 	    $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 	  done; \
 	done
+
+# Tests of live guests at their full length, which test-go has short.
+LONG := TestManyKills|TestLiveStorm|TestWhatGoesAwayInMidScanIsNamed
+test-long: build guest
+	VMAV_TEST_LONG=1 testdata/with-libvirt.sh $(GO) test -count=1 -timeout 30m ./internal/ntguest ./internal/e2e/live -run '^($(LONG))$$'
 
 # The service, while what it stands on is killed at random.
 test-chaos: build guest
@@ -68,7 +74,7 @@ test-packages-kvm: build guest
 # The module, and vmav with it, on stock kernels under nested KVM (docs/MODULE.md).
 test-kvm: lab-test
 test-kvm-others:
-	@$(MAKE) --no-print-directory lab-test LAB_KERNELS="$(filter-out $(LAB_KERNELS),$(LAB_KERNELS_ALL))"
+	@VMAV_TEST_LONG=1 $(MAKE) --no-print-directory lab-test LAB_KERNELS="$(filter-out $(LAB_KERNELS),$(LAB_KERNELS_ALL))"
 	@$(MAKE) --no-print-directory resize-test LAB_KERNELS="$(LAB_KERNELS_ALL)"
 test-kvm-all: test-kvm test-kvm-others
 

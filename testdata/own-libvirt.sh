@@ -70,11 +70,12 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 "$own/start"
-for _ in $(seq 100); do
+for _ in $(seq 600); do
 	virsh -q -c qemu:///session list >/dev/null 2>&1 && break
 	sleep 0.1
 done
 if ! virsh -q -c qemu:///session list >/dev/null; then
+	echo "own-libvirt.sh: the daemon does not answer; what it said:" >&2
 	cat "$own/log" >&2
 	exit 1
 fi

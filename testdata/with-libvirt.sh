@@ -59,12 +59,13 @@ if [ "$(id -u)" = 0 ] && ! answers; then
 	# Another user's daemons are not ours.
 	pgrep -x -u 0 virtlogd >/dev/null || daemon virtlogd
 	daemon libvirtd "${private[@]}"
-	for _ in $(seq 100); do
+	for _ in $(seq 600); do
 		answers && break
 		sleep 0.1
 	done
 fi
 if ! virsh -q -c qemu:///session list >/dev/null; then
+	echo "with-libvirt.sh: no libvirt answers at qemu:///session; what the daemons said:" >&2
 	cat "$run"/*.log >&2 2>/dev/null || true
 	exit 1
 fi

@@ -395,8 +395,17 @@ func checkFreeze(t *testing.T, g *guest) {
 	}
 }
 
+// long is the first length of a test, and the second one in make test-long.
+func long(usual, more int) int {
+	if os.Getenv("VMAV_TEST_LONG") != "" {
+		return more
+	}
+	return usual
+}
+
 // TestLiveStorm keeps a guest busy with page faults, trimming and processes that come
-// and go, for a minute of its own time, and looks for leaks of memory afterwards.
+// and go, for a third of a minute of its own time (make test-long: a whole one), and looks
+// for leaks of memory afterwards.
 func TestLiveStorm(t *testing.T) {
 	g := boot(t, Options{Build: "10.0.22000", Seed: 3}, "q35")
 	g.heartbeats(1) // what is typed before the serial line is set up is lost
@@ -411,11 +420,11 @@ func TestLiveStorm(t *testing.T) {
 		}
 		return n
 	}
-	for range 10 {
+	for range long(5, 10) {
 		free()
 	}
 	early := free()
-	for i := range 50 {
+	for i := range long(15, 50) {
 		if i%5 == 0 {
 			g.send("trim %d", pids[2])
 			g.expect(`^TRIMMED \d+$`)

@@ -27,8 +27,12 @@ run $vmav ps "$VMAV_LAB_DOMAIN" | grep -E '^\$|PID|malware'
 grep -a 'EXIT .*malware.exe' "$VMAV_LAB_CONSOLE_LOG"
 beats() { grep -ac '^HB ' "$VMAV_LAB_CONSOLE_LOG"; }
 was=$(beats)
-for _ in $(seq 60); do
+for _ in $(seq 180); do
 	[ "$(beats)" -gt "$was" ] && break
 	sleep 1
 done
+if [ "$(beats)" -le "$was" ]; then
+	echo "demo: the guest's heart has not beaten for three minutes" >&2
+	exit 1
+fi
 grep -a '^HB ' "$VMAV_LAB_CONSOLE_LOG" | tail -n 1

@@ -33,7 +33,17 @@ say "A guest laid out and running as Windows $build, as a libvirt domain"
 bin/ntguest domain --build "$build" --name "$name" --kernel "$work/guest.elf" --console-log "$work/console.log" >"$work/domain.xml"
 virsh -q -c $uri create "$work/domain.xml"
 # vmav says by itself when the guest's kernel is up.
-for _ in $(seq 60); do $vmav -c $uri ps "$name" >/dev/null 2>&1 && break; sleep 1; done
+up=
+for _ in $(seq 180); do
+	if $vmav -c $uri ps "$name" >/dev/null 2>&1; then up=yes; break; fi
+	sleep 1
+done
+if [ -z "$up" ]; then
+	echo "demo: the guest's kernel was not up in three minutes; vmav says, and then the guest's console" >&2
+	$vmav -c $uri ps "$name" >&2 || true
+	tail -n 20 "$work/console.log" >&2 || true
+	exit 1
+fi
 run $vmav -c $uri list
 
 say "Its processes, read from outside"

@@ -36,12 +36,9 @@ func Chaos(t *testing.T) {
 	if d == nil {
 		return
 	}
-	length := 30 * time.Second
-	if text := os.Getenv("VMAV_CHAOS"); text != "" {
-		var err error
-		if length, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
+	length, err := time.ParseDuration(os.Getenv("VMAV_CHAOS"))
+	if err != nil {
+		t.Fatal(err)
 	}
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("VMAV_CHAOS_SEED"); text != "" {

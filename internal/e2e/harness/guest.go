@@ -46,10 +46,13 @@ func Start(t testing.TB, build string, more ...string) *Guest {
 	}
 	t.Cleanup(func() { VirshQuiet(t, "destroy", g.Name) })
 	g.Sock = socket
+	begin := time.Now()
 	Virsh(t, "create", file)
+	created := time.Since(begin)
 	g.yield()
 	g.connect()
 	if g.boots() {
+		t.Logf("%s was created in %.1f s and alive after %.1f s", g.Name, created.Seconds(), time.Since(begin).Seconds())
 		return g
 	}
 	where, _ := command(t, "virsh", "-c", URI, "qemu-monitor-command", g.Name, "--hmp", "info registers -a").Output()

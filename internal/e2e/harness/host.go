@@ -117,6 +117,14 @@ func Top(t testing.TB) string {
 	}
 }
 
+// Long is the first length of a test, and the second one in make test-long.
+func Long(usual, more int) int {
+	if os.Getenv("VMAV_TEST_LONG") != "" {
+		return more
+	}
+	return usual
+}
+
 // InLab says whether this is the nested lab, where nothing may be skipped: the domains
 // are KVM's and the module is there.
 func InLab() bool { return os.Getenv("VMAV_LAB") != "" }

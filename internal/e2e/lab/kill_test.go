@@ -157,7 +157,7 @@ func living(l harness.Truth) []string {
 // Many kills, half of them while other programs compute: all dead, all surrogates as
 // they were. VMAV_LAB_KILLS says how many.
 func TestKills(t *testing.T) {
-	n := 30
+	n := harness.Long(10, 30)
 	if s := os.Getenv("VMAV_LAB_KILLS"); s != "" {
 		var err error
 		if n, err = strconv.Atoi(s); err != nil {

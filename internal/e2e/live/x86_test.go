@@ -24,7 +24,6 @@ var forms32 = []struct {
 // start32 boots a 32-bit guest, whose profile the user imports.
 func start32(t *testing.T, build string, more ...string) *harness.Guest {
 	t.Helper()
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	profile := filepath.Join(t.TempDir(), "profile.json")
 	g := harness.Start(t, build, append([]string{"--profile", profile}, more...)...)
 	if out, errs, status := harness.Vmav(t, "profile", "import", profile); status != 0 {
@@ -36,8 +35,10 @@ func start32(t *testing.T, build string, more ...string) *harness.Guest {
 // 32-bit guests that run are listed as they say themselves, live and from a dump, are scanned, and are
 // read at any moment.
 func TestRunning32BitGuests(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir()) // where profiles are imported to
 	for _, form := range forms32 {
 		t.Run(strings.Join(append([]string{form.build}, form.more...), " "), func(t *testing.T) {
+			t.Parallel()
 			g := start32(t, form.build, form.more...)
 			g.Say("pause", "CHURN 0")
 			g.Say("freeze", "FROZEN 1")

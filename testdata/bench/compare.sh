@@ -47,4 +47,4 @@ awk '
 		}
 		printf "%8.2f            geometric mean of %d\n\n", mean, both
 	}' "$1" "$2"
-"$GO" run "$BENCHSTAT" -ignore cpu "$1" "$2"
+"$GO" run "$BENCHSTAT" -ignore cpu "$1" "$2" || echo "compare.sh: benchstat cannot be run here (it comes through the module proxy)"

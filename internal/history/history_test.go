@@ -294,21 +294,14 @@ func TestDerivedTablesAreMadeAnewFromAnOlderVersion(t *testing.T) {
 	}
 }
 
-// Of runs that are recorded lazily only those leave a record that have something to say,
-// and then from their beginning on.
-func TestALazyRunThatFindsNothingLeavesNoRecord(t *testing.T) {
+// Findings of one run are recorded by several at once.
+func TestFindingsOfOneRunAtOnce(t *testing.T) {
 	ctx := context.Background()
 	db := openDB(t, t.TempDir())
-	run := Run{Origin: self, Operation: OperationScan, Domain: "win10"}
-	if err := db.Lazy(run).End(ctx, scan()); err != nil {
+	r, err := db.Begin(ctx, Run{Origin: self, Operation: OperationScan, Domain: "win10"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	bad := scan()
-	bad.Status = finding.StatusIncomplete
-	if err := db.Lazy(run).End(ctx, bad); err != nil {
-		t.Fatal(err)
-	}
-	r := db.Lazy(run)
 	var wg sync.WaitGroup
 	d := scan(found(8, "A"), found(12, "B"), found(16, "C"))
 	for i := range d.Findings {
@@ -325,11 +318,11 @@ func TestALazyRunThatFindsNothingLeavesNoRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	runs, err := db.Scans(ctx, Filter{})
-	if err != nil || len(runs) != 2 || runs[0].ID != r.ID() || runs[0].Findings != 3 || runs[1].Status != finding.StatusIncomplete {
+	if err != nil || len(runs) != 1 || runs[0].ID != r.ID() || runs[0].Findings != 3 {
 		t.Errorf("%+v, %v", runs, err)
 	}
-	if v := verify(t, db); v.Records != 7 {
-		t.Errorf("%d records, want 2 and 5", v.Records)
+	if v := verify(t, db); v.Records != 5 {
+		t.Errorf("%d records, want a beginning, 3 findings and an end", v.Records)
 	}
 }
 

@@ -24,59 +24,39 @@ type Run struct {
 
 // Recorder records one run on one domain while it runs. It is safe for concurrent use.
 type Recorder struct {
-	db    *DB
-	run   Run
-	began time.Time
-
-	mu sync.Mutex // held over each write
-	id int64      // 0 until the run's beginning is on disk
+	db  *DB
+	run Run
+	id  int64      // of the run's record
+	mu  sync.Mutex // held over each write
 }
 
 // Begin records the beginning of a run. If End is never called, the run stays
 // unfinished.
 func (db *DB) Begin(ctx context.Context, run Run) (*Recorder, error) {
-	r := db.Lazy(run)
-	if err := r.write(ctx, func(*txn, int64) error { return nil }); err != nil {
+	r := &Recorder{db: db, run: run}
+	err := db.write(ctx, func(t *txn) (err error) {
+		r.id, err = t.begin(run, time.Now())
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("record the beginning of a %s of %s: %w", run.Operation, run.Domain, err)
 	}
 	return r, nil
 }
 
-// Lazy is Begin for frequent runs, such as a look at each new process. The beginning is
-// recorded together with the first thing that is recorded. A run that ends well and
-// finds nothing leaves no record.
-func (db *DB) Lazy(run Run) *Recorder { return &Recorder{db: db, run: run, began: time.Now()} }
-
-// write runs do in one transaction, with the number of the run. If the run is not
-// recorded yet, write records its beginning.
+// write runs do in one transaction, with the number of the run.
 func (r *Recorder) write(ctx context.Context, do func(t *txn, run int64) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	id := r.id
-	err := r.db.write(ctx, func(t *txn) (err error) {
-		if id == 0 {
-			if id, err = t.begin(r.run, r.began); err != nil {
-				return err
-			}
-		}
-		return do(t, id)
-	})
-	if err == nil {
-		r.id = id
-	}
-	return err
+	return r.db.write(ctx, func(t *txn) error { return do(t, r.id) })
 }
 
 func (t *txn) begin(run Run, at time.Time) (int64, error) {
 	return t.append(kindBegin, 0, at, beginBody{run.Operation, run.Origin, run.Domain, run.UUID, run.Engine})
 }
 
-// ID is the number of the run's record. It is 0 while there is none.
-func (r *Recorder) ID() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.id
-}
+// ID is the number of the run's record.
+func (r *Recorder) ID() int64 { return r.id }
 
 // Found records a finding with its verdict and sets the finding's ID. When it returns
 // nil, the finding is on disk. On error the ID is 0.
@@ -142,9 +122,6 @@ type endBody struct {
 // not record, and outcomes that Acted did not record. On error those findings have the
 // ID 0.
 func (r *Recorder) End(ctx context.Context, d *finding.Scan) error {
-	if r.ID() == 0 && d.Status == finding.StatusScanned && len(d.Findings)+len(d.Errors)+len(d.Kills) == 0 {
-		return nil
-	}
 	var unrecorded []*finding.Finding
 	for i := range d.Findings {
 		if d.Findings[i].ID == 0 {

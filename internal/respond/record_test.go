@@ -172,3 +172,35 @@ func TestAFullStoreOfEvidence(t *testing.T) {
 		t.Errorf("%+v, %v", d.Evidence, err)
 	}
 }
+
+// Of what is new in a guest there are many scans: those that find nothing leave no record,
+// and those of everything always do.
+func TestAnAccountOfNothingNewLeavesNoRecord(t *testing.T) {
+	dir := t.TempDir()
+	r, err := OpenRecords(RecordOptions{Directory: dir, Origin: history.Self(history.TriggerWatch, nil), Warner: &warned{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	done := func() *finding.Scan { return &finding.Scan{Name: "win10", Status: finding.StatusScanned} }
+	r.Account("win10", "", false).End(ctx, done())
+	found := r.Account("win10", "", false)
+	f := finding.Finding{Signature: "A", Verdict: verdict.Verdict{Action: verdict.Report}}
+	if err := found.Found(ctx, &f, scan.Content{}); err != nil || f.ID == 0 {
+		t.Fatalf("finding %d, %v", f.ID, err)
+	}
+	d := done()
+	d.Findings = []finding.Finding{f}
+	found.End(ctx, d)
+	r.Account("win11", "", true).End(ctx, done())
+	r.Close()
+	db, err := history.OpenExisting(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	runs, err := db.Scans(ctx, history.Filter{})
+	if err != nil || len(runs) != 2 || runs[0].Domain != "win11" || runs[0].Findings != 0 || runs[1].Domain != "win10" || runs[1].Findings != 1 {
+		t.Errorf("%+v, %v", runs, err)
+	}
+}

@@ -123,7 +123,7 @@ func connect(c *cli.Context, e *env) (*domain.Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.Use(b, func(why error) { e.warn("%v; without the module nothing can be killed", why) })
+	h.SetBackend(b, func(why error) { e.warn("%v; without the module nothing can be killed", why) })
 	return h, nil
 }
 

@@ -125,7 +125,7 @@ func (v *view) standing(problems []introspect.Problem) []introspect.Problem {
 	if len(problems) == 0 {
 		return nil
 	}
-	now := v.guest.Through(source.Uncached(v.source))
+	now := v.guest.WithSource(source.Uncached(v.source))
 	return slices.DeleteFunc(problems, func(p introspect.Problem) bool {
 		return p.Process != introspect.Identity{} && now.Ended(p.Process)
 	})

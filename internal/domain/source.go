@@ -38,10 +38,10 @@ func ParseBackend(s string) (Backend, error) {
 	return "", fmt.Errorf("source %q: known are auto, memhook and qemu", s)
 }
 
-// Use chooses the backend for domains that are opened from now on. A new Host has Auto. If
+// SetBackend chooses the backend for domains that are opened from now on. A new Host has Auto. If
 // Auto cannot use the module and reads the QEMU process instead, it calls fallback with the
 // reason, once for a Host. fallback may be nil.
-func (h *Host) Use(b Backend, fallback func(error)) {
+func (h *Host) SetBackend(b Backend, fallback func(error)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.backend, h.fallback = b, fallback

@@ -68,7 +68,7 @@ func TestFallbackIsToldOnce(t *testing.T) {
 	pid := impostor(t, "qemu-system-x86_64", d.UUID)
 	var told []string
 	h := &Host{closed: true} // no libvirt: QEMU cannot be asked for its memory layout
-	h.Use(Auto, func(err error) { told = append(told, err.Error()) })
+	h.SetBackend(Auto, func(err error) { told = append(told, err.Error()) })
 	for range 2 {
 		if _, err := h.openProcess(context.Background(), d, pid); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("opening without libvirt: %v, want %v", err, os.ErrClosed)
@@ -77,7 +77,7 @@ func TestFallbackIsToldOnce(t *testing.T) {
 	if len(told) != 1 || !strings.Contains(told[0], d.Name) || !strings.Contains(told[0], "QEMU process: ") {
 		t.Errorf("told %q, want one line that names the domain and the reason", told)
 	}
-	h.Use(Memhook, nil)
+	h.SetBackend(Memhook, nil)
 	if _, err := h.openProcess(context.Background(), d, pid); err == nil || errors.Is(err, os.ErrClosed) {
 		t.Errorf("the module alone: %v, want its own error", err)
 	}

@@ -146,7 +146,7 @@ func (w *Watcher) follow(ctx context.Context) (connected bool, err error) {
 		return false, err
 	}
 	defer h.Close()
-	h.Use(w.opt.Backend, w.opt.Fallback)
+	h.SetBackend(w.opt.Backend, w.opt.Fallback)
 	q := newQueue()
 	undo, err := q.subscribe(h.conn)
 	defer undo()

@@ -206,9 +206,9 @@ func (g *Guest) Memory() *AddressSpace { return g.as }
 // ones.
 func (g *Guest) Refresh() { g.t.flush() }
 
-// Through returns the same guest, read through another source. The two share no cached page
+// WithSource returns the same guest, read through another source. The two share no cached page
 // tables. It serves to read the present content of memory past a source that caches pages.
-func (g *Guest) Through(src source.Source) *Guest {
+func (g *Guest) WithSource(src source.Source) *Guest {
 	n := *g
 	n.src, n.t = src, newTables(src)
 	as := *g.as

@@ -69,7 +69,7 @@ func TestGuardsHoldForTheirProcessOnly(t *testing.T) {
 				if all {
 					t.Errorf("pid %d: guards hold with another %s", w.PID, field)
 				}
-				if _, err := g.Through(other).Recheck(id); field != "DTB" && !errors.Is(err, ErrOtherProcess) {
+				if _, err := g.WithSource(other).Recheck(id); field != "DTB" && !errors.Is(err, ErrOtherProcess) {
 					t.Errorf("pid %d: recheck with another %s: %v", w.PID, field, err)
 				}
 			}

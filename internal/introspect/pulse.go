@@ -48,7 +48,7 @@ type Change struct {
 // NewPulse makes a Pulse of a guest. It reads through src, which must not cache pages. src
 // stays the caller's.
 func (g *Guest) NewPulse(src source.Source) (*Pulse, error) {
-	p := &Pulse{g: g.Through(src)}
+	p := &Pulse{g: g.WithSource(src)}
 	if err := p.locate(); err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func newFake(t *testing.T) *fakeHost {
 	}
 	h := &fakeHost{t: t, m: base.m, pages: make(map[uint64]*[source.PageSize]byte), runs: make(map[uint64]bool), saved: make(map[uint64]*fakeThread),
 		opened: make(map[uint64]uint64), words: make(map[uint64]uint64)}
-	h.g = base.g.Through(h)
+	h.g = base.g.WithSource(h)
 	profile, err := winstruct.BuiltIn().Find(h.m.Build.Identity)
 	if err == nil {
 		err = winstruct.Compile(profile, &h.off)
@@ -275,7 +275,7 @@ func (c *fakeControl) later(a *source.Action) {
 // step names what an action is for.
 func (h *fakeHost) step(a *source.Action) string {
 	switch {
-	case a.Flags&source.Save != 0:
+	case a.Flags&source.SaveContext != 0:
 		return "park"
 	case a.Kind == source.ActionHold:
 		return "hold"
@@ -285,7 +285,7 @@ func (h *fakeHost) step(a *source.Action) string {
 		return "return"
 	case a.Kind == source.ActionPageIn:
 		return "page in"
-	case a.Flags&source.Parked == 0:
+	case a.Flags&source.OnlyParked == 0:
 		return "direct"
 	}
 	return map[uint32]string{0x26: "open", 0x2c: "terminate", 0x0f: "close"}[h.number(a)]

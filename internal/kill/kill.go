@@ -50,7 +50,7 @@ func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error)
 	if !ok {
 		return nil, fmt.Errorf("domain %s: %w", domain, ErrNoModule)
 	}
-	return &Engine{guest: g.Through(src), host: host, domain: domain, mappings: make(map[introspect.Identity]*introspect.VAD)}, nil
+	return &Engine{guest: g.WithSource(src), host: host, domain: domain, mappings: make(map[introspect.Identity]*introspect.VAD)}, nil
 }
 
 // Status is the exit status that a killed process has: STATUS_VIRUS_INFECTED.

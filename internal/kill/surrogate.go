@@ -108,7 +108,7 @@ func arm(ctx context.Context, s *control, cands []*candidate) (*pool, error) {
 	p := &pool{s: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
 	for _, c := range cands {
 		a := c.on(source.ActionRedirect, ctx)
-		a.Flags |= source.Save | source.InCode64
+		a.Flags |= source.SaveContext | source.InCode64
 		a.Set, a.RIP = source.SetRIP, c.park
 		cookie, err := s.start(a, p.events)
 		if errors.Is(err, source.ErrGone) {

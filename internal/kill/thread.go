@@ -142,7 +142,7 @@ func (t *thread) call(ctx context.Context, name string, guards []source.Guard, a
 		return 0, fmt.Errorf("%s by %s[%d]: %w", name, t.p.Name, t.p.PID, err)
 	}
 	a := t.on(source.ActionRedirect, ctx)
-	a.Flags |= source.Parked
+	a.Flags |= source.OnlyParked
 	a.Saved = t.saved
 	a.Guards = append([]source.Guard{t.page.Guard()}, guards...)
 	a.Set = source.SetRIP | source.SetRFLAGS | 1<<source.RSP
@@ -156,7 +156,7 @@ func (t *thread) call(ctx context.Context, name string, guards []source.Guard, a
 	}
 	// It comes back to where it was parked, with the status in RAX.
 	a = t.on(source.ActionCapture, ctx)
-	a.Flags |= source.Parked
+	a.Flags |= source.OnlyParked
 	a.Saved, a.Guards = t.saved, nil
 	ev, err := t.do(ctx, a)
 	if err != nil {

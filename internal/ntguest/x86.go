@@ -98,7 +98,7 @@ func (bd *Build) profile32() (*winstruct.Profile, error) {
 		symbols[name] = at
 		at = (at + max(spans[name], 16) + 0x13f) &^ 0xf
 	}
-	return layout.Of(bd.Identity, symbols), nil
+	return layout.ForImage(bd.Identity, symbols), nil
 }
 
 // form32 is how the page tables of a 32-bit guest are built.

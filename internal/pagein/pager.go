@@ -116,7 +116,7 @@ func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
 			*d.v = d.def
 		}
 	}
-	return &Pager{guest: g.Through(src), ctl: ctl, opt: opt, used: make(map[uint64]*usage)}, nil
+	return &Pager{guest: g.WithSource(src), ctl: ctl, opt: opt, used: make(map[uint64]*usage)}, nil
 }
 
 // Close ends the session and cancels what is pending.

@@ -30,7 +30,7 @@ func (h *Inspector) Libvirt(ctx context.Context, uri string, backend domain.Back
 		return a
 	}
 	defer conn.Close()
-	conn.Use(backend, nil)
+	conn.SetBackend(backend, nil)
 	doms, err := conn.List(false)
 	if err != nil {
 		a.Detail, a.Fix = err.Error(), h.asRoot("systemctl restart libvirtd")

@@ -77,7 +77,7 @@ func (r *run) reportTroubles() {
 }
 
 // now is the guest read past what the source keeps.
-func (r *run) now() *introspect.Guest { return r.guest.Through(source.Uncached(r.target.Source)) }
+func (r *run) now() *introspect.Guest { return r.guest.WithSource(source.Uncached(r.target.Source)) }
 
 // again waits a moment before something is looked at once more. False means that it is not
 // worth it: the guest stands still, or the scan has waited often enough.

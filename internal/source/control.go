@@ -83,13 +83,13 @@ type ActionFlags uint32
 
 // Flags of actions.
 const (
-	AllThreads ActionFlags = 1 << 0 // redirect, capture: every thread until the deadline
-	InRIPRange ActionFlags = 1 << 1 // only a thread whose RIP is in [RIPMin, RIPMax]
-	OfTEB      ActionFlags = 1 << 2 // only the thread of TEB
-	InCode64   ActionFlags = 1 << 3 // only a thread that executes 64-bit code
-	InCode32   ActionFlags = 1 << 4 // only a thread that does not
-	Save       ActionFlags = 1 << 5 // redirect: set RIP only, to a jump to itself, and keep the thread's context
-	Parked     ActionFlags = 1 << 6 // only the thread whose context is kept under Saved, while it is at that jump
+	AllThreads  ActionFlags = 1 << 0 // redirect, capture: every thread until the deadline
+	InRIPRange  ActionFlags = 1 << 1 // only a thread whose RIP is in [RIPMin, RIPMax]
+	OfTEB       ActionFlags = 1 << 2 // only the thread of TEB
+	InCode64    ActionFlags = 1 << 3 // only a thread that executes 64-bit code
+	InCode32    ActionFlags = 1 << 4 // only a thread that does not
+	SaveContext ActionFlags = 1 << 5 // redirect: set RIP only, to a jump to itself, and keep the thread's context
+	OnlyParked  ActionFlags = 1 << 6 // only the thread whose context is kept under Saved, while it is at that jump
 )
 
 // RegisterSet selects the registers that an action sets: bit n for Action.GPR[n].
@@ -143,7 +143,7 @@ type Action struct {
 
 	RIPMin, RIPMax uint64
 	TEB            uint64
-	Saved          uint64  // Parked, Restore: cookie of the Save
+	Saved          uint64  // OnlyParked, ActionRestore: cookie of the action with SaveContext
 	Guards         []Guard // at most MaxGuards
 }
 

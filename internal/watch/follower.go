@@ -195,7 +195,7 @@ func (f *follower) find(ctx context.Context, src source.Source) (*introspect.Gue
 		g, err := introspect.Open(ctx, cache, f.s.opt.Profiles)
 		took := time.Since(begin)
 		if err == nil {
-			return g.Through(src), nil
+			return g.WithSource(src), nil
 		}
 		limit := lastLook
 		switch {

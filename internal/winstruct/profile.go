@@ -228,9 +228,9 @@ func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
 	return t
 }
 
-// Of returns the profile of an image with p's structures and the given symbols, which are
+// ForImage returns the profile of an image with p's structures and the given symbols, which are
 // RVAs in the image.
-func (p *Profile) Of(id Identity, symbols map[string]uint64) *Profile {
+func (p *Profile) ForImage(id Identity, symbols map[string]uint64) *Profile {
 	n := *p
 	n.Identity, n.symbols = id, symbols
 	return &n

@@ -29,7 +29,7 @@ func openBy(t testing.TB, g *harness.Guest, b domain.Backend) (source.Source, *d
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.Close() })
-	h.Use(b, nil)
+	h.SetBackend(b, nil)
 	d, err := h.Find(g.Name)
 	if err != nil {
 		t.Fatal(err)

@@ -126,7 +126,7 @@ func BenchmarkAgain(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer h.Close()
-	h.Use(domain.QEMU, func(error) {})
+	h.SetBackend(domain.QEMU, func(error) {})
 	var guests []*source.Cache
 	for range 3 {
 		g := harness.Start(b, "10.0.19041")

@@ -60,9 +60,9 @@ func (g *Guest) Read(p []byte, addr uint64) bool {
 // sharedSize is the encoded size of one source.Shared, in bytes: address, size and offset.
 const sharedSize = 24
 
-// Put encodes the places of shared guest memory at the beginning of mem. It reports whether
+// EncodeRanges encodes the places of shared guest memory at the beginning of mem. It reports whether
 // there was room.
-func Put(mem []byte, shared []source.Shared) bool {
+func EncodeRanges(mem []byte, shared []source.Shared) bool {
 	if len(mem) < 4+sharedSize*len(shared) {
 		return false
 	}
@@ -76,8 +76,8 @@ func Put(mem []byte, shared []source.Shared) bool {
 	return true
 }
 
-// Take decodes what Put wrote. The content of mem is not trusted.
-func Take(mem []byte) ([]source.Shared, error) {
+// DecodeRanges decodes what EncodeRanges wrote. The content of mem is not trusted.
+func DecodeRanges(mem []byte) ([]source.Shared, error) {
 	if len(mem) < 4 {
 		return nil, fmt.Errorf("no runs of guest memory in %d bytes", len(mem))
 	}

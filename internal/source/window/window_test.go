@@ -50,10 +50,10 @@ func TestGuestMemoryInAFile(t *testing.T) {
 	mem := make([]byte, 256)
 	runs := []source.Shared{{Range: source.Range{Start: 0x10000, Size: 4096}, Offset: 32 + 4096}, {Range: source.Range{Start: 0x1000, Size: 4096}, Offset: 32},
 		{Range: source.Range{Start: 1 << 63, Size: 1 << 63}}}
-	if !Put(mem, runs) || Put(mem[:40], runs) {
+	if !EncodeRanges(mem, runs) || EncodeRanges(mem[:40], runs) {
 		t.Error("room for runs is misjudged")
 	}
-	got, err := Take(mem)
+	got, err := DecodeRanges(mem)
 	if err != nil || !reflect.DeepEqual(got, runs) {
 		t.Fatalf("%v, %v", got, err)
 	}

@@ -159,7 +159,7 @@ func share(src source.Source, mem []byte) *os.File {
 	if err != nil {
 		return nil // what is wrong with the guest is found when it is read
 	}
-	if !window.Put(mem, runs) {
+	if !window.EncodeRanges(mem, runs) {
 		f.Close()
 		return nil
 	}

@@ -36,7 +36,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(append(packet(wire.StatusOK, wire.WindowSize, 0xff, 0xff, 0xff, 0), packet(wire.StatusOK, 1)...), []byte("{}"))
 	f.Add(append(packet(wire.StatusOK, 2, 2, 0, 0, 0), packet(wire.StatusOK, 2)...), []byte("[]"))
 	shared := make([]byte, 64)
-	window.Put(shared, []source.Shared{{Range: source.Range{Size: 4096}}})
+	window.EncodeRanges(shared, []source.Shared{{Range: source.Range{Size: 4096}}})
 	f.Add(packet(wire.StatusOK, 4, 0), shared)
 	f.Fuzz(func(t *testing.T, data, text []byte) {
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -73,7 +73,7 @@ func FuzzAnswers(f *testing.F) {
 			_, _ = (neighbours{profiles{ls}}).Open(e)
 		}
 		_, _ = newEngine(ls).Scan(context.Background(), "x", buf)
-		if runs, err := window.Take(text); err == nil && 24*len(runs) > len(text) {
+		if runs, err := window.DecodeRanges(text); err == nil && 24*len(runs) > len(text) {
 			t.Fatalf("%d runs of %d bytes", len(runs), len(text))
 		}
 		if len(ls) != 1 {

@@ -77,7 +77,7 @@ func enter(args []string) (_ lanes, mapped *window.Guest, abi int, err error) {
 // mapGuest maps guest memory, and closes the descriptor: by the module's more can be done
 // than to map it.
 func mapGuest(fd int, mem []byte) (*window.Guest, error) {
-	runs, err := window.Take(mem)
+	runs, err := window.DecodeRanges(mem)
 	if err != nil {
 		return nil, err
 	}

@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// Text makes text of unknown origin safe to print: control characters, escape
-// sequences, invisible and direction-changing characters and bytes that are no UTF-8
-// are spelled out. Printable text comes back unchanged.
+// Text returns s in a form that is safe to print. It spells out control characters, escape
+// sequences, invisible and direction-changing characters, and bytes that are not UTF-8. It
+// returns printable text unchanged.
 func Text(s string) string {
 	clean := true
 	for _, r := range s {
@@ -40,8 +40,9 @@ func Text(s string) string {
 	return b.String()
 }
 
-// printable leaves out all that moves the cursor, changes direction or cannot be
-// seen: only space is allowed of the separators, and no format characters.
+// printable reports whether a character neither moves the cursor nor changes the direction
+// of text nor is invisible. The only separator it accepts is the space, and it accepts no
+// format character.
 func printable(r rune) bool {
 	return r == ' ' || unicode.IsGraphic(r) && !unicode.IsSpace(r) && !unicode.Is(unicode.Cf, r)
 }

@@ -12,8 +12,8 @@ const (
 	MethodSurrogate = "surrogate" // a thread of a service made the calls
 )
 
-// Process names a process of the guest that something was done to, as it was then. Its
-// texts are the guest's.
+// Process identifies a process of the guest that something was done to. It holds what the
+// process was at that time. The texts come from the guest.
 type Process struct {
 	PID      uint64    `json:"pid"`
 	Name     string    `json:"name"`
@@ -29,18 +29,18 @@ type Call struct {
 	Status NTStatus `json:"status"`
 }
 
-// Surrogate is what was done with a service of the guest that ended the target in our
-// stead.
+// Surrogate records what was done with a service of the guest that ended the target for
+// vmav.
 type Surrogate struct {
 	Process
 	Thread  uint64 `json:"thread"` // id, as its TEB says
 	Calls   []Call `json:"calls"`
 	Error   string `json:"error,omitempty"`
-	Context string `json:"context"` // "equal": the thread has all that it had; else what is known
+	Context string `json:"context"` // "equal" if the thread has its whole context back; else what is known of it
 }
 
-// Kill is the audit record of one kill. It holds all that was done to the guest. Its
-// Reason is empty where the Code is OutcomeKilled.
+// Kill is the audit record of one kill. It holds everything that was done to the guest.
+// Reason is empty if Code is OutcomeKilled.
 type Kill struct {
 	Domain string  `json:"domain"`
 	Target Process `json:"target"`
@@ -48,22 +48,21 @@ type Kill struct {
 	DryRun     bool        `json:"dry_run,omitempty"`
 	Method     string      `json:"method,omitempty"` // MethodDirect or MethodSurrogate
 	Surrogates []Surrogate `json:"surrogates,omitempty"`
-	Plan       []string    `json:"plan,omitempty"` // of a dry run, and what speaks against a way
+	Plan       []string    `json:"plan,omitempty"` // of a dry run: the ways to end the process, and why others are not possible
 	Requested  time.Time   `json:"requested"`
 	// Times since the request.
-	Applied *Milliseconds `json:"applied_ms,omitempty"` // a thread was redirected, or NtTerminateProcess returned to the surrogate
-	Dead    *Milliseconds `json:"dead_ms,omitempty"`    // its end was seen in the guest's memory
-	// As the guest has them, once it has ended.
+	Applied *Milliseconds `json:"applied_ms,omitempty"` // until a thread was redirected, or NtTerminateProcess returned to the surrogate
+	Dead    *Milliseconds `json:"dead_ms,omitempty"`    // until its end was seen in the guest's memory
+	// What the guest records of the end; nil until the process has ended.
 	ExitStatus *NTStatus  `json:"exit_status,omitempty"`
 	Exited     *time.Time `json:"exited,omitempty"`
 }
 
-// Ended tells whether the guest itself says that the process has ended.
+// Ended reports whether the guest itself says that the process has ended.
 func (k *Kill) Ended() bool { return k.Code == OutcomeKilled || k.Code == OutcomeExited }
 
-// Act is the audit record of something that was done to a guest and is no kill: a
-// process was held, or the domain suspended. Its Reason is empty where the Code is
-// OutcomeHeld or OutcomeSuspended.
+// Act is the audit record of an action on a guest that is not a kill: a process was held,
+// or the domain was suspended. Reason is empty if Code is OutcomeHeld or OutcomeSuspended.
 type Act struct {
 	Domain string         `json:"domain"`
 	Action verdict.Action `json:"action"`           // verdict.Hold or verdict.Suspend

@@ -8,14 +8,14 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Fidelity is how far a rebuilt file is the file that was loaded, in short.
+// Fidelity summarises how close a rebuilt file is to the file that was loaded.
 type Fidelity struct {
 	Form     string  `json:"form"`     // FormFile or FormMemory: what was scanned
 	Coverage float64 `json:"coverage"` // share of its bytes that are known, 0 to 1
-	Exact    bool    `json:"exact"`    // the file itself, up to its overlay
+	Exact    bool    `json:"exact"`    // it equals the file, except for the file's overlay
 	Base     string  `json:"base"`     // how its preferred base was found
 	Missing  uint64  `json:"missing"`  // bytes whose pages were not present
-	PagedIn  uint64  `json:"paged_in"` // bytes that the guest read in because it was asked to
+	PagedIn  uint64  `json:"paged_in"` // bytes that the guest read in on request
 }
 
 // Forms of what the engine sees.
@@ -30,33 +30,33 @@ const (
 	KindModified  = verdict.KindModified
 )
 
-// Signatures of findings that are not the engine's. They name what was seen, not who
+// Signatures of findings that do not come from the engine. They name what was seen, not who
 // did it.
 const (
 	ModifiedCode    = "Vmav.Modified.Code"    // a process has changed its copy of code: an inline hook, a patch
-	ModifiedHeaders = "Vmav.Modified.Headers" // a process has changed the headers of an image: hides it, or forges it
+	ModifiedHeaders = "Vmav.Modified.Headers" // a process has changed the headers of an image, to hide or to forge it
 	ModifiedFile    = "Vmav.Modified.File"    // the code that runs is not the code of the file in the guest's cache
 )
 
-// Region says which memory a finding is in, where that is not a whole image.
+// Region describes the memory that a finding is in, if that is not a whole image.
 type Region struct {
 	Start      Address `json:"start"`
 	End        Address `json:"end"` // exclusive
 	Type       string  `json:"type"`
 	Image      string  `json:"image,omitempty"` // of RegionImage and RegionMapped: the file
 	Executable uint64  `json:"executable"`      // bytes that are executable
-	PE         bool    `json:"pe"`              // it begins with the headers of an image that no loader has mapped
+	PE         bool    `json:"pe"`              // it begins with the headers of an image that was not mapped by a loader
 }
 
 // Types of regions.
 const (
 	RegionPrivate = "private" // allocated by a process
-	RegionMapped  = "mapped"  // a view of a section that is no image
-	RegionImage   = "image"   // pages of an image that its file does not have
+	RegionMapped  = "mapped"  // a view of a section that is not an image
+	RegionImage   = "image"   // pages of an image that are not in its file
 )
 
-// Hashes name a rebuilt file beside its SHA-256, in hexadecimal. Empty ones could not be
-// computed.
+// Hashes identify a rebuilt file beside its SHA-256. They are hexadecimal. A hash that
+// could not be computed is empty.
 type Hashes struct {
 	ImportHash   string        `json:"imphash,omitempty"`
 	Authenticode string        `json:"authenticode_sha256,omitempty"`
@@ -64,23 +64,23 @@ type Hashes struct {
 	Sections     []SectionHash `json:"sections,omitempty"`
 }
 
-// SectionHash is the MD5 of a section's raw data and its size in bytes.
+// SectionHash is the MD5 and the size in bytes of a section's raw data.
 type SectionHash struct {
 	Name string `json:"name"`
 	Size uint64 `json:"size"`
 	MD5  string `json:"md5"`
 }
 
-// Finding is a signature match on one rebuilt file or memory region, or an image that
-// is not what its file is.
+// Finding is a signature match in one rebuilt file or memory region, or an image that
+// differs from its file.
 type Finding struct {
-	ID        int64           `json:"id,omitempty"` // of its record in the history; 0 where it has none
+	ID        int64           `json:"id,omitempty"` // of its record in the history; 0 if there is none
 	Kind      string          `json:"kind"`
 	Domain    string          `json:"domain"`
 	PID       uint64          `json:"pid"`
 	Process   string          `json:"process"`
-	Image     string          `json:"image"`          // as the process names it, or which memory it is
-	File      string          `json:"file,omitempty"` // path of the file behind it as the guest's kernel has it: without a volume
+	Image     string          `json:"image"`          // name that the process gives it, or a description of the memory
+	File      string          `json:"file,omitempty"` // path of its file as the guest's kernel has it, without a volume
 	Base      Address         `json:"base"`
 	Size      uint64          `json:"size"` // bytes mapped
 	Signature string          `json:"signature"`
@@ -94,12 +94,12 @@ type Finding struct {
 	Action    verdict.Action  `json:"action"` // what was done
 	Outcome
 	Evidence []Exhibit `json:"evidence,omitempty"`
-	// Again says that an earlier scan of this guest by the same service recorded the finding,
-	// and that nothing is done about it: nobody is told of it once more.
+	// Again says that an earlier scan of this guest by the same service has recorded the
+	// finding, and that nothing is done about it. It is not reported again.
 	Again bool `json:"-"`
 }
 
-// Facts are what a policy is told of a finding.
+// Facts returns what a policy sees of the finding.
 func (f *Finding) Facts() verdict.Finding {
 	out := verdict.Finding{Kind: f.Kind, Signature: f.Signature, Image: f.File, SHA256: f.SHA256, Memory: f.Fidelity.Form == FormMemory,
 		Coverage: f.Fidelity.Coverage, Exact: f.Fidelity.Exact}
@@ -109,25 +109,28 @@ func (f *Finding) Facts() verdict.Finding {
 	return out
 }
 
-// Exhibit is a part of the evidence of a finding, or why it could not be kept.
+// Exhibit is one piece of content that was kept as evidence of a finding, or the reason why
+// it could not be kept.
 type Exhibit struct {
 	Kind   string `json:"kind"`
-	SHA256 string `json:"sha256,omitempty"` // of its content, which it is found by
+	SHA256 string `json:"sha256,omitempty"` // of its content; the evidence store finds it by this
 	Size   uint64 `json:"size,omitempty"`   // of its content, in bytes
-	Error  string `json:"error,omitempty"`  // nothing was kept
+	Error  string `json:"error,omitempty"`  // why nothing was kept; "" if it was
 }
 
 // Kinds of exhibits.
 const (
 	ExhibitScanned  = "scanned"  // what the engine saw: the rebuilt file, or memory
-	ExhibitMemory   = "memory"   // the image as it was mapped, pages that were not present as zeros
+	ExhibitMemory   = "memory"   // the mapped image; pages that were not present are zeros
 	ExhibitFidelity = "fidelity" // the fidelity record of the rebuilt file, JSON
 )
 
-// Done tells whether what the verdict asks for is known to have happened.
+// Done reports whether the action that the verdict asks for is known to have happened. A
+// verdict that asks for a report only is always done.
 func (f *Finding) Done() bool { return f.Verdict.Action == verdict.Report || f.Code.Done() }
 
-// String is "exact", "memory" for what is no file, or how much of the file is there.
+// String returns "memory" if there is no file, "exact", or how much of the file is known in
+// percent.
 func (f Fidelity) String() string {
 	if f.Form == FormMemory {
 		return "memory"
@@ -138,7 +141,7 @@ func (f Fidelity) String() string {
 	return fmt.Sprintf("%.1f %%", 100*f.Coverage)
 }
 
-// Sort orders findings by process, address and signature.
+// Sort sorts findings by process, address and signature.
 func Sort(all []Finding) {
 	slices.SortFunc(all, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Base, b.Base), cmp.Compare(a.Signature, b.Signature))

@@ -1,10 +1,10 @@
 package finding
 
-// Outcome is what was seen to happen after a verdict. It is embedded where it is the
-// outcome of something, so that its JSON is two members of that: "outcome" and "reason".
+// Outcome says what was seen to happen after a verdict. It is embedded in the records that
+// have an outcome, so that its JSON is two members of theirs: "outcome" and "reason".
 type Outcome struct {
 	Code   Code   `json:"outcome"`
-	Reason string `json:"reason,omitempty"` // in words; can hold text of the guest
+	Reason string `json:"reason,omitempty"` // in words; may contain text of the guest
 }
 
 // Code is the kind of an outcome.
@@ -12,19 +12,19 @@ type Code string
 
 // Codes of outcomes.
 const (
-	OutcomeReported  Code = "reported"  // nothing was to be done but to say so
-	OutcomeKilled    Code = "killed"    // the guest says so: exit status and time
-	OutcomeExited    Code = "exited"    // the process had ended, or ended by itself meanwhile
-	OutcomePending   Code = "pending"   // nothing could be done by the deadline, and nothing is under way any more
-	OutcomeRefused   Code = "refused"   // it must not be done
-	OutcomeFailed    Code = "failed"    // it was tried, and is not known to have worked
+	OutcomeReported  Code = "reported"  // nothing was to be done except to report it
+	OutcomeKilled    Code = "killed"    // the guest has the exit status and the time of the end
+	OutcomeExited    Code = "exited"    // the process had ended before, or ended by itself
+	OutcomePending   Code = "pending"   // nothing could be done by the deadline, and nothing is under way any longer
+	OutcomeRefused   Code = "refused"   // it is not allowed, or not possible here
+	OutcomeFailed    Code = "failed"    // it was tried and is not known to have worked
 	OutcomeGone      Code = "gone"      // the guest went away
-	OutcomePlanned   Code = "planned"   // a dry run: it would be tried
+	OutcomePlanned   Code = "planned"   // a dry run; it would be tried
 	OutcomeHeld      Code = "held"      // no thread of the process runs in user mode until it is released
 	OutcomeSuspended Code = "suspended" // libvirt says that the domain is paused
 )
 
-// Text is the outcome for people: its code, with the reason where there is one.
+// Text returns the outcome for people: its code, followed by the reason if there is one.
 func (o Outcome) Text() string {
 	if o.Reason == "" {
 		return string(o.Code)
@@ -32,8 +32,7 @@ func (o Outcome) Text() string {
 	return string(o.Code) + ": " + o.Reason
 }
 
-// Done tells whether what was to be done is known to have happened, or was only to be
-// planned.
+// Done reports whether the action is known to have happened, or was only to be planned.
 func (c Code) Done() bool {
 	switch c {
 	case OutcomeKilled, OutcomeExited, OutcomeHeld, OutcomeSuspended, OutcomePlanned:

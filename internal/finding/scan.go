@@ -5,19 +5,19 @@ import (
 	"time"
 )
 
-// Unread is something that could not be read, scanned or done. What has any is never
-// clean.
+// Unread is something that could not be read, scanned or done. A scan that has any of them
+// is never clean.
 type Unread struct {
 	What  string `json:"what"`
 	Error string `json:"error"`
 }
 
-// Timing splits the time of one domain's scan, in seconds.
+// Timing says how long the parts of one guest's scan took, in seconds.
 type Timing struct {
-	Locate    float64 `json:"locate"`
-	Enumerate float64 `json:"enumerate"`
-	Rebuild   float64 `json:"rebuild"` // copying and rebuilding, summed over the workers
-	Scan      float64 `json:"scan"`    // in the engine, summed over the workers
+	Locate    float64 `json:"locate"`    // to find the kernel
+	Enumerate float64 `json:"enumerate"` // to list processes, images and drivers
+	Rebuild   float64 `json:"rebuild"`   // to copy and rebuild, summed over all goroutines
+	Scan      float64 `json:"scan"`      // in the engine, summed over all goroutines
 	Total     float64 `json:"total"`
 }
 
@@ -27,35 +27,36 @@ type Scan struct {
 	UUID      string    `json:"uuid,omitempty"`
 	State     string    `json:"state"`
 	Status    string    `json:"status"`           // "scanned", "incomplete", "skipped", "failed"
-	Reason    string    `json:"reason,omitempty"` // why it is skipped or failed, or ended before its end
+	Reason    string    `json:"reason,omitempty"` // why it was skipped, failed or broke off
 	Build     string    `json:"build,omitempty"`
 	Profile   string    `json:"profile,omitempty"` // GUID and age; ProfileInferred, ProfileMissing
 	Source    string    `json:"source,omitempty"`
 	Processes int       `json:"processes"`
-	Ended     int       `json:"ended"` // of them, ended before all of it was read
+	Ended     int       `json:"ended"` // processes that ended before they were read in full
 	Images    int       `json:"images"`
-	Unchanged int       `json:"unchanged"` // of them, recognised as what was rebuilt and scanned before
+	Unchanged int       `json:"unchanged"` // images that were recognised as ones scanned before
 	Files     int       `json:"files"`     // distinct rebuilt files that the engine saw
-	Bytes     uint64    `json:"bytes"`     // that the engine saw
-	Regions   int       `json:"regions"`   // of executable memory outside of files
-	Partial   int       `json:"partial"`   // images scanned with pages missing, above the limit
+	Bytes     uint64    `json:"bytes"`     // of these files
+	Regions   int       `json:"regions"`   // of executable memory outside files
+	Partial   int       `json:"partial"`   // images that were scanned with pages missing, above the minimum coverage
 	PageIns   int       `json:"page_ins"`  // pages that the guest was made to read in
 	Findings  []Finding `json:"findings"`
 	Errors    []Unread  `json:"errors"`
 	Kills     []*Kill   `json:"kills,omitempty"`   // one for each process that was to be killed
-	Actions   []*Act    `json:"actions,omitempty"` // what else was to be done to it
+	Actions   []*Act    `json:"actions,omitempty"` // other actions on the guest
 	Timing    Timing    `json:"timing"`
-	Resumed   bool      `json:"resumed,omitempty"` // the result of a run that was interrupted
+	Resumed   bool      `json:"resumed,omitempty"` // the result comes from a sweep that was interrupted
 
-	// Where no profile fits the build: the PDB, GUID and age that one is missing for, the
-	// build whose offsets were used in its place, and what was not used because it could
-	// not be proven.
+	// These are set if no profile fits the build: the PDB, GUID and age of the missing
+	// profile, the build whose offsets were used in its place, and the structures that
+	// were not used because their offsets could not be proven.
 	Missing      string   `json:"missing,omitempty"`
 	InferredFrom string   `json:"inferred_from,omitempty"`
 	Unproven     []string `json:"unproven,omitempty"`
 }
 
-// MaxErrors bounds the errors of a Scan: what one hostile guest can fill it with.
+// MaxErrors bounds the errors of a Scan, because a hostile guest can cause any number of
+// them.
 const MaxErrors = 10000
 
 // Fail notes something that could not be read or done.
@@ -65,25 +66,25 @@ func (d *Scan) Fail(what string, err error) {
 	}
 }
 
-// What a Scan can have for a profile beside its identity.
+// Values of Scan.Profile beside a profile's identity.
 const (
 	ProfileInferred = "inferred"
 	ProfileMissing  = "missing"
 )
 
-// Status of a Scan.
+// Values of Scan.Status.
 const (
-	StatusScanned    = "scanned"    // all was read
-	StatusIncomplete = "incomplete" // something was not: never clean
+	StatusScanned    = "scanned"    // everything was read
+	StatusIncomplete = "incomplete" // something was not read, so it is never clean
 	StatusSkipped    = "skipped"    // not Windows, or not running
-	StatusFailed     = "failed"     // nothing was scanned
+	StatusFailed     = "failed"     // nothing was scanned, although it should have been
 )
 
-// Engine says what scanned.
+// Engine identifies the engine that scanned.
 type Engine struct {
 	Version  string     `json:"version"`
 	Database string     `json:"database,omitempty"`
-	Built    *time.Time `json:"built,omitempty"`
+	Built    *time.Time `json:"built,omitempty"` // when its signatures were made; nil if unknown
 	Private  bool       `json:"private"`
 }
 
@@ -94,7 +95,7 @@ type Sweep struct {
 	Summary Summary `json:"summary"`
 }
 
-// Summary adds the domains up.
+// Summary adds up the results of all guests of a Sweep.
 type Summary struct {
 	Domains    int     `json:"domains"`
 	Scanned    int     `json:"scanned"`
@@ -109,7 +110,8 @@ type Summary struct {
 	Seconds    float64 `json:"seconds"`
 }
 
-// Summarise fills the summary from the domains.
+// Summarise fills the summary from the results of the guests. took is the duration of the
+// sweep.
 func (s *Sweep) Summarise(took time.Duration) {
 	s.Summary = Summary{Domains: len(s.Domains), Seconds: took.Seconds()}
 	for _, d := range s.Domains {
@@ -131,7 +133,7 @@ func (s *Sweep) Summarise(took time.Duration) {
 	}
 }
 
-// Complete tells whether each domain was looked at, whatever became of that.
+// Complete reports whether each guest was scanned or skipped, and none failed.
 func (s *Sweep) Complete() bool {
 	return !slices.ContainsFunc(s.Domains, func(d Scan) bool { return d.Status == StatusFailed })
 }

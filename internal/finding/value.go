@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Address is a 64-bit address or size of the guest. In JSON it is a string, "0x…":
-// numbers above 2^53 do not survive many readers.
+// Address is a 64-bit address or size in the guest. In JSON it is a string, "0x…", because
+// many readers lose digits of numbers above 2^53.
 type Address uint64
 
 // MarshalText implements encoding.TextMarshaler.
@@ -22,13 +22,13 @@ func (a *Address) UnmarshalText(text []byte) error {
 	return err
 }
 
-// String is the address in hexadecimal, "0x…".
+// String returns the address in hexadecimal, "0x…".
 func (a Address) String() string { return "0x" + strconv.FormatUint(uint64(a), 16) }
 
 // NTStatus is a status code of the guest's kernel. In JSON it is a string, "0x…".
 type NTStatus uint32
 
-// String is the status in eight hexadecimal digits, "0x…".
+// String returns the status as eight hexadecimal digits, "0x…".
 func (s NTStatus) String() string { return fmt.Sprintf("0x%08x", uint32(s)) }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -44,7 +44,7 @@ func (s *NTStatus) UnmarshalText(text []byte) error {
 // Milliseconds is a duration. In JSON it is a number of milliseconds.
 type Milliseconds time.Duration
 
-// String is the duration with its unit, "1.5 ms".
+// String returns the duration with its unit, "1.5 ms".
 func (m Milliseconds) String() string {
 	return fmt.Sprintf("%.1f ms", time.Duration(m).Seconds()*1000)
 }

@@ -1,6 +1,6 @@
-// Package subject says what a process of a guest is to the policy and to the guards that
-// no policy overrides. Whoever finds something in a process and whoever acts on one must
-// see the same, so that there is one function for both. It reads no guest.
+// Package subject describes a process of a guest to the policy, and to the guards that no
+// policy overrides. Code that finds something in a process and code that acts on it must
+// see the same description. So there is one function for both. The package reads no guest.
 package subject
 
 import (
@@ -10,7 +10,7 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Of is a process as a policy sees it, without its domain and its parent.
+// Of returns a process as a policy sees it, without its domain and its parent.
 func Of(p *introspect.Process) verdict.Subject {
 	has := func(flag string) bool { return slices.Contains(p.Flags, flag) }
 	return verdict.Subject{PID: p.PID, Name: p.Name, Path: p.Path, Session: p.Session,
@@ -18,8 +18,8 @@ func Of(p *introspect.Process) verdict.Subject {
 		Hidden: has(introspect.FlagHidden), Inferred: has(introspect.FlagInferred)}
 }
 
-// Parent is the process among some that made p, or nil where it is not known any more: its
-// id may be another's by now, one that was made later.
+// Parent returns the process among procs that created p, or nil if it is not there. A
+// process that was created after p is not its parent: it only has the parent's PID now.
 func Parent(p *introspect.Process, procs []introspect.Process) (parent *introspect.Process) {
 	for i := range procs {
 		q := &procs[i]

@@ -20,8 +20,8 @@ var KillColumns = []Column[finding.Kill]{
 	{Title: "REASON", Text: func(k finding.Kill) string { return k.Reason }},
 }
 
-// WriteKill writes a kill for people: what became of it in a line, and below what was
-// done to whom.
+// WriteKill writes a kill for people: its outcome on one line, then what was done to which
+// process.
 func WriteKill(w io.Writer, k *finding.Kill) error {
 	p := printer{w: w}
 	how := ""

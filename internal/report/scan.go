@@ -22,8 +22,9 @@ var FindingColumns = []Column[finding.Finding]{
 	{Title: "OUTCOME", Text: func(f finding.Finding) string { return f.Text() }},
 }
 
-// WriteScan writes a scan for people: a line like clamscan's for each finding and
-// error, the findings as a table, the summary.
+// WriteScan writes a scan for people: a line like clamscan's for each finding and error,
+// then the findings as a table and the summary. If infectedOnly is set, it writes only
+// findings and errors, and nothing else if there are none.
 func WriteScan(w io.Writer, s *finding.Sweep, infectedOnly bool) error {
 	p := printer{w: w}
 	var all []finding.Finding
@@ -85,7 +86,7 @@ func WriteScan(w io.Writer, s *finding.Sweep, infectedOnly bool) error {
 	return p.err
 }
 
-// firstRecord is the smallest ID of findings that have one, else 0.
+// firstRecord returns the smallest ID of the findings, or 0 if none has one.
 func firstRecord(findings []finding.Finding) (id int64) {
 	for _, f := range findings {
 		if f.ID != 0 && (id == 0 || f.ID < id) {

@@ -12,10 +12,10 @@ import (
 	"vmav.dev/vmav/internal/escape"
 )
 
-// Format is a form of output.
+// Format is an output format.
 type Format string
 
-// Formats.
+// Output formats.
 const (
 	Table Format = "table"
 	JSON  Format = "json"
@@ -23,7 +23,7 @@ const (
 	CSV   Format = "csv"
 )
 
-// ParseFormat reads a format's name.
+// ParseFormat returns the format with a name.
 func ParseFormat(s string) (Format, error) {
 	switch f := Format(s); f {
 	case Table, JSON, JSONL, CSV:
@@ -32,15 +32,16 @@ func ParseFormat(s string) (Format, error) {
 	return "", fmt.Errorf("format %q: known are table, json, jsonl and csv", s)
 }
 
-// Column is one column of a list of rows of type T.
+// Column is one column of a list of rows of type T. Text returns the cell of a row; it is
+// escaped when it is written.
 type Column[T any] struct {
 	Title string
 	Text  func(T) string
-	Right bool // numbers
+	Right bool // align to the right, for numbers
 }
 
-// Rows writes a list: as a table with the columns given, as JSON by T's own encoding
-// (an array, or an object a line), or as CSV with the columns' titles in lower case.
+// Rows writes a list in a format: a table with the columns, JSON in T's own encoding (an
+// array, or one object per line), or CSV with the columns' titles in lower case.
 func Rows[T any](w io.Writer, f Format, rows []T, cols []Column[T]) error {
 	switch f {
 	case JSON:

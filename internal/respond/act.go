@@ -15,15 +15,15 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// doomed is a process that is to be killed or held, and the findings that say so.
+// doomed is a process to kill or to hold, and the findings that ask for it.
 type doomed struct {
 	process  *introspect.Process
-	action   verdict.Action // verdict.Kill where any of them says so
-	findings []int
+	action   verdict.Action // verdict.Kill if any of them asks for it
+	findings []int          // indices into response.findings
 }
 
-// doom notes what the verdict on the finding of an index asks for. The caller holds the
-// lock.
+// doom notes what the verdict on a finding asks for. finding is an index into r.findings.
+// The caller holds the lock.
 func (r *response) doom(p *introspect.Process, action verdict.Action, finding int) {
 	switch action {
 	case verdict.Kill, verdict.Hold:
@@ -47,11 +47,11 @@ func (r *response) doom(p *introspect.Process, action verdict.Action, finding in
 	d.findings = append(d.findings, finding)
 }
 
-// act carries out the verdicts, once for each process, when all has been scanned: what
-// ends in mid-scan would leave the scan incomplete. The domain is suspended last, as
-// nobody can be killed in one that stands still. What is not known to have worked is an
-// error of the result, but of a memory image, where nothing can. The error is that of an
-// interruption.
+// act carries out the verdicts, once for each process, after everything has been scanned. A
+// process that ended during the scan would leave the scan incomplete. The domain is
+// suspended last, because nothing can be killed in a paused domain. An action that is not
+// known to have worked is an error of the result, except in a memory image, where no action
+// is possible. act returns an error only if it was interrupted.
 func (r *response) act(ctx context.Context) error {
 	var all []*doomed
 	for _, d := range r.doomed {
@@ -70,7 +70,7 @@ func (r *response) act(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// actOn ends or holds processes. It reads the guest anew: the lists of its kernel and the
+// actOn kills or holds processes. It reads the guest again: the kernel's lists and the
 // exports of ntdll, but no file of a process.
 func (r *response) actOn(ctx context.Context, all []*doomed) error {
 	var engine *kill.Engine
@@ -97,8 +97,8 @@ func (r *response) actOn(ctx context.Context, all []*doomed) error {
 	return nil
 }
 
-// end kills or holds a process and returns the record of the one or the other. The error
-// is why the engine could not be had.
+// end kills or holds a process and returns the record of the one or of the other. If engine
+// is nil, err says why there is none.
 func (r *response) end(ctx context.Context, engine *kill.Engine, err error, d *doomed) (*finding.Kill, *finding.Act) {
 	opt := r.opt.Kill
 	opt.Policy, opt.DryRun = r.opt.Policy, r.opt.Policy.DryRun
@@ -127,10 +127,10 @@ func (r *response) end(ctx context.Context, engine *kill.Engine, err error, d *d
 	return nil, a
 }
 
-// suspendTime is how long libvirt may take to pause a domain.
+// suspendTime bounds how long libvirt may take to pause a domain.
 const suspendTime = 30 * time.Second
 
-// suspend pauses the domain.
+// suspend pauses the domain and returns the record of that.
 func (r *response) suspend(ctx context.Context) *finding.Act {
 	begin := time.Now()
 	a := &finding.Act{Domain: r.target.Name, Action: verdict.Suspend, DryRun: r.opt.Policy.DryRun, Requested: begin.UTC()}
@@ -163,7 +163,7 @@ func (r *response) suspend(ctx context.Context) *finding.Act {
 	return a
 }
 
-// acting has it recorded that the guest is about to be touched.
+// acting records that the guest is about to be touched.
 func (r *response) acting(ctx context.Context, findings []int, a verdict.Action) {
 	if r.opt.Policy.DryRun || r.opt.Recorder == nil {
 		return
@@ -172,8 +172,8 @@ func (r *response) acting(ctx context.Context, findings []int, a verdict.Action)
 	r.unrecorded(&all[0], r.opt.Recorder.Acting(ctx, a, all))
 }
 
-// outcome notes what came of an action for the findings that asked for it: of a kill, or of
-// another.
+// outcome notes and records what came of an action, for the findings that asked for it. k
+// is the record of a kill. If k is nil, a is the record of another action.
 func (r *response) outcome(ctx context.Context, findings []int, action verdict.Action, k *finding.Kill, a *finding.Act) {
 	var o finding.Outcome
 	what := "suspend the domain"
@@ -194,12 +194,12 @@ func (r *response) outcome(ctx context.Context, findings []int, action verdict.A
 	if r.opt.Recorder == nil {
 		return
 	}
-	// What has happened is recorded also where the scan was interrupted meanwhile.
+	// Record what has happened even if the scan was interrupted in the meantime.
 	all := r.some(findings)
 	r.unrecorded(&all[0], r.opt.Recorder.Acted(context.WithoutCancel(ctx), action, all, k, a))
 }
 
-// some are the findings of some indices.
+// some returns the findings with the given indices.
 func (r *response) some(indices []int) []finding.Finding {
 	out := make([]finding.Finding, len(indices))
 	for i, at := range indices {

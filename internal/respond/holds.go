@@ -9,8 +9,8 @@ import (
 	"vmav.dev/vmav/internal/kill"
 )
 
-// Keeper keeps processes held until they end, or until all are released. It implements
-// Holder; the zero Keeper is ready to use, by several scans at once.
+// Keeper keeps processes held until they end, or until it releases all of them. It
+// implements Holder. The zero Keeper is ready to use, also by several scans at once.
 type Keeper struct {
 	mu   sync.Mutex
 	held map[*kill.Held]bool
@@ -33,7 +33,7 @@ func (k *Keeper) Keep(h *kill.Held) {
 	k.held[h] = true
 }
 
-// Release lets go of all. It warns of what was held no more.
+// Release releases all processes. It warns of each process that was no longer held.
 func (k *Keeper) Release(w Warner) {
 	k.mu.Lock()
 	all := k.held
@@ -47,22 +47,23 @@ func (k *Keeper) Release(w Warner) {
 }
 
 // Holds are the processes that a program holds for some time before it ends. It implements
-// Holder, for one scan after the other. A nil one holds nothing.
+// Holder, for one scan after the other. A nil Holds holds nothing.
 type Holds struct {
 	time    time.Duration
 	all     []*kill.Held
 	sources []io.Closer // of the domains whose processes are in all
-	scanned int         // how many of all there were when the last scan ended
+	scanned int         // length of all when the last scan ended
 }
 
-// NewHolds returns holds that last for a time at most.
+// NewHolds returns holds that last at most for d.
 func NewHolds(d time.Duration) *Holds { return &Holds{time: d} }
 
 // Keep implements Holder.
 func (h *Holds) Keep(p *kill.Held) { h.all = append(h.all, p) }
 
-// Done closes a domain's source when its scan is over: now, or after the holds that the
-// scan took, which look after their processes through it.
+// Done takes over a domain's source when its scan is over. It closes the source at once if
+// the scan held nothing. Otherwise Wait closes it, because the held processes are looked
+// after through it.
 func (h *Holds) Done(src io.Closer) {
 	if h == nil || len(h.all) == h.scanned {
 		src.Close()
@@ -72,8 +73,9 @@ func (h *Holds) Done(src io.Closer) {
 	h.sources = append(h.sources, src)
 }
 
-// Wait keeps the holds for their time or until ctx ends, lets go of all, and closes their
-// sources. It warns of what it waits for and of what was held no more.
+// Wait keeps the holds for their time or until ctx ends. It then releases all of them and
+// closes their sources. It warns that it waits, and of each process that was no longer
+// held.
 func (h *Holds) Wait(ctx context.Context, w Warner) {
 	if h == nil || len(h.all) == 0 {
 		return

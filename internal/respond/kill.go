@@ -15,8 +15,8 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Kill ends one process because somebody asked for it, without a finding: it is recorded
-// before and after. What cannot be recorded is warned of, and keeps nobody from killing.
+// Kill ends one process on request, without a finding. It records the kill before and
+// after. It warns of what cannot be recorded and kills all the same.
 func (r *Records) Kill(ctx context.Context, t scan.Target, g *introspect.Guest, p *introspect.Process, o Options) *finding.Kill {
 	acted := r.killing(ctx, &t, p, o.Kill.DryRun)
 	k := killNow(ctx, &t, g, p, &o)
@@ -24,6 +24,7 @@ func (r *Records) Kill(ctx context.Context, t scan.Target, g *introspect.Guest, 
 	return k
 }
 
+// killNow ends a process and returns the record of that.
 func killNow(ctx context.Context, t *scan.Target, g *introspect.Guest, p *introspect.Process, o *Options) *finding.Kill {
 	engine, err := kill.New(t.Name, g, t.Source)
 	if err != nil {
@@ -38,8 +39,8 @@ func killNow(ctx context.Context, t *scan.Target, g *introspect.Guest, p *intros
 	return engine.Kill(ctx, p, opt)
 }
 
-// killing records that a process is about to be killed, and returns what records the
-// outcome.
+// killing records that a process is about to be killed. It returns a function that records
+// the outcome.
 func (r *Records) killing(ctx context.Context, t *scan.Target, p *introspect.Process, dryRun bool) func(*finding.Kill) {
 	none := func(*finding.Kill) {}
 	a := r.Account(t.Name, t.UUID, true).(*account)
@@ -68,9 +69,9 @@ func (r *Records) killing(ctx context.Context, t *scan.Target, p *introspect.Pro
 	}
 }
 
-// KillLock is the lock that all take who kill in a domain, so that nobody tries to end a
-// process whose end is under way: a file in the directory of locks. Nobody can be killed in
-// a memory image, which has no UUID and no lock: nil.
+// KillLock returns the lock that everybody takes who kills in a domain, so that nobody
+// tries to end a process whose end is under way. The lock is a file in the given directory.
+// KillLock returns nil for a memory image, which has no UUID: nothing can be killed in it.
 func KillLock(ctx context.Context, directory, uuid string) sync.Locker {
 	if uuid == "" {
 		return nil

@@ -8,15 +8,16 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 )
 
-// Known remembers which findings in one guest were recorded, for a service that scans the
-// guest again and again: what it knows and has nothing to do about is recorded once and told
-// of once. A nil Known knows nothing. It is safe for concurrent use.
+// Known remembers which findings in one guest were recorded. A service that scans the guest
+// again and again uses it to record and report a finding only once if nothing is to be done
+// about it. A nil Known knows nothing. It is safe for concurrent use.
 type Known struct {
 	mu   sync.Mutex
 	seen map[knownKey]bool
 }
 
-// knownKey is one finding in one process; pids are used again.
+// knownKey identifies one finding in one process. The creation time is part of it because
+// PIDs are used again.
 type knownKey struct {
 	pid             uint64
 	created         time.Time
@@ -24,7 +25,7 @@ type knownKey struct {
 	signature, kind string
 }
 
-// maxKnown bounds what is remembered of one guest.
+// maxKnown bounds how many findings are remembered of one guest.
 const maxKnown = 1 << 16
 
 func keyOf(p *introspect.Process, f *finding.Finding) knownKey {
@@ -51,7 +52,7 @@ func (n *Known) add(k knownKey) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.seen == nil || len(n.seen) > maxKnown {
-		n.seen = make(map[knownKey]bool) // told twice rather than never
+		n.seen = make(map[knownKey]bool) // better to report a finding twice than never
 	}
 	n.seen[k] = true
 }

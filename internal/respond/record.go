@@ -17,42 +17,43 @@ import (
 
 // RecordOptions say where responses are recorded, and who is told of them.
 type RecordOptions struct {
-	Directory string // of the history; "" to record nothing, and then no evidence is kept
+	Directory string // of the history; if "", nothing is recorded and no evidence is kept
 	Origin    history.Origin
-	History   history.Limits // that Close keeps
+	History   history.Limits // limits that Close enforces
 
 	Evidence string // directory of the evidence
 	Limits   evidence.Limits
-	Always   bool // evidence of every finding is kept, not only where the verdict says so
-	Wanted   bool // evidence may be kept: that it cannot be is an error of OpenRecords
+	Always   bool // keep evidence of every finding, whatever its verdict says
+	Wanted   bool // evidence may be needed: OpenRecords fails if the store cannot be opened
 
-	Tell   *notify.Notifier // nil for nobody; its owner closes it
-	DryRun bool             // nothing is done about findings, which those who are told hear
+	Tell   *notify.Notifier // nil for none; the caller closes it
+	DryRun bool             // nothing is done about findings, and notifications say so
 	Warner Warner
 }
 
-// Warner is told what the user should know and what is no error of the call.
+// Warner receives messages for the user that are not errors of the call.
 type Warner interface {
 	Warn(format string, args ...any)
 }
 
-// Account is the account of one scan: what it finds and what is done about that is
-// recorded as it comes about. End records the result and tells those who want to know. A
-// result that could not be recorded becomes incomplete.
+// Account records one scan: what it finds, and what is done about that, as it happens. End
+// records the result and tells those who want to know. If the result cannot be recorded, it
+// becomes incomplete.
 type Account interface {
 	Recorder
 	End(ctx context.Context, d *finding.Scan)
 }
 
-// Accounts makes the accounts of scans. Records are ones.
+// Accounts makes the accounts of scans. Records implements it.
 type Accounts interface {
-	// Account is that of a scan which is about to begin, of everything in a domain or of what
-	// is new in it. Of what is new there are many scans, and most find nothing: those leave
-	// no record.
+	// Account returns the account of a scan that is about to begin. everything says whether
+	// the scan covers the whole domain or only what is new in it. There are many scans of
+	// what is new, and most find nothing; these leave no record.
 	Account(domain, uuid string, everything bool) Account
 }
 
-// Records is the history with its evidence, and who is told. It is safe for concurrent use.
+// Records is the history with its evidence, and those who are told. It is safe for
+// concurrent use.
 type Records struct {
 	opt    RecordOptions
 	engine *finding.Engine
@@ -63,7 +64,7 @@ type Records struct {
 	err   error // of opening the store
 }
 
-// OpenRecords opens the history, and the evidence where that is wanted. The caller closes
+// OpenRecords opens the history, and the evidence store if it is wanted. The caller closes
 // the Records.
 func OpenRecords(o RecordOptions) (*Records, error) {
 	r := &Records{opt: o}
@@ -84,25 +85,25 @@ func OpenRecords(o RecordOptions) (*Records, error) {
 	return r, nil
 }
 
-// KeepsEvidence tells whether a policy may have evidence kept.
+// KeepsEvidence reports whether a rule of a policy asks for evidence.
 func KeepsEvidence(p verdict.Policy) bool {
 	return slices.ContainsFunc(p.Rules, func(r verdict.Rule) bool { return r.Evidence })
 }
 
-// ScannedBy names the engine in the records that begin from now on. It is called before the
-// first account.
+// ScannedBy sets the engine that the records name. It must be called before the first
+// account is made.
 func (r *Records) ScannedBy(e finding.Engine) { r.engine = &e }
 
-// evidence opens the store when it is first needed.
+// evidence returns the store. It opens the store on the first call.
 func (r *Records) evidence() (*evidence.Store, error) {
 	r.once.Do(func() { r.store, r.err = evidence.Open(r.opt.Evidence, r.opt.Limits) })
 	return r.store, r.err
 }
 
-// Kept tells whether there is a history that records are kept in.
+// Kept reports whether there is a history that records are kept in.
 func (r *Records) Kept() bool { return r.db != nil }
 
-// Close keeps the limits and closes the history. What fails is warned of.
+// Close enforces the limits and closes the history. It warns of what fails.
 func (r *Records) Close() {
 	if r.db == nil {
 		return
@@ -125,8 +126,8 @@ func (r *Records) Account(domain, uuid string, everything bool) Account {
 		everything: everything}
 }
 
-// Begin is Account of everything, whose record begins now: a run that is cut off is then
-// seen in the history.
+// Begin returns the account of a scan of everything whose record begins now. If the scan is
+// cut off, the history shows that it began.
 func (r *Records) Begin(ctx context.Context, domain, uuid string) Account {
 	a := r.Account(domain, uuid, true).(*account)
 	a.begin(ctx)
@@ -143,7 +144,8 @@ type account struct {
 	rec  *history.Recorder // nil where nothing is recorded
 }
 
-// begin begins the record. Where that cannot be written, the run goes on without.
+// begin begins the record, on the first call. If the record cannot be written, the scan
+// goes on without it.
 func (a *account) begin(ctx context.Context) *history.Recorder {
 	a.once.Do(func() {
 		if a.r.db == nil {
@@ -159,8 +161,8 @@ func (a *account) begin(ctx context.Context) *history.Recorder {
 	return a.rec
 }
 
-// Found implements Recorder: the evidence first, so that a record never points to what is
-// not there.
+// Found implements Recorder. It stores the evidence first, so that a record never points to
+// evidence that is not there.
 func (a *account) Found(ctx context.Context, f *finding.Finding, c scan.Content) error {
 	rec := a.begin(ctx)
 	if rec == nil {
@@ -190,8 +192,8 @@ func (a *account) Acted(ctx context.Context, action verdict.Action, findings []f
 	return rec.Acted(ctx, action, findings[0].Outcome, k, act, ids(findings)...)
 }
 
-// End implements Account: the record of the result first, then those who are told. An
-// interruption keeps it from neither.
+// End implements Account. It records the result first and then tells others. An
+// interruption prevents neither.
 func (a *account) End(ctx context.Context, d *finding.Scan) {
 	if a.everything {
 		a.begin(ctx)
@@ -217,12 +219,12 @@ func (a *account) End(ctx context.Context, d *finding.Scan) {
 	}
 }
 
-// Fresh are those of some findings that no earlier scan told of.
+// Fresh returns the findings that no earlier scan has reported.
 func Fresh(all []finding.Finding) []finding.Finding {
 	return slices.DeleteFunc(slices.Clone(all), func(f finding.Finding) bool { return f.Again })
 }
 
-// ids are the numbers of the findings that have a record.
+// ids returns the IDs of the findings that have a record.
 func ids(findings []finding.Finding) []int64 {
 	var out []int64
 	for _, f := range findings {
@@ -233,7 +235,7 @@ func ids(findings []finding.Finding) []int64 {
 	return out
 }
 
-// keep stores the evidence of a finding and notes in it what was stored.
+// keep stores the evidence of a finding and lists in the finding what was stored.
 func (r *Records) keep(f *finding.Finding, c scan.Content) error {
 	store, err := r.evidence()
 	if err != nil {

@@ -19,49 +19,51 @@ import (
 type Options struct {
 	Policy   verdict.Policy
 	Kill     kill.Options     // for kills and holds; its policy is Policy
-	Profiles winstruct.Finder // to read the guest with, where an action needs that
-	Kills    sync.Locker      // held while processes are killed; nil for none
-	Holder   Holder           // takes holds over; nil where nobody can
+	Profiles winstruct.Finder // used when an action has to read the guest
+	Kills    sync.Locker      // locked while processes are killed; nil for none
+	Holder   Holder           // takes over the holds; nil if none can be kept
 	Recorder Recorder         // nil for none
 	Known    *Known           // findings that were recorded before; nil for none
 	Observer Observer         // nil for none
 }
 
-// Holder takes over what is held, and releases it.
+// Holder takes over held processes and releases them.
 type Holder interface {
 	Keep(h *kill.Held)
 }
 
-// Observer watches a scan go on. Its methods are those of scan.Events.
+// Observer watches a scan. Its methods are those of scan.Events.
 type Observer interface {
 	Looked(p introspect.Identity, image scan.ImageKey, whole bool)
 	Progress(p scan.Progress)
 }
 
-// Recorder is told of findings and actions as they come about, before the result tells of
-// them. Found is called by several goroutines at once. An error leaves the result incomplete.
+// Recorder is told of findings and actions as they happen, before the result is reported.
+// Several goroutines call Found at once. An error makes the result incomplete.
 type Recorder interface {
-	// Found is called when a finding has been decided on. It may set the finding's ID and
-	// Evidence. The content is valid until Found returns; it may be empty where neither the
-	// verdict nor scan.Request.Content asks for it: what was found is known from an earlier
-	// scan.
+	// Found is called after a finding has been decided on. It may set the finding's ID and
+	// Evidence. The content is valid until Found returns. It may be empty if neither the
+	// verdict nor scan.Request.Content asks for it, when the finding is known from an
+	// earlier scan.
 	Found(ctx context.Context, f *finding.Finding, c scan.Content) error
-	// Acting is called before an action is carried out for findings: of one process, or of
-	// the whole domain. It is not called for what is only planned, or not to be had at all.
+	// Acting is called before an action is carried out for findings, on one process or on
+	// the whole domain. It is not called for an action that is only planned or not
+	// possible.
 	Acting(ctx context.Context, action verdict.Action, findings []finding.Finding) error
-	// Acted is called when it is known what became of it, which the findings say, with the
-	// record of the kill, or of the other action.
+	// Acted is called when the outcome of an action is known. The findings have the
+	// outcome. k is the record of a kill; if k is nil, a is the record of another action.
 	Acted(ctx context.Context, action verdict.Action, findings []finding.Finding, k *finding.Kill, a *finding.Act) error
 }
 
-// Suspender is a scan.Domain that can be paused.
+// Suspender is a scan.Domain that can be paused. Suspend returns when libvirt has paused
+// it.
 type Suspender interface {
 	Suspend(context.Context) error
 }
 
-// Scan has a scanner scan a guest, and responds to what it finds. The result always says
-// what became of the guest; the error is the scanner's, or that of an interruption, with
-// what was found until then in the result.
+// Scan lets a scanner scan a guest and responds to what it finds. The result always says
+// what became of the guest. The error is the scanner's, or that of an interruption; the
+// result then has what was found until then.
 func Scan(ctx context.Context, s scan.Scanner, t scan.Target, req scan.Request, o Options) (finding.Scan, error) {
 	begin := time.Now()
 	r := &response{target: t, req: req, opt: o, findings: []finding.Finding{}, unread: []finding.Unread{}}
@@ -84,18 +86,18 @@ type response struct {
 	req    scan.Request
 	opt    Options
 
-	mu       sync.Mutex // while the scan goes on
+	mu       sync.Mutex // guards what follows while the scan goes on
 	findings []finding.Finding
 	unread   []finding.Unread
 	kills    []*finding.Kill
 	actions  []*finding.Act
-	// doomed are the processes to kill or to hold, with the findings that say so, by
-	// EPROCESS; suspends the findings that say to suspend the domain.
+	// doomed are the processes to kill or to hold, by EPROCESS. suspends are the indices of
+	// the findings that ask to suspend the domain.
 	doomed   map[uint64]*doomed
 	suspends []int
 }
 
-// Found implements scan.Events: it decides on a finding, has it recorded and notes it.
+// Found implements scan.Events. It decides on a finding, records it and notes it.
 func (r *response) Found(ctx context.Context, x scan.Found) {
 	f := x.Finding
 	f.Verdict = verdict.Decide(r.opt.Policy, f.Facts(), f.Subject)
@@ -103,10 +105,10 @@ func (r *response) Found(ctx context.Context, x scan.Found) {
 	key := keyOf(x.Process, &f)
 	f.Again = f.Verdict.Action == verdict.Report && r.opt.Known.has(key)
 	if r.opt.Recorder != nil && !f.Again {
-		// What was found is recorded also where the scan was interrupted meanwhile.
+		// Record the finding even if the scan was interrupted in the meantime.
 		err := r.opt.Recorder.Found(context.WithoutCancel(ctx), &f, x.Content)
 		if r.unrecorded(&f, err); err == nil {
-			r.opt.Known.add(key) // else it is recorded the next time that it is found
+			r.opt.Known.add(key) // otherwise it is recorded when it is found again
 		}
 	}
 	r.mu.Lock()
@@ -146,7 +148,7 @@ func (r *response) fail(what string, err error) {
 	r.Unread(finding.Unread{What: what, Error: err.Error()})
 }
 
-// unrecorded notes that the recorder did not take something.
+// unrecorded notes that the recorder has failed, if err is not nil.
 func (r *response) unrecorded(f *finding.Finding, err error) {
 	if err != nil {
 		r.fail(fmt.Sprintf("record of %s in process %d (%s)", f.Signature, f.PID, f.Process), err)

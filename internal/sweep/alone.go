@@ -14,21 +14,22 @@ import (
 // ErrUnderWay reports that another sweep is under way.
 var ErrUnderWay = errors.New("another scan of all domains is under way")
 
-// Turn is a sweep's turn: no other one is under way until it is released.
+// Turn is the right to sweep. No other sweep is under way until it is released.
 type Turn struct {
 	lock    *lock.Lock
 	started time.Time
 }
 
-// Last is what a sweep that has finished left for those who waited for it.
+// Last describes the last finished sweep, for those that waited for it.
 type Last struct {
 	Started  time.Time `json:"started"`
 	Finished time.Time `json:"finished"`
 	Status   int       `json:"status"`  // exit status
-	Options  string    `json:"options"` // of what the result depends on beside the guests
+	Options  string    `json:"options"` // identifies what the result depends on beside the guests
 }
 
-// Try takes the turn, which is a lock on the file at path, or fails with ErrUnderWay.
+// Try takes the turn, or fails with ErrUnderWay. The turn is a lock on the file at path.
+// The caller releases it.
 func Try(path string) (*Turn, error) {
 	l, err := lock.Try(path)
 	if errors.Is(err, lock.ErrHeld) {
@@ -37,8 +38,9 @@ func Try(path string) (*Turn, error) {
 	return turn(l, err)
 }
 
-// Wait waits for the turn. Where a sweep with the same options began after the caller came,
-// that one took its place: it is returned, and there is no turn.
+// Wait waits for the turn. If a sweep with the same options began after the call, that
+// sweep served the caller too: Wait returns it and no turn. Otherwise the caller releases
+// the turn.
 func Wait(ctx context.Context, path, options string) (*Turn, *Last, error) {
 	came := time.Now()
 	l, err := lock.Wait(ctx, path)
@@ -61,6 +63,7 @@ func Wait(ctx context.Context, path, options string) (*Turn, *Last, error) {
 	return t, nil, nil
 }
 
+// turn makes a Turn of a lock, or explains the error of taking it.
 func turn(l *lock.Lock, err error) (*Turn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: runtime_directory of the settings says where locks are", err)
@@ -68,7 +71,7 @@ func turn(l *lock.Lock, err error) (*Turn, error) {
 	return &Turn{lock: l, started: time.Now().UTC()}, nil
 }
 
-// Finished notes how the sweep ended, for those who wait. What it cannot note, they do again.
+// Finished notes how the sweep ended, for those that wait. If it cannot, they sweep again.
 func (t *Turn) Finished(status int, options string) {
 	f := t.lock.File()
 	text, err := json.Marshal(Last{t.started, time.Now().UTC(), status, options})
@@ -77,5 +80,5 @@ func (t *Turn) Finished(status int, options string) {
 	}
 }
 
-// Release lets the next one have its turn.
+// Release ends the turn.
 func (t *Turn) Release() { t.lock.Release() }

@@ -16,15 +16,17 @@ import (
 	"vmav.dev/vmav/internal/finding"
 )
 
-// Run is what a run is. Only one that is the same can be resumed.
+// Run identifies a sweep. Only a sweep that has the same boot, engine and options can be
+// resumed.
 type Run struct {
-	Boot    string    `json:"boot"`   // of the host: domain ids count from its start
+	Boot    string    `json:"boot"`   // id of the host's boot, from which libvirt counts domain ids
 	Engine  string    `json:"engine"` // with its signatures
 	Options string    `json:"options"`
 	Started time.Time `json:"started"`
 }
 
-// MaxAge is how old a run may be to be resumed: what was clean then may not be now.
+// MaxAge is the age up to which a sweep can be resumed. What was clean then may not be
+// clean now.
 const MaxAge = 24 * time.Hour
 
 // Bounds of a checkpoint.
@@ -33,30 +35,32 @@ const (
 	maxLine    = 64 << 20 // bytes of one domain's result
 )
 
-// Key is one run of a domain.
+// Key identifies one run of a domain.
 type Key struct {
 	UUID string `json:"uuid"`
-	ID   int    `json:"id"` // libvirt's: another one after each start
+	ID   int    `json:"id"` // libvirt's id, which changes with each start
 }
 
+// entry is a line of the file: the result of one domain.
 type entry struct {
 	Key
 	Result finding.Scan `json:"result"`
 }
 
-// Checkpoint is what a sweep has done so far, so that one that was interrupted, by its
-// deadline, a signal or a crash, can be resumed. It is a file of one JSON object a line: what
-// the run is, then the result of each domain that is done. The file is trusted as far as its
-// directory is. One that is torn by a crash counts up to the tear.
+// Checkpoint records what a sweep has done so far, so that it can be resumed after a
+// deadline, a signal or a crash. It is a file with one JSON object per line: the Run, then
+// the result of each domain that is done. The file is trusted as far as its directory is.
+// If a crash has torn it, the lines before the tear count.
 //
-// A Checkpoint is for one goroutine. A nil one keeps nothing.
+// A Checkpoint is for one goroutine. A nil Checkpoint keeps nothing.
 type Checkpoint struct {
 	file *os.File
 	done map[Key]finding.Scan
 }
 
-// OpenCheckpoint begins the checkpoint of a run at a path. With resume it takes over what an
-// earlier run of the same kind has done. Without, it forgets that.
+// OpenCheckpoint begins the checkpoint of a sweep in the file at path. If resume is set and
+// the file is that of a like sweep, the results in it are taken over. Otherwise they are
+// forgotten. The caller closes the Checkpoint.
 func OpenCheckpoint(path string, run Run, resume bool) (*Checkpoint, error) {
 	c := &Checkpoint{done: make(map[Key]finding.Scan)}
 	flags := os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
@@ -88,7 +92,7 @@ func OpenCheckpoint(path string, run Run, resume bool) (*Checkpoint, error) {
 	return c, nil
 }
 
-// read takes over what is there and returns where that ends.
+// read takes over the results in the file and returns the offset of their end.
 func (c *Checkpoint) read(run Run) (end int64, err error) {
 	in := bufio.NewReaderSize(c.file, 1<<20)
 	next := func() ([]byte, error) {
@@ -127,7 +131,7 @@ func (c *Checkpoint) read(run Run) (end int64, err error) {
 	return end, nil
 }
 
-// decode reads the result of one domain.
+// decode parses the result of one domain and checks that the domain is done.
 func decode(line []byte) (entry, error) {
 	var e entry
 	d := json.NewDecoder(bytes.NewReader(line))
@@ -145,7 +149,7 @@ func decode(line []byte) (entry, error) {
 	return e, nil
 }
 
-// Find is the result of a domain that the interrupted run had done.
+// Find returns the result of a domain, if the interrupted sweep has done it.
 func (c *Checkpoint) Find(k Key) (finding.Scan, bool) {
 	if c == nil {
 		return finding.Scan{}, false
@@ -154,7 +158,8 @@ func (c *Checkpoint) Find(k Key) (finding.Scan, bool) {
 	return d, ok
 }
 
-// Add notes a domain's result, unless it is none: what failed is tried again.
+// Add notes a domain's result. It leaves out a failure, which is tried again when the sweep
+// is resumed.
 func (c *Checkpoint) Add(k Key, d finding.Scan) error {
 	if c == nil {
 		return nil
@@ -179,8 +184,8 @@ func (c *Checkpoint) write(v any) error {
 	return nil
 }
 
-// Close ends the checkpoint. complete says that the run has done all: there is nothing to
-// resume then.
+// Close ends the checkpoint. If complete is set, the sweep has done everything, and Close
+// removes the file.
 func (c *Checkpoint) Close(complete bool) error {
 	if c == nil {
 		return nil
@@ -192,7 +197,7 @@ func (c *Checkpoint) Close(complete bool) error {
 	return errors.Join(err, c.file.Close())
 }
 
-// Boot names the host's run of now.
+// Boot returns the id of the host's present boot, or "" if it cannot be read.
 func Boot() string {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

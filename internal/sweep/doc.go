@@ -1,4 +1,4 @@
-// Package sweep is what sweeps, which scan one guest after the other, know of one another:
-// that one is under way (Alone), and what one that was interrupted has done (Checkpoint). Both
-// are files. The package scans nothing.
+// Package sweep holds what sweeps know of one another. A sweep scans one guest after the
+// other. The package tells that a sweep is under way (Turn), and what an interrupted sweep
+// has done (Checkpoint). Both are files. The package scans nothing.
 package sweep

@@ -1,11 +1,11 @@
-// Package worker is the parent of what scans a guest in a process without rights, and has no
-// code:
+// Package worker has no code. Its subpackages scan a guest in a process without rights, the
+// worker:
 //
-//	wire     what both sides say to each other, and its bounds
-//	broker   the side with rights: it starts the process and answers its questions
-//	inside   the side without: it scans
-//	confine  how the rights go
+//	wire     the messages between the two sides, and their bounds
+//	broker   the side with rights: it starts the worker and answers its questions
+//	inside   the side without rights: it scans
+//	confine  how a process gives up its rights
 //
-// The broker never imports inside, nor inside the broker: the program that starts is the one
-// that is started, and cmd/vmav is where the two meet.
+// Package broker never imports inside, nor inside broker. A worker is the same program as
+// the one that starts it, and cmd/vmav is where the two meet.
 package worker

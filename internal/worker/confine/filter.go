@@ -10,15 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offsets in struct seccomp_data (linux/seccomp.h): the call's number, the architecture
-// that it was made for, and its arguments, of which a filter sees 32 bits at a time.
+// Offsets in struct seccomp_data (linux/seccomp.h): the number of the call, the
+// architecture that it was made for, and the arguments. A filter sees 32 bits of an
+// argument at a time.
 const (
 	dataNumber = 0
 	dataArch   = 4
 	dataArgs   = 16
 )
 
-// x32Bit marks calls of the x32 interface, which has the same architecture
+// x32Bit marks calls of the x32 interface, which has the same architecture number
 // (asm/unistd.h).
 const x32Bit = 0x40000000
 
@@ -29,20 +30,20 @@ const (
 	kill   = uint32(unix.SECCOMP_RET_KILL_PROCESS)
 )
 
-// test is a condition on the low half of an argument, which is all that the kernel looks
-// at in those that are tested here.
+// test is a condition on the low half of an argument. The kernel looks at no more of the
+// arguments that are tested here.
 type test struct {
 	arg  uint32
 	cond bpf.JumpTest
 	val  uint32
 }
 
-// program is the filter for a process of an id.
+// program returns the filter for the process with the given id.
 func program(pid int) []bpf.Instruction {
 	p := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: dataArch, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.AUDIT_ARCH_X86_64, SkipTrue: 1},
-		bpf.RetConstant{Val: kill}, // the 32-bit interface: other numbers for other calls
+		bpf.RetConstant{Val: kill}, // the 32-bit interface has other numbers for its calls
 		bpf.LoadAbsolute{Off: dataNumber, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: x32Bit, SkipFalse: 1},
 		bpf.RetConstant{Val: kill},
@@ -54,7 +55,7 @@ func program(pid int) []bpf.Instruction {
 	}
 	always(allow, needed...)
 	for _, c := range conditional(pid) {
-		// All tests of a row must hold; else the next row is looked at.
+		// All tests of a row must hold; otherwise the filter goes on with the next row.
 		body := make([]bpf.Instruction, 0, 2*len(c.tests)+1)
 		for i, t := range c.tests {
 			left := uint8(2*(len(c.tests)-i-1) + 1)
@@ -70,7 +71,7 @@ func program(pid int) []bpf.Instruction {
 	return append(p, bpf.RetConstant{Val: deny})
 }
 
-// filter puts the filter on every thread of the process.
+// filter installs the filter on every thread of the process and checks that it is in force.
 func filter(pid int) error {
 	raw, err := bpf.Assemble(program(pid))
 	if err != nil {
@@ -80,7 +81,7 @@ func filter(pid int) error {
 	for i, r := range raw {
 		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
-	var pin runtime.Pinner // the kernel is handed the program's address as a number
+	var pin runtime.Pinner // the kernel gets the program's address as a number
 	defer pin.Unpin()
 	pin.Pin(&code[0])
 	prog := &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}

@@ -14,17 +14,18 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// Job is what a worker is to do: one scan.
+// Job is one scan, as a worker gets it.
 type Job struct {
-	Name, UUID, State string
+	Name, UUID, State string // of the domain
 	Info              source.Info
-	Near              bool     // profiles of near builds are offered
-	Secret            [32]byte // that pages are digested under
-	Controlled        bool     // the source can have pages read in
+	Near              bool     // the broker offers profiles of near builds
+	Secret            [32]byte // key that pages are digested with
+	Controlled        bool     // the broker can have the guest read pages in
 	Request           scan.Request
 }
 
-// Encode is the job as it goes through a window.
+// Encode returns the job in the form in which it is put into a window. It fails if the job
+// does not fit.
 func (j *Job) Encode() ([]byte, error) {
 	text, err := json.Marshal(j)
 	if err == nil && len(text) > WindowSize {
@@ -36,12 +37,14 @@ func (j *Job) Encode() ([]byte, error) {
 	return text, nil
 }
 
-// Greeting is the question for a job: the protocol's version, and Landlock's, 0 for none.
+// Greeting returns the arguments of AskJob: the protocol's version and that of Landlock,
+// which is 0 if the kernel has none.
 func Greeting(abi int) []byte {
 	return append(binary.LittleEndian.AppendUint32(nil, Protocol), byte(abi))
 }
 
-// ParseGreeting is the version of Landlock in a question for a job.
+// ParseGreeting returns the version of Landlock in an AskJob. It fails if the protocol is
+// another.
 func ParseGreeting(q Frame) (abi int, err error) {
 	if len(q.Args) != 5 || binary.LittleEndian.Uint32(q.Args) != Protocol {
 		return 0, fmt.Errorf("a greeting of %d bytes in another protocol", len(q.Args))
@@ -49,42 +52,42 @@ func ParseGreeting(q Frame) (abi int, err error) {
 	return int(q.Args[4]), nil
 }
 
-// Result is what a worker says at the end, beside what it has reported on the way.
+// Result is what a worker reports at the end of a job, beside what it has reported before.
 type Result struct {
 	Scan finding.Scan // without findings and errors
-	// Ended says why the scan ended early, "" where it did not.
+	// Ended says why the scan ended early; "" if it did not.
 	Ended string
 }
 
-// Found is a finding as a worker reports it. What is decided, done and seen of it is not
-// the worker's to say.
+// Found is a finding as a worker reports it. The worker has no say in what is decided about
+// it and done.
 type Found struct {
 	Finding  finding.Finding
 	Process  *introspect.Process // nil for the kernel
 	Fidelity *pe.Fidelity        // of its content
-	Scanned  int                 // bytes of the content that the engine saw; the rest is the image as it is mapped
+	Scanned  int                 // number of bytes of the content that the engine saw; the rest is the mapped image
 }
 
-// Scanned is an answer to AskScan.
+// Scanned is the answer to AskScan.
 type Scanned struct {
 	Result clam.Result
-	SHA256 [32]byte // of what the broker got
-	Known  bool     // the engine was not asked
+	SHA256 [32]byte // of the content that the broker received
+	Known  bool     // the result was remembered, and the engine was not asked
 }
 
-// Bounds on what a worker may report of one guest.
+// Bounds on what a worker may report in one job.
 const (
 	MaxFindings = 10000
-	MaxReported = 64 << 20 // bytes of findings and errors, as they come
-	MaxContent  = 512 << 20
+	MaxReported = 64 << 20  // bytes of findings and errors, as they come
+	MaxContent  = 512 << 20 // bytes of content on all lanes at a time
 	maxCount    = 1 << 40
-	// MaxAnswer bounds what comes in several pieces, in bytes: a profile's file, the list of
-	// profiles.
+	// MaxAnswer bounds an answer that comes in several pieces, in bytes: a profile's file,
+	// or the list of profiles.
 	MaxAnswer = 64 << 20
 )
 
-// Check refuses what no scan says of a finding. What it holds of text is a guest's, and
-// is escaped where it is printed.
+// Check fails if the finding is one that no scan reports. It does not check text, which
+// comes from a guest and is escaped where it is printed.
 func (f *Found) Check() error {
 	x := &f.Finding
 	switch x.Kind {
@@ -111,7 +114,7 @@ func (f *Found) Check() error {
 	return nil
 }
 
-// Check refuses what no scan comes to.
+// Check fails if the result is one that no scan has.
 func (r *Result) Check() error {
 	d := &r.Scan
 	switch d.Status {
@@ -135,15 +138,16 @@ func (r *Result) Check() error {
 	return nil
 }
 
-// LookedSize is the size of a report of one image that was looked at: identity of the process,
-// key of the image, 8 bytes each number, and whether all of it was seen.
+// LookedSize is the size in bytes of the report of one image that was looked at: the
+// identity of the process and the key of the image, 8 bytes for each number, and one byte
+// for whether all of it was seen.
 const LookedSize = 7*8 + 1
 
-// MaxLooked bounds the images of one scan that are reported: a guest may have as many
-// processes, but not the memory for as many images.
+// MaxLooked bounds the images that are reported in one job. A guest does not have the
+// memory for more.
 const MaxLooked = 1 << 18
 
-// AppendLooked appends a report of an image.
+// AppendLooked appends the report of an image.
 func AppendLooked(b []byte, p introspect.Identity, m scan.ImageKey, whole bool) []byte {
 	for _, n := range []uint64{p.EPROCESS, p.PID, p.CreateTime, p.DTB, m.Base, m.Size, m.Section} {
 		b = binary.LittleEndian.AppendUint64(b, n)
@@ -154,7 +158,7 @@ func AppendLooked(b []byte, p introspect.Identity, m scan.ImageKey, whole bool) 
 	return append(b, 0)
 }
 
-// ParseLooked reads a report of LookedSize bytes.
+// ParseLooked parses a report of LookedSize bytes.
 func ParseLooked(b []byte) (p introspect.Identity, m scan.ImageKey, whole bool, err error) {
 	for i, n := range []*uint64{&p.EPROCESS, &p.PID, &p.CreateTime, &p.DTB, &m.Base, &m.Size, &m.Section} {
 		*n = binary.LittleEndian.Uint64(b[8*i:])

@@ -9,24 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of the protocol. A message of a lane is a packet of at most MaxFrame bytes;
-// what is larger lies in the lane's part of the window, and goes piece by piece.
+// Bounds of the protocol. A message of a lane is a packet of at most MaxFrame bytes. What
+// is larger is put into the lane's part of the window, piece by piece.
 const (
-	Protocol   = 2        // version: both ends are one program, which a running service may have outlived
+	Protocol   = 2        // version; the two ends can differ if the program was replaced under a running service
 	MaxFrame   = 16 << 10 // bytes
-	headSize   = 5        // kind or status, then the bytes in the window
+	headSize   = 5        // one byte for the kind or status, four for the number of bytes in the window
 	WindowSize = 1 << 20  // bytes of one lane's part of the window
-	MaxLanes   = 65       // one for each job, and one for what the scan does itself
+	MaxLanes   = 65       // one for each image in work, and one for the scan itself
 )
 
-// Frame is one message: a question of the worker's or an answer of the broker's.
+// Frame is one message: a question of the worker or an answer of the broker.
 type Frame struct {
-	Code byte   // kind of a question, status of an answer
-	N    int    // bytes of the message that are in the window
+	Code byte   // kind of a question (AskJob and so on) or status of an answer (StatusOK and so on)
+	N    int    // number of bytes of the message that are in the window
 	Args []byte // valid until the next Frame is received into the same buffer
 }
 
-// ParseFrame reads a packet. Nothing of it is copied.
+// ParseFrame parses a packet. The Frame's Args are part of p, not a copy.
 func ParseFrame(p []byte) (Frame, error) {
 	if len(p) < headSize {
 		return Frame{}, fmt.Errorf("a message of %d bytes: the shortest has %d", len(p), headSize)
@@ -48,21 +48,21 @@ func AppendFrame(b []byte, f Frame) []byte {
 	return append(b, f.Args...)
 }
 
-// Lane carries one question and its answer at a time. Each end has one goroutine at a
-// time on it. Packets keep their bounds, so that there is nothing to resynchronise.
+// Lane carries one question and its answer at a time. Each end is used by one goroutine at
+// a time. Packets keep their bounds, so nothing has to be resynchronised.
 type Lane struct {
 	FD     int
-	Window []byte // WindowSize bytes, shared
+	Window []byte // WindowSize bytes that both ends share
 	in     [MaxFrame + 1]byte
 	out    []byte
 }
 
-// NewLane is a lane over a descriptor and its window. It owns neither.
+// NewLane makes a lane of a descriptor and its part of the window. The lane owns neither.
 func NewLane(fd int, window []byte) *Lane {
 	return &Lane{FD: fd, Window: window, out: make([]byte, 0, MaxFrame)}
 }
 
-// Send sends a message.
+// Send sends a message. It fails if the message is out of bounds or the other end is gone.
 func (l *Lane) Send(f Frame) error {
 	if headSize+len(f.Args) > MaxFrame || f.N > len(l.Window) {
 		return fmt.Errorf("a message of %d bytes, and %d in the window: too large", len(f.Args), f.N)
@@ -71,7 +71,7 @@ func (l *Lane) Send(f Frame) error {
 	return l.flush()
 }
 
-// flush sends the packet in out.
+// flush sends the packet in l.out.
 func (l *Lane) flush() error {
 	for {
 		_, err := unix.Write(l.FD, l.out)
@@ -81,7 +81,7 @@ func (l *Lane) flush() error {
 	}
 }
 
-// Receive waits for the next message. The error is io.EOF where the other end is gone.
+// Receive waits for the next message. The error is io.EOF if the other end is gone.
 func (l *Lane) Receive() (Frame, error) {
 	for {
 		n, err := unix.Read(l.FD, l.in[:])
@@ -97,7 +97,7 @@ func (l *Lane) Receive() (Frame, error) {
 	}
 }
 
-// Call asks and waits for the answer.
+// Call sends a question with n bytes in the window, and waits for the answer.
 func (l *Lane) Call(kind byte, n int, args []byte) (Frame, error) {
 	if headSize+len(args) > MaxFrame {
 		return Frame{}, fmt.Errorf("a question of %d bytes: too large", len(args))
@@ -105,11 +105,11 @@ func (l *Lane) Call(kind byte, n int, args []byte) (Frame, error) {
 	return l.Exchange(AppendFrame(l.out[:0], Frame{kind, n, args}))
 }
 
-// Begin is the beginning of a question without bytes in the window, for Exchange: its
-// arguments are appended to it.
+// Begin returns the beginning of a question without bytes in the window. The caller appends
+// the arguments and passes the packet to Exchange.
 func (l *Lane) Begin(kind byte) []byte { return AppendFrame(l.out[:0], Frame{Code: kind}) }
 
-// Exchange asks with a packet that Begin began, and waits for the answer.
+// Exchange sends a packet that Begin began, and waits for the answer.
 func (l *Lane) Exchange(packet []byte) (Frame, error) {
 	l.out = packet
 	if err := l.flush(); err != nil {

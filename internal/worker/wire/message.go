@@ -13,33 +13,33 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Kinds of questions. Every one is answered.
+// Kinds of questions. Each question gets one answer. The comments say: arguments → answer.
 const (
-	AskJob       = 1  // version, Landlock's ABI → the next job, when there is one
+	AskJob       = 1  // protocol version, Landlock's version → the next job, once there is one
 	AskRanges    = 2  // → guest RAM, 16 bytes a range
 	AskRead      = 3  // addresses and sizes → one status for each, data in the window
 	AskRegisters = 4  // → JSON
 	AskProfile   = 5  // identity as JSON → the profile's file
 	AskNear      = 6  // version → list of profiles as JSON
 	AskNearOpen  = 7  // index into that list → the profile's file
-	AskMore      = 8  // → the next piece of the answer before
-	AskContent   = 9  // a piece of what the next scan or finding is about
-	AskScan      = 10 // total size of the content, name; its last piece → what the engine says
+	AskMore      = 8  // → the next piece of the previous answer
+	AskContent   = 9  // a piece of the content of the next AskScan or AskFound → noted
+	AskScan      = 10 // total size of the content, name; the last piece of it in the window → what the engine says
 	AskFound     = 11 // finding as JSON → noted
-	AskProblems  = 12 // errors as JSON → noted
+	AskProblems  = 12 // unread things as JSON → noted
 	AskProgress  = 13 // done, total → noted
-	AskDone      = 14 // the rest of the result as JSON, when all other answers were had
+	AskDone      = 14 // the rest of the result as JSON, after all other answers → noted
 	AskPageIn    = 15 // action as JSON → taken up
 	AskCancel    = 16 // cookie → whether it was pending
-	AskEvent     = 17 // → the next event as JSON, or nothing yet
+	AskEvent     = 17 // → the next event as JSON, or nothing if there is none yet
 	AskRecall    = 18 // key → whether there is a record, which is in the window
 	AskRemember  = 19 // key; a record in the window → noted
-	AskClean     = 20 // SHA-256 → whether the engine found nothing in that content
+	AskClean     = 20 // SHA-256 → whether the engine is known to have found nothing in that content
 	AskLooked    = 21 // images that were looked at, LookedSize bytes each, in the window → noted
 	LastKind     = AskLooked
 )
 
-// Statuses of answers. Those but ok carry a text for people.
+// Statuses of answers. All except StatusOK come with a text for people.
 const (
 	StatusOK = iota
 	StatusHole
@@ -50,7 +50,7 @@ const (
 	StatusEngineClosed
 	StatusMissing // no profile
 	StatusCancelled
-	StatusFailed // for a reason that nobody decides on
+	StatusFailed // for a reason that no caller decides on
 )
 
 // sentinels are the errors that a caller decides on, by status.
@@ -60,7 +60,7 @@ var sentinels = [...]error{
 	StatusEngineClosed: os.ErrClosed, StatusMissing: winstruct.ErrNoProfile, StatusCancelled: context.Canceled,
 }
 
-// StatusOf is the status of an error; errors that mean the end of a sweep come first.
+// StatusOf returns the status of an error. Errors that end a scan take precedence.
 func StatusOf(err error) byte {
 	if err == nil {
 		return StatusOK
@@ -76,10 +76,10 @@ func StatusOf(err error) byte {
 	return StatusFailed
 }
 
-// maxReason bounds an error's text, in bytes.
+// maxReason bounds the text of an error, in bytes.
 const maxReason = 4 << 10
 
-// Clip is a text of at most some 4 KiB.
+// Clip returns s, cut to about 4 KiB at the boundary of a character.
 func Clip(s string) string {
 	if len(s) <= maxReason {
 		return s
@@ -91,7 +91,7 @@ func Clip(s string) string {
 	return s[:n] + "…"
 }
 
-// RemoteError is an error of the broker's side, in its words.
+// RemoteError is an error on the broker's side, with the broker's text.
 type RemoteError struct {
 	Text  string
 	Cause error // one of sentinels, or nil
@@ -100,10 +100,10 @@ type RemoteError struct {
 // Error implements error.
 func (e *RemoteError) Error() string { return e.Text }
 
-// Unwrap is the cause.
+// Unwrap returns the cause.
 func (e *RemoteError) Unwrap() error { return e.Cause }
 
-// ErrorOf is the error of an answer; nil for ok.
+// ErrorOf returns the error of an answer, or nil for StatusOK.
 func ErrorOf(f Frame) error {
 	if f.Code == StatusOK {
 		return nil
@@ -118,26 +118,26 @@ func ErrorOf(f Frame) error {
 	return e
 }
 
-// Failure is the answer to a question that failed.
+// Failure returns the answer to a question that failed.
 func Failure(err error) Frame {
 	return Frame{Code: StatusOf(err), Args: []byte(Clip(err.Error()))}
 }
 
-// Reads: 12 bytes a request.
+// Encoding of read requests.
 const (
-	readSize = 12
-	// MaxReads bounds the requests of one question.
+	readSize = 12 // bytes of a request: address and size
+	// MaxReads bounds the requests in one question.
 	MaxReads = 1024
 )
 
-// AppendRead appends a request to the arguments of a question.
+// AppendRead appends a request to the arguments of a question. size is in bytes.
 func AppendRead(b []byte, addr uint64, size int) []byte {
 	b = binary.LittleEndian.AppendUint64(b, addr)
 	return binary.LittleEndian.AppendUint32(b, uint32(size))
 }
 
-// ParseReads makes requests of a question; their buffers lie one behind the other in
-// the window. reqs is reused.
+// ParseReads parses the requests of a question. Their buffers lie one after the other in
+// the window. ParseReads reuses reqs and fails if the requests are out of bounds.
 func ParseReads(args, window []byte, reqs []source.Request) ([]source.Request, error) {
 	n := len(args) / readSize
 	if n == 0 || len(args)%readSize != 0 || n > MaxReads {
@@ -156,7 +156,7 @@ func ParseReads(args, window []byte, reqs []source.Request) ([]source.Request, e
 	return reqs, nil
 }
 
-// StatusError is the error of a status that stands alone; nil for StatusOK.
+// StatusError returns the error of a status that comes without a text, or nil for StatusOK.
 func StatusError(status byte) error {
 	text := "it cannot be read"
 	if int(status) < len(sentinels) && sentinels[status] != nil {

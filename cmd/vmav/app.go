@@ -15,19 +15,18 @@ import (
 // env is what every command works with beside its own flags.
 type env struct {
 	stdout, stderr io.Writer
-	config         *config.Config // once it was read
+	config         *config.Config // nil until it is read
 }
 
-// newApp assembles the command line. Each command lives in a file of its own.
+// newApp assembles the command line. Each command is in a file of its own.
 func newApp(stdout, stderr io.Writer) *cli.App {
 	e := &env{stdout: stdout, stderr: stderr}
 	return &cli.App{
-		Name:      "vmav",
-		Usage:     "agentless antivirus for Windows guests on KVM",
-		UsageText: "vmav [-c URI] COMMAND [options] [DOMAIN]",
-		Version:   version,
-		Description: "Options are accepted before or after the domain. A domain is chosen as virsh does:\n" +
-			"by id, name or UUID. With -a FILE a memory image stands in for it.\n\n" + exitStatusHelp,
+		Name:                   "vmav",
+		Usage:                  "agentless antivirus for Windows guests on KVM",
+		UsageText:              "vmav [-c URI] COMMAND [options] [DOMAIN]",
+		Version:                version,
+		Description:            "Options are accepted before or after the domain. DOMAIN is an id, a name or a UUID, as for\nvirsh. With -a FILE a memory image takes its place.\n\n" + exitStatusHelp,
 		HideHelpCommand:        true,
 		EnableBashCompletion:   true,
 		UseShortOptionHandling: false,
@@ -54,7 +53,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			completionCommand(e),
 			manCommand(e),
 		},
-		// Exit statuses are decided in one place, exitStatus.
+		// The function exitStatus alone decides on exit statuses.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   usageError,
 		CommandNotFound: func(c *cli.Context, name string) {
@@ -69,10 +68,10 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	}
 }
 
-// command gives a command what all of them have: help with its exit statuses,
-// errors in one form.
+// command gives a command what all of them have: help with its exit statuses, and errors in
+// one form.
 func command(c *cli.Command) *cli.Command {
-	if !strings.Contains(c.Description, "EXIT STATUS") { // else it has its own
+	if !strings.Contains(c.Description, "EXIT STATUS") { // otherwise it describes its own
 		if c.Description != "" {
 			c.Description += "\n\n"
 		}
@@ -97,19 +96,19 @@ func connectFlag() cli.Flag {
 	return &cli.StringFlag{
 		Name:    "connect",
 		Aliases: []string{"c"},
-		Usage:   "libvirt `URI`; without it $LIBVIRT_DEFAULT_URI, then that of the settings, then libvirt's own choice",
+		Usage:   "libvirt `URI`; without it that of $LIBVIRT_DEFAULT_URI, of the settings, or libvirt's own choice",
 	}
 }
 
 // sourceFlag chooses how domains are read. Its environment variable is read at one level
-// only, so that an option given at the other overrides it.
+// only, so that an option at the other level overrides it.
 func sourceFlag(env ...string) cli.Flag {
 	return &cli.StringFlag{Name: "source", EnvVars: env, Value: string(domain.Auto),
 		Usage: "read domains through `SOURCE`: memhook (the kernel module), qemu (the QEMU process), auto"}
 }
 
-// connect connects to the libvirt that the options name. Where the module is not used
-// although it might be, the user is told once. The caller closes the Host.
+// connect connects to the libvirt that the options name. It tells the user once if the
+// module should have been used but cannot be. The caller closes the Host.
 func connect(c *cli.Context, e *env) (*domain.Host, error) {
 	b, err := e.backend(c)
 	if err != nil {
@@ -131,12 +130,12 @@ func imageFlag() cli.Flag {
 	return &cli.PathFlag{
 		Name:    "image",
 		Aliases: []string{"a"},
-		Usage:   "memory image `FILE` in place of a domain: raw, ELF core of virsh dump --memory-only, LiME",
+		Usage:   "read the memory image `FILE` and no domain: raw, an ELF core of virsh dump --memory-only, or LiME",
 	}
 }
 
-// text returns the value of a string flag wherever on the command line it was
-// given: behind vmav or behind the command.
+// text returns the value of a string flag, whether it was given after vmav or after the
+// command.
 func text(c *cli.Context, name string) string {
 	for _, level := range c.Lineage() {
 		if level.IsSet(name) {
@@ -146,7 +145,7 @@ func text(c *cli.Context, name string) string {
 	return c.String(name)
 }
 
-// isTerminal tells whether w is a terminal, where progress may be shown.
+// isTerminal reports whether w is a terminal, which can show progress.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {

@@ -8,12 +8,12 @@ import (
 )
 
 func cacheFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "no-cache", Usage: "scan everything anew, and keep nothing of it for the next scan"}
+	return &cli.BoolFlag{Name: "no-cache", Usage: "scan everything anew, and remember nothing for the next scan"}
 }
 
-// openCache opens what earlier scans have remembered. Without it a scan takes longer, and
-// no more: the user is told, unless told is that the state directory is of no use. The
-// caller calls done when all is scanned.
+// openCache opens what earlier scans have remembered. If it cannot, the scan only takes
+// longer, and openCache warns the user. It does not warn if told says that the user already
+// knows that the state directory cannot be used. The caller calls done after the scan.
 func (e *env) openCache(c *cli.Context, told bool) (memory *scan.Cache, done func(), err error) {
 	if c.Bool("no-cache") {
 		return scan.NewCache(), func() {}, nil
@@ -35,7 +35,7 @@ func (e *env) openCache(c *cli.Context, told bool) (memory *scan.Cache, done fun
 		if told {
 			return scan.NewCache(), func() {}, nil
 		}
-		e.warn("what earlier scans have seen is not known, and all is scanned: %v", err)
+		e.warn("the results of earlier scans cannot be used, so everything is scanned: %v", err)
 		return scan.NewCache(), func() {}, nil
 	}
 	return scan.NewLastingCache(db, program), func() {

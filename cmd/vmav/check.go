@@ -30,8 +30,8 @@ var checkColumns = []report.Column[ready.Answer]{
 func checkCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "check",
-		Usage: "say whether this host is ready, what is missing, and the command that mends it",
-		Description: "What is absent is not needed for scanning: the kernel module is for killing alone.\n\n" +
+		Usage: "check whether this host is ready, and say what is missing and which command mends it",
+		Description: "What is \"absent\" is not needed for scanning. The kernel module, for instance, is needed only for killing.\n\n" +
 			"EXIT STATUS\n" +
 			"   0    ready\n" +
 			"   2    something that is needed is missing, or an error\n" +
@@ -48,7 +48,7 @@ func runCheck(c *cli.Context, e *env) error {
 	}
 	h := ready.Local()
 	cfg, answers := h.Settings(text(c, "config"))
-	// Where the settings cannot be read their defaults hold, and what options say.
+	// If the settings cannot be read, their defaults and the options hold.
 	e.config = &cfg
 	backend, err := e.backend(c)
 	if err != nil {

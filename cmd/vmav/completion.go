@@ -8,8 +8,8 @@ import (
 	"vmav.dev/vmav/internal/domain"
 )
 
-// The shells ask vmav itself what can stand at the cursor, so the scripts need no
-// change when commands do.
+// The shells ask vmav itself what can follow at the cursor. So the scripts need no change
+// when the commands change.
 const (
 	bashCompletion = `_vmav() {
 	local cur="${COMP_WORDS[COMP_CWORD]}" words
@@ -53,7 +53,7 @@ func completionCommand(e *env) *cli.Command {
 	})
 }
 
-// completeDomains completes the names of running domains, and a command's options.
+// completeDomains completes the names of running domains and the options of a command.
 func completeDomains(e *env) cli.BashCompleteFunc {
 	return func(c *cli.Context) {
 		cli.DefaultCompleteWithFlags(c.Command)(c)
@@ -63,7 +63,7 @@ func completeDomains(e *env) cli.BashCompleteFunc {
 		}
 		h, err := domain.Connect(uri)
 		if err != nil {
-			return // completion has no place for errors
+			return // completion cannot show errors
 		}
 		defer h.Close()
 		doms, err := h.List(false)

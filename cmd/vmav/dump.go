@@ -24,17 +24,17 @@ import (
 func dumpCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:      "dump",
-		Usage:     "write rebuilt files, and how far they are the files that were loaded",
+		Usage:     "write rebuilt files, with a record of how close each is to the file that was loaded",
 		ArgsUsage: "DOMAIN PID",
-		Description: "The program of the process, or the module that --module names, is written to FILE and its\n" +
-			"fidelity record beside it to FILE.json. With --all every module is written to the directory\n" +
-			"FILE, and manifest.json there names them. The files may be malicious: they are not made\n" +
-			"executable. A file with parts missing is written, too; the exit status is then 2.",
+		Description: "The program of the process, or the module that --module names, is written to FILE, and its\n" +
+			"fidelity record to FILE.json. With --all every module is written to the directory FILE, and\n" +
+			"manifest.json in it lists them. The files may be malicious, so they are not executable. A file\n" +
+			"with parts missing is written as well; the exit status is then 2.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`; without it DOMAIN-PID-NAME in this directory"},
 			&cli.StringFlag{Name: "module", Usage: "base `NAME` of the module, or its base address as 0x…"},
 			&cli.BoolFlag{Name: "all", Usage: "every module of the process, into a directory"},
-			&cli.BoolFlag{Name: "raw", Usage: "the mapped form as it is, not rebuilt"}}, append(pageInFlags(), profileFlags()...)...),
+			&cli.BoolFlag{Name: "raw", Usage: "write the mapped form, without rebuilding the file"}}, append(pageInFlags(), profileFlags()...)...),
 		Action:       func(c *cli.Context) error { return runDump(c, e) },
 		BashComplete: completeDomains(e),
 	})
@@ -100,7 +100,7 @@ func runDump(c *cli.Context, e *env) error {
 	return err
 }
 
-// dumper writes modules of one process.
+// dumper writes modules of one process to files.
 type dumper struct {
 	*env
 	target, domain string
@@ -110,7 +110,7 @@ type dumper struct {
 	rebuilder      pe.Rebuilder
 }
 
-// dumped is a module's entry in a manifest.
+// dumped is the entry of a module in a manifest.
 type dumped struct {
 	Name     string          `json:"name"`
 	Path     string          `json:"path"`
@@ -123,7 +123,7 @@ type dumped struct {
 	Error    string          `json:"error,omitempty"`
 }
 
-// module writes one module to out. The error is errIncomplete where parts are missing.
+// module writes one module to out. The error is errIncomplete if parts are missing.
 func (d *dumper) module(ctx context.Context, m *introspect.Module, out string) (dumped, error) {
 	entry := dumped{Name: m.Name, Path: m.Path, Base: finding.Address(m.Base), Size: m.Size}
 	what := fmt.Sprintf("%s: process %d (%s), image %s", d.target, d.process.PID, d.process.Name, m.Name)
@@ -161,7 +161,7 @@ func (d *dumper) module(ctx context.Context, m *introspect.Module, out string) (
 		Base: finding.Address(m.Base), Cached: scan.CachedHash(opt)})
 }
 
-// all writes every module to the directory dir and a manifest of them.
+// all writes every module, and a manifest of them, to the directory dir.
 func (d *dumper) all(ctx context.Context, dir string, mods []introspect.Module, problems []introspect.Problem) error {
 	if dir == "" {
 		dir = fmt.Sprintf("%s-%d", fileName(d.domain), d.process.PID)
@@ -187,7 +187,7 @@ func (d *dumper) all(ctx context.Context, dir string, mods []introspect.Module, 
 			continue
 		}
 		name := fileName(m.Name)
-		// Names may come twice, and differ in letters that file systems here tell apart.
+		// A name can occur twice, also with other upper and lower case.
 		if key := strings.ToLower(name); m.Name == "" || taken[key] || taken[key+".json"] {
 			name = fmt.Sprintf("%x-%s", m.Base, name)
 		}
@@ -227,7 +227,7 @@ func asErrors(problems []introspect.Problem) []error {
 	return out
 }
 
-// findModule picks the program, or the module of a name or base address.
+// findModule returns the module with a name or base address, or the program if name is "".
 func findModule(p *introspect.Process, mods []introspect.Module, name string) (*introspect.Module, error) {
 	for i := range mods {
 		m := &mods[i]
@@ -244,8 +244,8 @@ func findModule(p *introspect.Process, mods []introspect.Module, name string) (*
 	return nil, fmt.Errorf("it has no module %q", name)
 }
 
-// maxFileName bounds what fileName returns, in bytes: a name has at most 255, and a base
-// address, ".json" and what makes it temporary are added.
+// maxFileName bounds what fileName returns, in bytes. A file name has at most 255 bytes,
+// and a base address, ".json" and a suffix for temporary files are added.
 const maxFileName = 200
 
 // fileName makes text from a guest safe as part of a file name.
@@ -259,6 +259,6 @@ func fileName(s string) string {
 	return safe[:min(len(safe), maxFileName)]
 }
 
-// writeNew writes a file whole or not at all, for its owner alone: it may hold
+// writeNew writes a file completely or not at all, readable only by its owner. It may hold
 // malicious code and a guest's secrets.
 func writeNew(path string, data []byte) error { return atomicfile.WriteBytes(path, 0o600, data) }

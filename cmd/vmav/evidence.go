@@ -18,27 +18,28 @@ import (
 func evidenceCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "evidence",
-		Usage: "the files and memory in which something was found",
-		Description: "Evidence is stored sealed: compressed and enciphered, so that nobody runs it and no scanner of this\n" +
-			"host finds it (docs/HISTORY.md). An item is named by the SHA-256 of its content, or its first digits.",
+		Usage: "list, extract and prune the files and memory in which something was found",
+		Description: "Evidence is stored sealed, which means compressed and encrypted, so that nobody runs it and no\n" +
+			"scanner on this host finds it (docs/HISTORY.md). SHA256 is the hash of an item's content, or the\n" +
+			"first digits of it.",
 		Subcommands: []*cli.Command{
-			command(&cli.Command{Name: "list", Usage: "list what is stored, the oldest first", Flags: []cli.Flag{stateFlag(), formatFlag()},
+			command(&cli.Command{Name: "list", Usage: "list what is stored, oldest first", Flags: []cli.Flag{stateFlag(), formatFlag()},
 				Action: func(c *cli.Context) error { return runEvidenceList(c, e) }}),
-			command(&cli.Command{Name: "show", Usage: "what one item is, and the findings it belongs to", ArgsUsage: "SHA256",
+			command(&cli.Command{Name: "show", Usage: "show one item, and the findings it belongs to", ArgsUsage: "SHA256",
 				Flags: []cli.Flag{stateFlag(), formatFlag()}, Action: func(c *cli.Context) error { return runEvidenceShow(c, e) }}),
-			command(&cli.Command{Name: "extract", Usage: "write the content of one item: malware, most likely", ArgsUsage: "SHA256 -o FILE",
-				Description: "FILE must not exist; it gets the mode 0600. Scanners of this host will find what is in it.",
+			command(&cli.Command{Name: "extract", Usage: "write the content of one item, which is most likely malware", ArgsUsage: "SHA256 -o FILE",
+				Description: "FILE must not exist. It gets the mode 0600. Other scanners on this host will find what is in it.",
 				Flags:       []cli.Flag{stateFlag(), &cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write"}},
 				Action:      func(c *cli.Context) error { return runEvidenceExtract(c, e) }}),
 			command(&cli.Command{Name: "prune", Usage: "remove the oldest items",
-				Description: "Without this, what is too old goes when room is needed; a store that is full of younger items refuses more.",
+				Description: "Without this command, items that are too old are removed when room is needed. A store that is full of younger items refuses new ones.",
 				Flags:       append([]cli.Flag{stateFlag()}, limitFlags()...),
 				Action:      func(c *cli.Context) error { return runEvidencePrune(c, e) }}),
 		},
 	})
 }
 
-// openEvidence opens the store to read it, or returns nil where there is none.
+// openEvidence opens the store for reading. It returns nil if there is none.
 func openEvidence(c *cli.Context, e *env) (*evidence.Store, error) {
 	dir, err := e.stateDirectory(c)
 	if err != nil {
@@ -83,7 +84,7 @@ func runEvidenceList(c *cli.Context, e *env) error {
 	return bad
 }
 
-// evidenceItem finds the item that the one operand names.
+// evidenceItem finds the item that the only operand names.
 func evidenceItem(c *cli.Context, e *env) (*evidence.Store, string, error) {
 	if c.NArg() != 1 {
 		return nil, "", fmt.Errorf("evidence %s needs the SHA-256 of one item, or its first digits", c.Command.Name)
@@ -158,7 +159,7 @@ func runEvidenceExtract(c *cli.Context, e *env) error {
 		err = cerr
 	}
 	if err != nil {
-		os.Remove(out) // what is in it is not what was stored
+		os.Remove(out) // it does not hold what was stored
 		return err
 	}
 	_, err = fmt.Fprintf(e.stdout, "%s: %d bytes, %s of %s\n", escape.Text(out), h.Size, escape.Text(h.Kind), escape.Text(h.Image))

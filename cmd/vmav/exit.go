@@ -11,16 +11,16 @@ import (
 
 // Exit statuses, the same for every command; scripts depend on them.
 const (
-	exitClean       = 0   // all was read, nothing was found
+	exitClean       = 0   // everything was read and nothing was found
 	exitFound       = 1   // something was found
 	exitError       = 2   // an error, or something could not be read
 	exitInterrupted = 130 // SIGINT or SIGTERM
 )
 
 const exitStatusHelp = `EXIT STATUS
-   0    all was read and nothing was found
+   0    everything was read and nothing was found
    1    something was found
-   2    an error, or something could not be read: never taken for clean
+   2    an error, or something could not be read, which never counts as clean
    130  interrupted`
 
 // errFound ends a command that did its work and found something.
@@ -32,7 +32,7 @@ var errStopped = errors.New("stopped")
 // errIncomplete ends a command whose output already names what could not be read.
 var errIncomplete = errors.New("incomplete")
 
-// exitStatus is the one place that turns an error into an exit status.
+// exitStatus turns an error into an exit status. No other function does.
 func exitStatus(ctx context.Context, err error) int {
 	switch {
 	case errors.Is(err, errStopped):
@@ -48,8 +48,8 @@ func exitStatus(ctx context.Context, err error) int {
 	}
 }
 
-// message is the line, or for a file that is refused the lines, that is printed for err, or "" where the command has said
-// all there is to say.
+// message returns what is printed for err: one line, or several for a file that is refused.
+// It returns "" if the command has already said everything.
 func message(err error) string {
 	switch {
 	case err == nil, errors.Is(err, errStopped), errors.Is(err, errFound), errors.Is(err, errIncomplete):

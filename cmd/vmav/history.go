@@ -26,26 +26,26 @@ func historyCommand(e *env) *cli.Command {
 	}
 	return command(&cli.Command{
 		Name:  "history",
-		Usage: "what was found, decided and done",
-		Description: "Every scan and kill is recorded, its findings before they are printed. The record is a chained log\n" +
-			"that tells whether it was changed (docs/HISTORY.md). Without a command the findings are listed,\n" +
-			"newest first.",
+		Usage: "show what was found, decided and done",
+		Description: "Every scan and kill is recorded, and findings are recorded before they are printed. The record is\n" +
+			"a chained log that reveals changes to it (docs/HISTORY.md). Without a command the findings are\n" +
+			"listed, newest first.",
 		Flags:  listFlags(),
 		Action: list,
 		Subcommands: []*cli.Command{
 			command(&cli.Command{Name: "list", Usage: "list findings and kills, newest first", Flags: listFlags(), Action: list}),
 			command(&cli.Command{Name: "show", Usage: "explain one finding, kill or run in words", ArgsUsage: "ID",
-				Description: "What was found and where, how far the rebuilt file is the file, what was decided and why, what\n" +
-					"was done, what was seen afterwards, and where the evidence is.",
+				Description: "Shows what was found and where, how close the rebuilt file is to the original, what was decided\n" +
+					"and why, what was done, what was seen afterwards, and where the evidence is.",
 				Flags: []cli.Flag{stateFlag(), formatFlag()}, Action: func(c *cli.Context) error { return runHistoryShow(c, e) }}),
-			command(&cli.Command{Name: "verify", Usage: "prove that the record is as it was written",
-				Description: "The first record that was changed, removed or put in between is named. The head that is printed,\n" +
-					"noted elsewhere and given with --head later, tells also of an older copy in the place of this one.\n\n" +
+			command(&cli.Command{Name: "verify", Usage: "check that the record is as it was written",
+				Description: "Names the first record that was changed, removed or inserted. Note the printed head elsewhere and\n" +
+					"give it with --head later: then verify also notices an older copy of the record.\n\n" +
 					"EXIT STATUS\n   0    the record is whole\n   2    it is not, or an error",
 				Flags:  []cli.Flag{stateFlag(), &cli.StringFlag{Name: "head", Usage: "the `HEAD` that an earlier verify printed, which must be in the record"}},
 				Action: func(c *cli.Context) error { return runHistoryVerify(c, e) }}),
 			command(&cli.Command{Name: "prune", Usage: "remove the oldest records",
-				Description: "Whole runs are removed, and that is recorded. Scans and kills keep to the limits of the settings by themselves.",
+				Description: "Removes whole runs and records that it did. Scans and kills enforce the limits of the settings by themselves.",
 				Flags:       append([]cli.Flag{stateFlag()}, limitFlags()...),
 				Action:      func(c *cli.Context) error { return runHistoryPrune(c, e) }}),
 		},
@@ -66,7 +66,7 @@ func listFlags() []cli.Flag {
 	}
 }
 
-// openHistory opens the history to read it, or returns nil where none was begun.
+// openHistory opens the history for reading. It returns nil if there is none.
 func openHistory(c *cli.Context, e *env) (*history.DB, error) {
 	dir, err := e.stateDirectory(c)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"vmav.dev/vmav/internal/watch"
 )
 
-// runHook is `vmav hook run`, which libvirt waits for: it comes before everything else that
-// the program does, and whatever happens its status is 0.
+// runHook is `vmav hook run`. libvirt waits for it, so it runs before everything else in
+// the program. Its exit status is always 0.
 func runHook(args []string) {
 	s, err := config.Load(os.Getenv(configVariable))
 	if err != nil {
@@ -32,14 +32,14 @@ func runHook(args []string) {
 		if err != nil {
 			return err
 		}
-		return hook.Detach(self, "hook", "scan") // it has our environment
+		return hook.Detach(self, "hook", "scan") // the child inherits the environment
 	}})
 }
 
 // configVariable names vmav.toml.
 const configVariable = "VMAV_CONFIG"
 
-// spoolDirectory is where events wait that found no service.
+// spoolDirectory returns the directory of the events that found no running service.
 func spoolDirectory(s *config.Config) string { return filepath.Join(s.StateDirectory, "spool") }
 
 func hookCommand(e *env) *cli.Command {
@@ -48,17 +48,17 @@ func hookCommand(e *env) *cli.Command {
 	}
 	return command(&cli.Command{
 		Name:  "hook",
-		Usage: "have libvirt tell vmav of domains that start",
-		Description: "The hook hands the start of a domain to the service or, where none runs, to a scan of its own that\n" +
-			"starts in the background. It delays no start by more than some milliseconds and can fail none.\n" +
-			"libvirt looks for hooks when its daemon starts: restart that after install and remove.",
+		Usage: "make libvirt tell vmav of domains that start",
+		Description: "The hook tells the service that a domain starts. If no service runs, it starts a scan in the\n" +
+			"background. It delays the start of a domain by a few milliseconds at most and never prevents it.\n" +
+			"libvirt looks for hooks when its daemon starts, so restart the daemon after install and remove.",
 		Subcommands: []*cli.Command{
-			command(&cli.Command{Name: "install", Usage: "put the hook into qemu.d, beside what else is there", Flags: []cli.Flag{directory()},
+			command(&cli.Command{Name: "install", Usage: "put the hook into qemu.d, beside the hooks that are there", Flags: []cli.Flag{directory()},
 				Action: func(c *cli.Context) error { return runHookInstall(c, e) }}),
-			command(&cli.Command{Name: "remove", Usage: "take it out again", Flags: []cli.Flag{directory()},
+			command(&cli.Command{Name: "remove", Usage: "remove the hook", Flags: []cli.Flag{directory()},
 				Action: func(c *cli.Context) error { return hook.Remove(c.String("hooks-directory")) }}),
-			// main runs it before any of this; it stands here for the help alone.
-			{Name: "run", Usage: "the hook itself: for libvirt, silent, status 0", ArgsUsage: "NAME OPERATION SUB-OPERATION EXTRA", SkipFlagParsing: true,
+			// main runs it before any of this. It is listed only for the help.
+			{Name: "run", Usage: "the hook itself, which libvirt runs; it prints nothing and its status is 0", ArgsUsage: "NAME OPERATION SUB-OPERATION EXTRA", SkipFlagParsing: true,
 				Action: func(c *cli.Context) error { runHook(c.Args().Slice()); return nil }},
 			command(&cli.Command{Name: "scan", Usage: "scan the domains whose start found no service", Hidden: true, Flags: watchFlags(),
 				Action: func(c *cli.Context) error { return runHookScan(c, e) }}),
@@ -71,7 +71,7 @@ func runHookInstall(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	// libvirt's environment is not the one of who installs.
+	// libvirt does not have the environment of the user who installs the hook.
 	environment := make(map[string]string)
 	if file := text(c, "config"); file != "" {
 		if file, err = filepath.Abs(file); err != nil {
@@ -90,11 +90,11 @@ func runHookInstall(c *cli.Context, e *env) error {
 	return nil
 }
 
-// hookScan bounds a scan that stands in for the service: a guest must be up by then.
+// hookScan bounds a scan that stands in for the service. A guest must be up by then.
 const hookScan = 30 * time.Minute
 
-// runHookScan scans what is in the spool. One runs at a time; it takes up what comes
-// meanwhile.
+// runHookScan scans the domains in the spool. Only one such scan runs at a time. It also
+// takes up events that arrive while it runs.
 func runHookScan(c *cli.Context, e *env) error {
 	settings, err := e.settings(c)
 	if err != nil {
@@ -114,7 +114,7 @@ func runHookScan(c *cli.Context, e *env) error {
 		if err != nil {
 			return err
 		}
-		// What came after the last look found the lock held.
+		// An event that came after the last look found the lock held.
 		if left, err := hook.List(spool); err != nil || len(left) == 0 {
 			return err
 		}
@@ -150,7 +150,7 @@ func scanSpool(c *cli.Context, e *env, spool string) error {
 		}
 		return more
 	})
-	// Done, or given up after all that time: in both cases they are not tried for ever.
+	// They are done, or time is up: in neither case are they tried again.
 	if c.Context.Err() == nil {
 		for _, ev := range events {
 			ev.Done()

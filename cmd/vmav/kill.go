@@ -18,35 +18,34 @@ import (
 func killCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:      "kill",
-		Usage:     "have a guest terminate one of its processes",
+		Usage:     "make a guest terminate one of its processes",
 		ArgsUsage: "DOMAIN PID",
 		Description: "A thread of the process is redirected to the guest's own NtTerminateProcess, with the exit\n" +
-			"status 0xc0000906. A process that never runs is ended by a service that does, its surrogate.\n" +
-			"It takes the kvm-memhook module. Critical processes of Windows are refused. What is printed\n" +
-			"was read back from the guest; docs/KILL.md tells what happens in it. It is recorded (vmav history).\n\n" +
+			"status 0xc0000906. If the process never runs, a service of the guest, its surrogate, ends it.\n" +
+			"This needs the kvm-memhook module. Critical processes of Windows are refused. The printed outcome\n" +
+			"was read back from the guest; docs/KILL.md describes what happens in it. Every kill is recorded\n" +
+			"(vmav history).\n\n" +
 			"EXIT STATUS\n" +
 			"   0    the guest's memory shows that the process has ended; with --dry-run: it would be tried\n" +
 			"   2    refused, pending at the deadline, failed, or an error\n" +
 			"   130  interrupted",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), formatFlag(),
-			&cli.BoolFlag{Name: "dry-run", Usage: "verify all that can be, say what would be done, and touch nothing"}, stateFlag()},
-			append(recordFlags(), killFlags()...)...),
+			&cli.BoolFlag{Name: "dry-run", Usage: "verify everything that can be verified, say what would be done, and touch nothing"}, stateFlag()}, append(recordFlags(), killFlags()...)...),
 		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runKill(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
 }
 
-// killFlags say how to kill, for the commands that may.
+// killFlags returns the flags that say how to kill, for the commands that can.
 func killFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.DurationFlag{Name: "timeout", Value: kill.DefaultTimeout, Usage: "give up a kill after this `TIME`"},
-		&cli.StringFlag{Name: "surrogate", Value: "allow", Usage: "`allow` services to end a process that never runs itself, or never"},
-		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; " +
-			"can be repeated (default: those of the policy)"},
+		&cli.StringFlag{Name: "surrogate", Value: "allow", Usage: "whether services may end a process that never runs itself: `allow` or never"},
+		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; can be repeated (default: those of the policy)"},
 	}
 }
 
-// parseKill reads killFlags, over what a policy says.
+// parseKill reads killFlags, which override the policy.
 func parseKill(c *cli.Context, p policy.Policy) (o kill.Options, err error) {
 	o.Timeout = c.Duration("timeout")
 	if o.Timeout < 100*time.Millisecond || o.Timeout > kill.MaxTimeout {

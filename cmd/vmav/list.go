@@ -21,9 +21,9 @@ type listRow struct {
 	Name    string `json:"name"`
 	UUID    string `json:"uuid"`
 	State   string `json:"state"`
-	Build   string `json:"build"`   // "" where it is not a Windows that was recognised
-	Source  string `json:"source"`  // "" where it does not run
-	Profile string `json:"profile"` // "ok", "inferred", "missing", "" where it is not Windows
+	Build   string `json:"build"`   // "" if no Windows was recognised
+	Source  string `json:"source"`  // "" if it does not run
+	Profile string `json:"profile"` // "ok", "inferred", "missing", or "" if it is not Windows
 	Note    string `json:"note"`    // why it cannot be scanned
 }
 
@@ -45,9 +45,9 @@ var listColumns = []report.Column[listRow]{
 func listCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "list",
-		Usage: "list domains, the Windows in them and whether it can be read",
+		Usage: "list domains, the Windows in them, and whether it can be read",
 		Flags: []cli.Flag{connectFlag(), sourceFlag(), formatFlag(),
-			&cli.BoolFlag{Name: "all", Usage: "domains that do not run, too"}},
+			&cli.BoolFlag{Name: "all", Usage: "also domains that do not run"}},
 		Action: func(c *cli.Context) error { return runList(c, e) },
 	})
 }
@@ -78,8 +78,8 @@ func runList(c *cli.Context, e *env) error {
 	return report.Rows(e.stdout, f, rows, listColumns)
 }
 
-// inspect looks into one domain far enough to say what it runs. What goes wrong is a
-// note; only an interruption is an error.
+// inspect looks into one domain far enough to say what it runs. What goes wrong becomes a
+// note. Only an interruption is an error.
 func inspect(ctx context.Context, h *domain.Host, d domain.Domain, profiles winstruct.Finder) (listRow, error) {
 	row := listRow{ID: d.ID, Name: d.Name, UUID: d.UUID, State: d.State}
 	if !d.Running {

@@ -1,6 +1,6 @@
-// Command vmav is agentless antivirus for Windows guests on KVM: it reads the
-// memory of running libvirt domains from the host, rebuilds the programs mapped
-// in them and has ClamAV scan what they were loaded from.
+// Command vmav is an agentless antivirus for Windows guests on KVM. It reads the memory of
+// running libvirt domains from the host, rebuilds the files of the programs that are mapped
+// in them, and lets ClamAV scan these files.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 var version = "unknown"
 
 func main() {
-	if inside.IsWorker(os.Args) { // before anything else is
+	if inside.IsWorker(os.Args) { // before the program does anything else
 		os.Exit(workerMain())
 	}
 	if len(os.Args) > 2 && os.Args[1] == "hook" && os.Args[2] == "run" {
@@ -32,8 +32,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run executes one command line and returns its exit status. A second interrupt
-// ends the process at once: run gives the signals back as soon as the first came.
+// run executes one command line and returns its exit status. A second interrupt ends the
+// process at once, because main gives the signals back after the first.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
 	err := app.RunContext(ctx, permute(app, args))

@@ -9,8 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// manCommand prints the part of vmav(1) that is the commands' own help, so that page and
-// help cannot differ. packaging/build.sh puts it into packaging/man/vmav.1.in.
+// manCommand prints the part of vmav(1) that comes from the commands' own help, so that
+// page and help cannot differ. packaging/build.sh puts it into packaging/man/vmav.1.in.
 func manCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:        "man",
@@ -35,7 +35,7 @@ func writeManual(w io.Writer, app *cli.App) error {
 	return err
 }
 
-// manSection describes a command, then those below it.
+// manSection describes a command, then its subcommands.
 func manSection(b *strings.Builder, parent string, c *cli.Command) {
 	if c.Name == "help" { // the library's own
 		return
@@ -67,7 +67,8 @@ func manSection(b *strings.Builder, parent string, c *cli.Command) {
 	}
 }
 
-// manParagraph keeps the lines of tables and examples, which are indented.
+// manParagraph writes a paragraph. It keeps the lines of tables and examples, which are
+// indented.
 func manParagraph(b *strings.Builder, p string) {
 	if !strings.HasPrefix(p, " ") && !strings.Contains(p, "\n ") {
 		b.WriteString(".Pp\n")
@@ -116,7 +117,8 @@ func manFlags(b *strings.Builder, flags []cli.Flag) {
 	}
 }
 
-// unquote takes the name of an option's value out of its usage, as the help does.
+// unquote returns the name of an option's value and the usage without the quotes, as the
+// help does.
 func unquote(usage string) (placeholder, text string) {
 	before, rest, ok := strings.Cut(usage, "`")
 	if !ok {
@@ -129,7 +131,8 @@ func unquote(usage string) (placeholder, text string) {
 	return name, before + name + after
 }
 
-// sentence is where one ends and the next begins, which in mdoc is a line of its own.
+// sentence matches the end of a sentence and the beginning of the next, which in mdoc
+// begins on a new line.
 var sentence = regexp.MustCompile(`([.!?]\)?) +([A-Z])`)
 
 // manText writes running text.
@@ -137,7 +140,7 @@ func manText(b *strings.Builder, text string) {
 	manLines(b, sentence.ReplaceAllString(text, "$1\n$2"))
 }
 
-// manLines writes lines of text, none of which is taken for a request.
+// manLines writes lines of text so that none is taken for a request.
 func manLines(b *strings.Builder, text string) {
 	for _, line := range strings.Split(text, "\n") {
 		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
@@ -148,8 +151,8 @@ func manLines(b *strings.Builder, text string) {
 	}
 }
 
-// roff escapes what has a meaning in a manual page. A hyphen stays one that can be
-// copied into a shell.
+// roff escapes the characters that have a meaning in a manual page. A hyphen remains one
+// that can be copied into a shell.
 func roff(s string) string {
 	var b strings.Builder
 	for _, r := range s {

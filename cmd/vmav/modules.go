@@ -92,8 +92,8 @@ func runModules(c *cli.Context, e *env, v *view) error {
 	return e.warnings(problems)
 }
 
-// findProcess picks the running process of a pid; of a pid that was used twice, the
-// one that has not exited.
+// findProcess returns the process with a PID. If the PID was used twice, it prefers the
+// process that has not exited.
 func findProcess(procs []introspect.Process, text string) (*introspect.Process, error) {
 	pid, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {

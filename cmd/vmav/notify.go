@@ -11,8 +11,8 @@ import (
 	"vmav.dev/vmav/internal/notify"
 )
 
-// notifier tells those whom the settings name. trigger says who asked. The caller calls
-// told.
+// notifier opens the notifier for the receivers that the settings name. trigger says who
+// asked. The caller calls told.
 func (e *env) notifier(c *cli.Context, trigger string) (*notify.Notifier, error) {
 	s, err := e.settings(c)
 	if err != nil {
@@ -21,14 +21,14 @@ func (e *env) notifier(c *cli.Context, trigger string) (*notify.Notifier, error)
 	return notify.Open(s.Report, notify.Options{Trigger: trigger, Default: s.File == ""})
 }
 
-// How long the last of what was found may take to get to those who are told: when all is
-// done, and after an interrupt.
+// How long the last notifications may take: after a scan, and after an interrupt.
 const (
 	tellTime        = 60 * time.Second
 	interruptedTime = 2 * time.Second
 )
 
-// told waits for what is still to be told, and warns of what could not be.
+// told waits for notifications that are still to be sent, and warns of those that could not
+// be.
 func (e *env) told(ctx context.Context, n *notify.Notifier) {
 	limit := tellTime
 	if errors.Is(ctx.Err(), context.Canceled) {

@@ -18,12 +18,12 @@ func formatFlag() cli.Flag {
 	return &cli.StringFlag{Name: "format", Value: "table", Usage: "output `FORMAT`: table, json, jsonl or csv"}
 }
 
-// targetFlags are the flags of a command on one domain or image.
+// targetFlags returns the flags of a command on one domain or image.
 func targetFlags(more ...cli.Flag) []cli.Flag {
 	return append(append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag()}, profileFlags()...), more...)
 }
 
-// stamp is a time as JSON carries it: null for none.
+// stamp returns a time as JSON carries it: null for none.
 func stamp(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -32,7 +32,7 @@ func stamp(t time.Time) *time.Time {
 	return &t
 }
 
-// clock is a time as tables show it.
+// clock returns a time as tables show it.
 func clock(t *time.Time) string {
 	if t == nil {
 		return "-"

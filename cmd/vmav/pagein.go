@@ -12,17 +12,17 @@ import (
 	"vmav.dev/vmav/internal/scan"
 )
 
-// pageInFlags say whether and how a guest is asked to read pages in.
+// pageInFlags returns the flags that say whether and how a guest is asked to read pages in.
 func pageInFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "page-in", Usage: "have the guest read in what is in no memory of the files it has mapped; takes the kvm-memhook module"},
+		&cli.BoolFlag{Name: "page-in", Usage: "make the guest read in the pages of its mapped files that are not in memory; needs the kvm-memhook module"},
 		&cli.IntFlag{Name: "page-in-pages", Value: pagein.DefaultPages, Usage: "at most `N` pages of 4 KiB in one guest"},
-		&cli.DurationFlag{Name: "page-in-wait", Value: pagein.DefaultWait, Usage: "leave out a process that does not run in this `TIME`"},
+		&cli.DurationFlag{Name: "page-in-wait", Value: pagein.DefaultWait, Usage: "leave out a process that does not run within this `TIME`"},
 		&cli.DurationFlag{Name: "page-in-time", Value: pagein.DefaultTime, Usage: "at most this `TIME` in one guest"},
 	}
 }
 
-// parsePageIn reads pageInFlags; nil where no guest is asked.
+// parsePageIn reads pageInFlags. It returns nil if no guest is to be asked.
 func parsePageIn(c *cli.Context) (*scan.PageIn, error) {
 	on := c.Bool("page-in")
 	o := scan.PageIn{Pages: c.Int("page-in-pages"), Wait: c.Duration("page-in-wait"), Time: c.Duration("page-in-time")}

@@ -6,9 +6,9 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// permute moves the options of a command line in front of its operands, so that
-// they are accepted before or after the domain as virsh accepts them. The library
-// stops at the first operand. Everything behind "--" stays an operand.
+// permute moves the options of a command line in front of its operands, so that they are
+// accepted before or after the domain, as virsh accepts them. The library stops at the
+// first operand. Everything after "--" remains an operand.
 func permute(app *cli.App, args []string) []string {
 	if len(args) < 2 {
 		return args
@@ -70,8 +70,8 @@ func find(cmds []*cli.Command, name string) *cli.Command {
 	return nil
 }
 
-// optionLength is how many arguments the option at args[0] takes up: two where its
-// value stands by itself.
+// optionLength returns how many arguments the option at args[0] consists of: two if its
+// value is an argument of its own.
 func optionLength(flags []cli.Flag, args []string) int {
 	name, _, joined := strings.Cut(strings.TrimLeft(args[0], "-"), "=")
 	if joined || len(args) < 2 {

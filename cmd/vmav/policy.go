@@ -23,28 +23,27 @@ var errBoth = errors.New("--action stands in the place of a policy: it does not 
 func policyCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "policy",
-		Usage: "what is done about findings: check, show and try policies",
-		Description: "A policy is a TOML file of rules; the first that matches a finding decides (docs/POLICY.md).\n" +
-			"Without FILE the policy that the settings name is meant.",
+		Usage: "check, show and test policies, which say what is done about findings",
+		Description: "A policy is a TOML file of rules. The first rule that matches a finding decides\n" +
+			"(docs/POLICY.md). Without FILE the commands use the policy that the settings name.",
 		Subcommands: []*cli.Command{
 			command(&cli.Command{Name: "check", Usage: "say what is wrong with a policy, and which rules never decide", ArgsUsage: "[FILE]",
-				Description: "EXIT STATUS\n   0  the policy is good\n" +
-					"   1  it is, but for rules that never decide or never do what they say\n   2  it is refused, or an error",
-				Action: func(c *cli.Context) error { return runPolicyCheck(c, e) }}),
+				Description: "EXIT STATUS\n   0  the policy is good\n   1  it has rules that never decide or never do what they say\n   2  it is refused, or an error",
+				Action:      func(c *cli.Context) error { return runPolicyCheck(c, e) }}),
 			command(&cli.Command{Name: "show", Usage: "list a policy's rules in their order", ArgsUsage: "[FILE]", Flags: []cli.Flag{formatFlag()},
 				Action: func(c *cli.Context) error { return runPolicyShow(c, e) }}),
 			command(&cli.Command{Name: "test", Usage: "say which rule decides on a finding, and why the ones before it do not", ArgsUsage: "[FILE]",
-				Description: "The finding is an element of findings in the JSON of a scan, or as much of one as the rules\n" +
-					"ask for: {\"signature\": \"Win.Test\", \"subject\": {\"pid\": 812, \"name\": \"x.exe\", \"session\": 1}}.\n\n" +
+				Description: "The finding is an element of \"findings\" in the JSON of a scan. It needs only the members that\n" +
+					"the rules ask for: {\"signature\": \"Win.Test\", \"subject\": {\"pid\": 812, \"name\": \"x.exe\", \"session\": 1}}.\n\n" +
 					"EXIT STATUS\n   0    a verdict was printed\n   2    an error\n   130  interrupted",
-				Flags: []cli.Flag{formatFlag(), &cli.StringFlag{Name: "finding", Usage: "the finding as `JSON`; - reads it from standard input",
-					Required: true}},
+				Flags:  []cli.Flag{formatFlag(), &cli.StringFlag{Name: "finding", Usage: "the finding as `JSON`, or - to read it from standard input", Required: true}},
 				Action: func(c *cli.Context) error { return runPolicyTest(c, e) }}),
 		},
 	})
 }
 
-// policyFile is the policy that the operand of a command names, or the settings.
+// policyFile returns the policy that the operand of a command names, or that of the
+// settings.
 func (e *env) policyFile(c *cli.Context) (policy.Policy, error) {
 	switch c.NArg() {
 	case 0:
@@ -168,8 +167,9 @@ var stepColumns = []report.Column[verdict.Step]{
 // maxFinding bounds a finding's JSON, in bytes.
 const maxFinding = 1 << 20
 
-// readFinding reads a finding as scan's JSON has it. What a scan always says and the
-// text does not is taken as of the least surprise: a signature, in a user's process.
+// readFinding reads a finding as the JSON of a scan has it. If the text lacks something
+// that a scan always says, readFinding assumes the most usual: a signature, in a user's
+// process.
 func readFinding(text string) (finding.Finding, error) {
 	data := []byte(text)
 	if text == "-" {

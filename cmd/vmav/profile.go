@@ -15,14 +15,14 @@ import (
 func profileCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "profile",
-		Usage: "the layouts of Windows builds that vmav knows",
-		Description: "A profile says where the structures of one Windows kernel build lie. vmav looks in the user's\n" +
-			"directory, in " + winstruct.SystemDir + " and in itself, in this order.",
+		Usage: "list, import and export the layouts of Windows builds that vmav knows",
+		Description: "A profile describes the structures of one Windows kernel build. vmav looks for profiles in the\n" +
+			"user's directory, in " + winstruct.SystemDir + " and in itself, in this order.",
 		Subcommands: []*cli.Command{
 			command(&cli.Command{Name: "list", Usage: "list the profiles of every place", Flags: []cli.Flag{formatFlag()},
 				Action: func(c *cli.Context) error { return runProfileList(c, e) }}),
 			command(&cli.Command{Name: "show", Usage: "print a profile's structures, or one of them", ArgsUsage: "FILE|ID [STRUCT]",
-				Description: "ID is the GUID with the age behind it, as vmav profile list prints it, or a version.",
+				Description: "ID is the GUID followed by the age, as vmav profile list prints it, or a version.",
 				Action:      func(c *cli.Context) error { return runProfileShow(c, e) }}),
 			profileImportCommand(e),
 			profileBuildCommand(e),
@@ -70,7 +70,7 @@ func runProfileList(c *cli.Context, e *env) error {
 			r.Error, bad = p.Err.Error(), true
 		} else {
 			if r.ID = p.Identity.Key(); p.Identity.GUID == winstruct.NoGUID {
-				r.PDB, r.ID = "-", "("+p.Arch+")" // of no one image
+				r.PDB, r.ID = "-", "("+p.Arch+")" // it belongs to no single image
 			}
 		}
 		rows = append(rows, r)
@@ -119,7 +119,7 @@ func runProfileShow(c *cli.Context, e *env) error {
 	return nil
 }
 
-// findProfile takes a file, an id or a version.
+// findProfile returns the profile of a file, an id or a version.
 func findProfile(arg string) (*winstruct.Profile, error) {
 	if _, err := os.Stat(arg); err == nil {
 		return winstruct.Open(arg)

@@ -19,13 +19,13 @@ import (
 	"vmav.dev/vmav/internal/winstruct/bundle"
 )
 
-// defaultKey is the operator's key on the host that makes bundles.
+// defaultKey is the file of the operator's private key on the host that makes bundles.
 const defaultKey = "/etc/vmav/bundle.key"
 
 func profileExportCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "export", Usage: "write profiles into one signed bundle, for hosts without a network", ArgsUsage: "ID… | --all",
-		Description: "ID is as vmav profile list prints it, or a version. vmav profile import takes the bundle in, on\n" +
-			"hosts that have the public key. Keys are Ed25519 in PEM:\n\n" +
+		Description: "ID is as vmav profile list prints it, or a version. vmav profile import stores the profiles of the\n" +
+			"bundle on hosts that have the public key. Keys are Ed25519 keys in PEM:\n\n" +
 			"   openssl genpkey -algorithm ed25519 -out bundle.key\n" +
 			"   openssl pkey -in bundle.key -pubout -out bundle.pub",
 		Flags: []cli.Flag{&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "the bundle's `FILE`", Required: true},
@@ -82,7 +82,7 @@ func wanted(entry winstruct.Entry, args []string) bool {
 	return false
 }
 
-// writeBundle writes a bundle to a file, which appears whole or not at all.
+// writeBundle writes a bundle to a file, completely or not at all.
 func writeBundle(path string, profiles []bundle.Profile, key ed25519.PrivateKey) error {
 	return atomicfile.Write(path, 0o644, func(f io.Writer) error {
 		w := bufio.NewWriter(f)

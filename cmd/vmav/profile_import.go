@@ -18,7 +18,7 @@ func systemFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "system", Usage: "for all users, in " + winstruct.SystemDir}
 }
 
-// storeDir is where a command stores profiles.
+// storeDir returns the directory in which a command stores profiles.
 func storeDir(c *cli.Context) (string, error) {
 	if c.Bool("system") {
 		return winstruct.SystemDir, nil
@@ -27,13 +27,13 @@ func storeDir(c *cli.Context) (string, error) {
 }
 
 func pdbNameFlag() cli.Flag {
-	return &cli.StringFlag{Name: "name", Usage: "the PDB's own `NAME` where its file has another: ntkrnlmp.pdb"}
+	return &cli.StringFlag{Name: "name", Usage: "the PDB's own `NAME`, such as ntkrnlmp.pdb, if its file has another name"}
 }
 
 func profileImportCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "import", Usage: "store the profiles of symbol files", ArgsUsage: "FILE…",
-		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile of vmav's own, or a bundle\n" +
-			"of profiles. A profile that lacks something vmav needs is refused, and what is missing is named.\n" +
+		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile that vmav wrote, or a bundle\n" +
+			"of profiles. A profile that lacks something vmav needs is refused, with what is missing.\n" +
 			"A bundle must be signed by a key in " + bundle.TrustedDir + " (*.pub), or by that of --trust.",
 		Flags: []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"},
 			pdbNameFlag()},
@@ -89,9 +89,8 @@ func importFile(e *env, dir, file, name string) error {
 
 func profileBuildCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "build", Usage: "make a profile of a PDB", ArgsUsage: "FILE.pdb",
-		Description: "The profile holds every structure, enumeration and symbol of the PDB. It can be read by a\n" +
-			"person, shown with vmav profile show, and stored with vmav profile import. With a name that\n" +
-			"ends in .zst it is compressed.",
+		Description: "The profile holds every structure, enumeration and symbol of the PDB. It is text; vmav profile\n" +
+			"show prints it, and vmav profile import stores it. If its name ends in .zst, it is compressed.",
 		Flags: []cli.Flag{&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "the profile's `FILE`; - for standard output", Required: true},
 			pdbNameFlag(),
 			&cli.StringFlag{Name: "windows", Usage: "the file `VERSION` of the program: 10.0.19041.1237"}},
@@ -124,7 +123,7 @@ func runProfileBuild(c *cli.Context, e *env) error {
 	return nil
 }
 
-// writeProfile writes a profile to a file, which appears whole or not at all.
+// writeProfile writes a profile to a file, completely or not at all.
 func writeProfile(path string, p *winstruct.Profile) error {
 	save := p.SaveText
 	if strings.HasSuffix(path, ".zst") {
@@ -137,8 +136,8 @@ func writeProfile(path string, p *winstruct.Profile) error {
 }
 
 func profileVerifyCommand(e *env) *cli.Command {
-	return command(&cli.Command{Name: "verify", Usage: "check that profiles are whole, and hold all that vmav needs", ArgsUsage: "[FILE|ID…]",
-		Description: "Without an operand every profile of every place is checked.",
+	return command(&cli.Command{Name: "verify", Usage: "check that profiles are complete and hold everything that vmav needs", ArgsUsage: "[FILE|ID…]",
+		Description: "Without an operand all profiles that vmav finds are checked.",
 		Action:      func(c *cli.Context) error { return runProfileVerify(c, e) }})
 }
 

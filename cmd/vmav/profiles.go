@@ -15,22 +15,23 @@ import (
 	"vmav.dev/vmav/internal/winstruct/symsrv"
 )
 
-// profileFlags say what is done about a Windows build that has no profile here.
+// profileFlags returns the flags that say what to do about a Windows build that has no
+// profile here.
 func profileFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "fetch-profiles", Usage: "get the profile of an unknown Windows build from its symbol server"},
 		symbolPathFlag(),
-		&cli.BoolFlag{Name: "exact-profile", Usage: "refuse an unknown Windows build; do not try the offsets of the nearest one"},
+		&cli.BoolFlag{Name: "exact-profile", Usage: "refuse an unknown Windows build, and do not try the offsets of the nearest one"},
 	}
 }
 
 func symbolPathFlag() cli.Flag {
 	return &cli.StringFlag{Name: "symbol-path", EnvVars: []string{symsrv.PathVariable},
-		Usage: "where symbol files are: `PATH` as debuggers write it, srv*CACHE*URL or directories; without it Microsoft's server"}
+		Usage: "`PATH` of symbol files, as debuggers write it: srv*CACHE*URL, or directories; without it Microsoft's server"}
 }
 
-// finder finds the profiles for a command: in the store and, where that is asked for,
-// at the symbol server. It offers those of near builds too (introspect.Neighbours).
+// finder finds the profiles for a command: in the store and, if asked to, at the symbol
+// server. It also offers those of near builds (introspect.Neighbours).
 type finder struct {
 	*winstruct.Store
 	e     *env
@@ -38,10 +39,11 @@ type finder struct {
 	fetch *symsrv.Client // nil for none
 
 	mu    sync.Mutex
-	asked map[winstruct.Identity]*winstruct.Profile // what was fetched; nil where that failed
+	asked map[winstruct.Identity]*winstruct.Profile // what was fetched; nil if that failed
 }
 
-// newFinder makes what a command's flags say. Without them it is the store.
+// newFinder makes the finder that a command's flags describe. Without flags it is the
+// store.
 func newFinder(c *cli.Context, e *env) (winstruct.Finder, error) {
 	f := &finder{Store: winstruct.OpenStore(), e: e, ctx: c.Context, asked: make(map[winstruct.Identity]*winstruct.Profile)}
 	if c.Bool("fetch-profiles") {
@@ -67,7 +69,8 @@ func newFetcher(c *cli.Context, e *env) (*symsrv.Client, error) {
 		Progress: func(text string) { e.warn("%s", text) }})
 }
 
-// Find implements winstruct.Finder. A build is asked for once: many guests can be of it.
+// Find implements winstruct.Finder. It asks for a build only once, because many guests can
+// be of it.
 func (f *finder) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	p, err := f.Store.Find(id)
 	var missing *winstruct.MissingError
@@ -87,8 +90,8 @@ func (f *finder) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	return p, nil
 }
 
-// FindPacked is Find for a worker, which parses the profile itself. What is fetched is
-// parsed here first: it comes as a PDB.
+// FindPacked is Find for a worker, which parses the profile itself. What is fetched is a
+// PDB, so it is parsed here first.
 func (f *finder) FindPacked(id winstruct.Identity) ([]byte, error) {
 	packed, err := f.Store.FindPacked(id)
 	var missing *winstruct.MissingError
@@ -104,7 +107,7 @@ func (f *finder) FindPacked(id winstruct.Identity) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// get fetches a profile and stores it, as far as it can be; nil where there is none.
+// get fetches a profile and stores it if possible. It returns nil if there is none.
 func (f *finder) get(id winstruct.Identity) *winstruct.Profile {
 	p, err := fetchProfile(f.ctx, f.fetch, id)
 	if err != nil {
@@ -124,7 +127,7 @@ func (f *finder) get(id winstruct.Identity) *winstruct.Profile {
 	return p
 }
 
-// fetchProfile gets and checks the profile of a build.
+// fetchProfile fetches and checks the profile of a build.
 func fetchProfile(ctx context.Context, from *symsrv.Client, id winstruct.Identity) (*winstruct.Profile, error) {
 	p, err := from.Profile(ctx, id)
 	if err != nil {
@@ -136,7 +139,7 @@ func fetchProfile(ctx context.Context, from *symsrv.Client, id winstruct.Identit
 	return p, nil
 }
 
-// noteInferred says on stderr that a guest is read without a profile of its own.
+// noteInferred tells the user that a guest is read without a profile of its own.
 func (e *env) noteInferred(what string, k introspect.Kernel) {
 	if k.Inferred == "" {
 		return
@@ -151,10 +154,10 @@ func (e *env) noteInferred(what string, k introspect.Kernel) {
 func profileFetchCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "fetch", Usage: "get the profile of a Windows build from its symbol server",
 		ArgsUsage: "NAME.pdb ID | DOMAIN | -a FILE",
-		Description: "The build is named as vmav names a missing one, or it is that of a guest. What is fetched is\n" +
-			"verified: the symbol file must say that it is of this very build. Servers are asked in the\n" +
-			"order of the symbol path, through the proxies of the environment. Where " + symsrv.AirGapVariable + " is\n" +
-			"set or " + symsrv.AirGapFile + " exists only directories are looked at.",
+		Description: "Name the build as vmav names a missing one, or name a guest that runs it. The symbol file is\n" +
+			"checked: it must say that it belongs to this very build. Servers are asked in the order of the\n" +
+			"symbol path, through the proxies of the environment. If " + symsrv.AirGapVariable + " is set or\n" +
+			symsrv.AirGapFile + " exists, only directories are searched.",
 		Flags:        []cli.Flag{connectFlag(), imageFlag(), symbolPathFlag(), systemFlag()},
 		Action:       func(c *cli.Context) error { return runProfileFetch(c, e) },
 		BashComplete: completeDomains(e)})
@@ -185,7 +188,7 @@ func runProfileFetch(c *cli.Context, e *env) error {
 	return nil
 }
 
-// wantedBuild is the build that the operands name: by its PDB and id, or by a guest.
+// wantedBuild returns the build that the operands name: by PDB and id, or by a guest.
 func wantedBuild(c *cli.Context, e *env) (winstruct.Identity, error) {
 	if args := c.Args().Slice(); c.Path("image") == "" && len(args) == 2 {
 		return winstruct.ParseIdentity(args[0], args[1])

@@ -11,8 +11,8 @@ import (
 	"vmav.dev/vmav/internal/scan"
 )
 
-// progress is a line on the terminal that is written over and over. Where stderr is
-// no terminal it writes nothing.
+// progress is a line on the terminal that is written again and again. It writes nothing if
+// stderr is not a terminal.
 type progress struct {
 	w io.Writer // nil for none
 

@@ -57,7 +57,7 @@ var processColumns = []report.Column[processRow]{
 func psCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:         "ps",
-		Usage:        "list the processes of a guest, hidden ones too",
+		Usage:        "list the processes of a guest, including hidden ones",
 		ArgsUsage:    "DOMAIN",
 		Flags:        targetFlags(),
 		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runPS(c, e, v) }) },

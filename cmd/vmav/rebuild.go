@@ -22,15 +22,15 @@ func rebuildCommand(e *env) *cli.Command {
 		Name:      "rebuild",
 		Usage:     "rebuild the file of a mapped image that another tool saved",
 		ArgsUsage: "MAPPED",
-		Description: "MAPPED holds an image as it lay in memory, from its base on. The rebuilt file is written to\n" +
-			"FILE and its fidelity record beside it to FILE.json. With parts missing the exit status is 2.\n" +
-			"DIR holds other images of the same process, saved in the same way, by whose exports imports\n" +
-			"without names are restored. Their bases are taken from a manifest.json of vmav dump --all\n" +
-			"--raw, else from the last 0x… of the file name, else from their headers.",
+		Description: "MAPPED holds an image as it was in memory, from its base on. The rebuilt file is written to FILE,\n" +
+			"and its fidelity record to FILE.json. If parts are missing, the exit status is 2. DIR holds other\n" +
+			"images of the same process, saved in the same way. Their exports help to restore imports without\n" +
+			"names. Their bases come from the manifest.json of vmav dump --all --raw, else from the last 0x…\n" +
+			"in the file name, else from their headers.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "base", Required: true, Usage: "`ADDRESS` that the image was mapped at"},
-			&cli.StringFlag{Name: "missing", Usage: "what the tool could not read: `RANGES` of offsets, as 0x3000-0x5000,0x9000-0xa000"},
-			&cli.StringFlag{Name: "preferred", Usage: "base `ADDRESS` that the file prefers, where it is known"},
+			&cli.StringFlag{Name: "missing", Usage: "what the tool could not read: `RANGES` of offsets, such as 0x3000-0x5000,0x9000-0xa000"},
+			&cli.StringFlag{Name: "preferred", Usage: "base `ADDRESS` that the file prefers, if it is known"},
 			&cli.PathFlag{Name: "modules", Usage: "`DIR` with the other images of the process"},
 			&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Required: true, Usage: "`FILE` to write"}},
 		Action: func(c *cli.Context) error { return runRebuild(c, e) },
@@ -95,11 +95,11 @@ func readMapped(path string) ([]byte, error) {
 // maxModules bounds the images of a directory.
 const maxModules = 4096
 
-// baseInName finds addresses in names that other tools give to dumps.
+// baseInName matches addresses in the names that other tools give to dumps.
 var baseInName = regexp.MustCompile(`0x[0-9a-fA-F]{1,16}`)
 
-// exportsIn indexes the exports of the mapped images in a directory. A file that is no
-// image is left out, and said.
+// exportsIn indexes the exports of the mapped images in a directory. It leaves out a file
+// that is not an image and tells the user.
 func (e *env) exportsIn(dir string) (*pe.ExportIndex, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -131,7 +131,7 @@ func (e *env) exportsIn(dir string) (*pe.ExportIndex, error) {
 		m := bases[f.Name()]
 		base := uint64(m.Base)
 		if names := baseInName.FindAllString(f.Name(), -1); base == 0 && len(names) > 0 {
-			base, _ = strconv.ParseUint(names[len(names)-1], 0, 64) // it has the digits that fit
+			base, _ = strconv.ParseUint(names[len(names)-1], 0, 64) // the pattern allows only digits that fit
 		}
 		if base == 0 {
 			if h, err := pe.ParseHeaders(mapped); err == nil {
@@ -154,20 +154,20 @@ func (e *env) exportsIn(dir string) (*pe.ExportIndex, error) {
 	return index, nil
 }
 
-// origin says where a rebuilt file comes from, in its record.
+// origin says where a rebuilt file comes from. It is part of the written record.
 type origin struct {
 	Domain  string          `json:"domain,omitempty"`
 	PID     uint64          `json:"pid,omitempty"`
 	Process string          `json:"process,omitempty"`
 	Path    string          `json:"path"`
 	Base    finding.Address `json:"base"`
-	Cached  string          `json:"cached_sha256,omitempty"` // of the file itself, where the guest's cache holds all of it
+	Cached  string          `json:"cached_sha256,omitempty"` // of the file itself, if the guest's cache holds all of it
 }
 
 // maxRecorded bounds the gaps that a written record lists one by one.
 const maxRecorded = 10000
 
-// writeRebuilt writes a rebuilt file and its record, and says in words how far it is the
+// writeRebuilt writes a rebuilt file and its record, and describes how close it is to the
 // file that was loaded.
 func (e *env) writeRebuilt(out string, file *pe.File, from origin) error {
 	record, err := json.MarshalIndent(struct {

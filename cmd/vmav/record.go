@@ -13,7 +13,7 @@ import (
 	"vmav.dev/vmav/internal/respond"
 )
 
-// recordFlags are those of the commands that record what they do.
+// recordFlags returns the flags of the commands that record what they do.
 func recordFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "no-history", Usage: "record nothing in the history"},
@@ -23,15 +23,15 @@ func recordFlags() []cli.Flag {
 
 // recordWish is what a command wants of its records beside what its flags say.
 type recordWish struct {
-	evidence bool             // by its policy
-	trigger  string           // "" for that of --trigger
+	evidence bool             // the policy may ask for evidence
+	trigger  string           // "" to use --trigger
 	tell     *notify.Notifier // nil for nobody
 	dryRun   bool
 }
 
-// openRecords opens the history, unless it was not asked for. Where it cannot be opened
-// that is said once, and is an error only where evidence was asked for, by option or
-// policy, which a record must point to. The caller closes the records.
+// openRecords opens the history, unless the user does not want it. If it cannot be opened,
+// openRecords warns. It fails only if an option or the policy asks for evidence, because a
+// record must point to evidence. The caller closes the records.
 func openRecords(c *cli.Context, e *env, wish recordWish) (*respond.Records, error) {
 	o := respond.RecordOptions{Always: c.Bool("evidence"), Tell: wish.tell, DryRun: wish.dryRun, Warner: e}
 	o.Wanted = o.Always || wish.evidence

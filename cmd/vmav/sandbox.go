@@ -14,11 +14,11 @@ import (
 )
 
 func noSandboxFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "no-sandbox", Usage: "parse what guests wrote in this process, with all its rights; for debugging"}
+	return &cli.BoolFlag{Name: "no-sandbox", Usage: "parse guest memory in this process, with all its rights; for debugging"}
 }
 
-// newScanner is how a command scans guests: each in a sandboxed worker, unless its flag
-// says otherwise.
+// newScanner returns the scanner of a command. It scans each guest in a sandboxed worker,
+// unless the command's flag says otherwise.
 func newScanner(c *cli.Context, e *env, m scan.Means) scan.Scanner {
 	if c.Bool("no-sandbox") {
 		return scan.InProcess{Means: m}
@@ -26,7 +26,7 @@ func newScanner(c *cli.Context, e *env, m scan.Means) scan.Scanner {
 	return (&broker.Runner{Notes: e}).Scanner(m)
 }
 
-// workerMain is this program as a worker.
+// workerMain runs this program as a worker and returns the exit status.
 func workerMain() int {
 	status, err := inside.Main(os.Args)
 	if err != nil {
@@ -35,7 +35,7 @@ func workerMain() int {
 	return status
 }
 
-// checkWorker starts a worker and says what keeps it in.
+// checkWorker starts a worker and says what confines it.
 func checkWorker(ctx context.Context) ready.Answer {
 	r := ready.Answer{What: "worker"}
 	s, err := new(broker.Runner).Try(ctx)

@@ -23,25 +23,25 @@ func scanCommand(e *env) *cli.Command {
 		Name:      "scan",
 		Usage:     "rebuild the programs running in guests and scan them with ClamAV",
 		ArgsUsage: "DOMAIN… | --all",
-		Description: "Every image mapped in every process, and every driver, is rebuilt into its on-disk form and\n" +
-			"scanned. clamd is the host's or, where none answers or --database is given, a private one for\n" +
-			"as long as the scan runs. What is done about findings, when all is scanned, is the policy's\n" +
-			"to say (docs/POLICY.md): without one nothing is changed in the guest; --page-in has it read in\n" +
-			"what is in no memory. An action that is not known to have worked leaves the scan incomplete.\n" +
-			"Findings are recorded in the history before they are told of (vmav history); one that could\n" +
-			"not be leaves the scan incomplete. What has not changed since an earlier scan, byte for byte,\n" +
-			"and was scanned with the signatures of now is not scanned again.\n\n" +
-			"One scan of all domains runs at a time. Another one that starts meanwhile ends with 0 at once: the\n" +
-			"status of the first is the one to go by. With --wait it waits, and takes the result of one that\n" +
-			"began after it was started: several that wait come to one scan and one status.",
+		Description: "vmav rebuilds the file of every image in every process, and of every driver, and scans it. It\n" +
+			"uses the clamd of the host. If none answers or --database is given, it runs a private one until\n" +
+			"the scan ends. After the scan the policy decides what is done about findings (docs/POLICY.md).\n" +
+			"Without a policy nothing in the guest is changed, except that --page-in makes it read in pages.\n" +
+			"An action that is not known to have worked makes the scan incomplete. Findings are recorded in\n" +
+			"the history before they are reported (vmav history); a finding that cannot be recorded makes the\n" +
+			"scan incomplete. What has not changed by a byte since an earlier scan with the same signatures\n" +
+			"is not scanned again.\n\n" +
+			"Only one scan of all domains runs at a time. Another one that is started meanwhile ends at once\n" +
+			"with status 0; the status of the first one counts. With --wait it waits. If a scan with the same\n" +
+			"options began in the meantime, it takes over the result of that one and does not scan again.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(), formatFlag(),
-			&cli.BoolFlag{Name: "all", Usage: "every running domain; those that are not Windows are skipped"},
-			&cli.BoolFlag{Name: "wait", Usage: "with --all: wait for one that is under way; without, there is nothing to do then"},
-			&cli.DurationFlag{Name: "deadline", Usage: "end after `TIME`; what was not reached by then is an error"},
-			&cli.BoolFlag{Name: "resume", Usage: "with --all: leave out what an interrupted one, within a day, has done"},
+			&cli.BoolFlag{Name: "all", Usage: "scan every running domain; those that are not Windows are skipped"},
+			&cli.BoolFlag{Name: "wait", Usage: "with --all: wait for another scan of all domains that is under way, and do not end at once"},
+			&cli.DurationFlag{Name: "deadline", Usage: "end after `TIME`; domains that were not reached by then are errors"},
+			&cli.BoolFlag{Name: "resume", Usage: "with --all: leave out the domains that an interrupted scan has done within the last day"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
-			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only; nothing where there are none"},
-			&cli.Uint64SliceFlag{Name: "pid", Usage: "only the process `PID`; can be repeated"},
+			&cli.BoolFlag{Name: "infected", Aliases: []string{"i"}, Usage: "print findings and errors only, and nothing if there are none"},
+			&cli.Uint64SliceFlag{Name: "pid", Usage: "scan only the process `PID`; can be repeated"},
 			holdFlag(),
 			stateFlag(),
 		}, slices.Concat(scanningFlags(), recordFlags(), pageInFlags(), policyFlags(), killFlags(), profileFlags())...),
@@ -50,12 +50,12 @@ func scanCommand(e *env) *cli.Command {
 	})
 }
 
-// scanOptions are the options of one scan, checked.
+// scanOptions are the checked options of one scan.
 type scanOptions struct {
 	format  report.Format
 	compact bool
 	all     allOptions
-	holds   *respond.Holds // nil where nothing may be held
+	holds   *respond.Holds // nil if nothing may be held
 	engine  clam.Options
 	request scan.Request
 	respond respond.Options
@@ -131,7 +131,7 @@ func runScan(c *cli.Context, e *env) error {
 	return scanThem(ctx, c, e, o, bar)
 }
 
-// scanThem scans what the options name.
+// scanThem scans the targets that the options name.
 func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *progress) error {
 	begin := time.Now()
 	profiles, err := newFinder(c, e)
@@ -186,7 +186,7 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 			if ended = err; errors.Is(err, context.DeadlineExceeded) {
 				ended = context.Cause(ctx)
 			}
-			// Nothing more can be scanned; what was found is reported.
+			// Nothing more can be scanned. What was found is reported.
 			out.Domains = append(out.Domains, notReached(targets[i+1:], ended)...)
 			break
 		}
@@ -195,7 +195,7 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 		}
 	}
 	bar.clear()
-	_ = point.Close(ended == nil && out.Complete()) // the next sweep does without
+	_ = point.Close(ended == nil && out.Complete()) // the next sweep works without it
 	out.Summarise(time.Since(begin))
 	err = writeScan(e, o, out)
 	o.holds.Wait(ctx, e)
@@ -205,14 +205,14 @@ func scanThem(ctx context.Context, c *cli.Context, e *env, o scanOptions, bar *p
 	return scanStatus(out, ended)
 }
 
-// scanTarget is a domain or image to scan, opened only when its turn comes.
+// scanTarget is a domain or image to scan. It is opened only when its turn comes.
 type scanTarget struct {
 	domain domain.Domain
 	open   func(context.Context) (*target, error)
 }
 
-// scanTargets resolves what is to be scanned. A domain that is named must exist;
-// with --all one that went away meanwhile is a failure of its own.
+// scanTargets resolves what is to be scanned. A domain that is named must exist. With
+// --all, a domain that has gone away meanwhile is a failure of its own.
 func scanTargets(c *cli.Context, e *env) ([]scanTarget, func(), error) {
 	if c.Path("image") != "" {
 		t, _, done, err := openTarget(c, e)
@@ -277,7 +277,7 @@ func writeScan(e *env, o scanOptions, s *finding.Sweep) error {
 	case report.JSON:
 		return report.Document(e.stdout, s)
 	case report.JSONL, report.CSV:
-		// The findings alone; what could not be read goes to stderr.
+		// Only the findings go to stdout. What could not be read goes to stderr.
 		for _, d := range s.Domains {
 			if d.Profile == finding.ProfileInferred {
 				e.warn("%s: profile: inferred from Windows %s: there is none for %s", d.Name, d.InferredFrom, d.Missing)
@@ -294,8 +294,8 @@ func writeScan(e *env, o scanOptions, s *finding.Sweep) error {
 	return report.WriteScan(e.stdout, s, o.compact)
 }
 
-// scanStatus is the exit status of a scan: an interruption and an incomplete scan
-// come before what was found.
+// scanStatus returns the error that stands for the exit status of a scan. An interruption
+// and an incomplete scan take precedence over findings.
 func scanStatus(s *finding.Sweep, ended error) error {
 	switch {
 	case ended != nil:

@@ -19,15 +19,15 @@ import (
 	"vmav.dev/vmav/internal/sweep"
 )
 
-// allOptions are the options of a scan of all domains that make it one of many: from cron,
-// from a timer, from somebody's hand.
+// allOptions are the options of a scan of all domains, which cron, a timer and people may
+// start at the same time.
 type allOptions struct {
 	runtime  string // directory of locks
 	state    string // directory of the checkpoint
 	wait     bool
 	resume   bool
 	deadline time.Duration // 0 for none
-	identity string        // of what the result depends on beside the guests
+	identity string        // identifies what the result depends on beside the guests
 }
 
 func parseAll(c *cli.Context, s *config.Config) (o allOptions, err error) {
@@ -46,10 +46,10 @@ func parseAll(c *cli.Context, s *config.Config) (o allOptions, err error) {
 	return o, nil
 }
 
-// errDeadline is why a scan ends at its deadline.
+// errDeadline is the reason of a scan that ends at its deadline.
 var errDeadline = errors.New("the deadline has passed")
 
-// bound gives ctx the deadline.
+// bound returns ctx with the deadline.
 func (o allOptions) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if o.deadline == 0 {
 		return context.WithCancel(ctx)
@@ -90,7 +90,7 @@ func runAlone(ctx context.Context, e *env, o scanOptions, scan func() error) err
 	return err
 }
 
-// statusError is the error that has an exit status.
+// statusError returns an error that leads to an exit status.
 func statusError(status int) error {
 	switch status {
 	case exitClean:
@@ -101,8 +101,8 @@ func statusError(status int) error {
 	return errIncomplete
 }
 
-// identity names what the result of a scan depends on beside the guests and the engine: its
-// flags, and the text of its policy.
+// identity identifies what the result of a scan depends on beside the guests and the
+// engine: the flags, and the text of the policy.
 func identity(c *cli.Context, p policy.Policy) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q %v %v %v %q", c.String("action"), c.String("clamd"), c.StringSlice("database"), c.Float64("min-coverage"),
@@ -117,7 +117,7 @@ func identity(c *cli.Context, p policy.Policy) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
 }
 
-// checkpoint opens the checkpoint of a sweep; nil where there is none to keep.
+// checkpoint opens the checkpoint of a sweep. It returns nil if none is to be kept.
 func (o scanOptions) checkpoint(c *cli.Context, e *env, engine finding.Engine, started time.Time) (*sweep.Checkpoint, error) {
 	if !c.Bool("all") || len(o.request.PIDs) > 0 {
 		return nil, nil
@@ -125,7 +125,7 @@ func (o scanOptions) checkpoint(c *cli.Context, e *env, engine finding.Engine, s
 	p, err := sweep.OpenCheckpoint(filepath.Join(o.all.state, "sweep.checkpoint"), sweep.Run{Boot: sweep.Boot(),
 		Engine: engine.Version + "/" + engine.Database, Options: o.all.identity, Started: started.UTC()}, o.all.resume)
 	if err != nil && !o.all.resume {
-		e.warn("%v: an interruption cannot be resumed", err)
+		e.warn("%v: if this scan is interrupted, it cannot be resumed", err)
 		return nil, nil
 	}
 	return p, err
@@ -133,7 +133,7 @@ func (o scanOptions) checkpoint(c *cli.Context, e *env, engine finding.Engine, s
 
 func keyOf(d domain.Domain) sweep.Key { return sweep.Key{UUID: d.UUID, ID: d.ID} }
 
-// notReached are the results of domains whose turn did not come.
+// notReached returns the results of targets whose turn did not come.
 func notReached(targets []scanTarget, why error) []finding.Scan {
 	var out []finding.Scan
 	for _, t := range targets {

@@ -10,21 +10,20 @@ import (
 	"vmav.dev/vmav/internal/scan"
 )
 
-// scanningFlags say how guests are scanned, for the commands that scan.
+// scanningFlags returns the flags that say how guests are scanned.
 func scanningFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: scan.DefaultJobs, Usage: "images of one domain in work at once: `N`"},
+		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: scan.DefaultJobs, Usage: "scan `N` images of a domain at once"},
 		&cli.Float64Flag{Name: "min-coverage", Value: scan.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
-		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"},
-			Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
-		&cli.StringFlag{Name: "clamd", Usage: "clamd's `SOCKET`; without it " + clam.DefaultSocket},
+		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
+		&cli.StringFlag{Name: "clamd", Usage: "`SOCKET` of clamd; without it " + clam.DefaultSocket},
 		noSandboxFlag(),
 		cacheFlag(),
-		&cli.BoolFlag{Name: "evidence", Usage: "keep what is found, sealed, beside the history, whatever the policy says"},
+		&cli.BoolFlag{Name: "evidence", Usage: "keep sealed evidence of every finding, whatever the policy says"},
 	}
 }
 
-// parseScanning reads what scanningFlags say of each scan.
+// parseScanning reads scanningFlags into a request.
 func parseScanning(c *cli.Context) (scan.Request, error) {
 	req := scan.Request{Jobs: c.Int("parallel"), MinCoverage: c.Float64("min-coverage")}
 	if req.Jobs < 1 || req.Jobs > 64 {
@@ -36,7 +35,7 @@ func parseScanning(c *cli.Context) (scan.Request, error) {
 	return req, nil
 }
 
-// engineOptions are the engine that flags and settings name.
+// engineOptions returns the options of the engine that flags and settings name.
 func engineOptions(c *cli.Context, s *config.Config) clam.Options {
 	o := clam.Options{Socket: s.Clamd.Socket, Databases: s.Clamd.Databases}
 	if c.IsSet("clamd") {

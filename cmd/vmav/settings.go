@@ -15,14 +15,14 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// configFlag names vmav.toml. Its environment variable is read at one level only, as
-// sourceFlag's.
+// configFlag names vmav.toml. Its environment variable is read at one level only, like that
+// of sourceFlag.
 func configFlag(env ...string) cli.Flag {
 	return &cli.PathFlag{Name: "config", EnvVars: env,
-		Usage: "settings are in `FILE`; without it /etc/vmav/vmav.toml, or of an ordinary user $XDG_CONFIG_HOME/vmav/vmav.toml, where there is one"}
+		Usage: "settings `FILE`; without it /etc/vmav/vmav.toml, or for an ordinary user $XDG_CONFIG_HOME/vmav/vmav.toml, if it exists"}
 }
 
-// settings are what vmav.toml says, read once a run.
+// settings returns what vmav.toml says. It reads the file once.
 func (e *env) settings(c *cli.Context) (*config.Config, error) {
 	if e.config == nil {
 		got, err := config.Load(text(c, "config"))
@@ -34,7 +34,8 @@ func (e *env) settings(c *cli.Context) (*config.Config, error) {
 	return e.config, nil
 }
 
-// uri is the libvirt to connect to: by option, environment or settings, in this order.
+// uri returns the URI of the libvirt to connect to: that of the option, of the environment
+// or of the settings, in this order.
 func (e *env) uri(c *cli.Context) (string, error) {
 	if uri := text(c, "connect"); uri != "" || os.Getenv("LIBVIRT_DEFAULT_URI") != "" {
 		return uri, nil
@@ -46,7 +47,8 @@ func (e *env) uri(c *cli.Context) (string, error) {
 	return s.URI, nil
 }
 
-// backend is how domains are read: by option, environment or settings, in this order.
+// backend returns how domains are read: as the option, the environment or the settings say,
+// in this order.
 func (e *env) backend(c *cli.Context) (domain.Backend, error) {
 	for _, level := range c.Lineage() {
 		if level.IsSet("source") {
@@ -60,15 +62,16 @@ func (e *env) backend(c *cli.Context) (domain.Backend, error) {
 	return domain.ParseBackend(s.Source)
 }
 
-// policyFlags say what is done about findings, for the commands that do something.
+// policyFlags returns the flags that say what is done about findings.
 func policyFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.PathFlag{Name: "policy", Usage: "what to do about a finding is in `FILE`; without it and --action, the policy that the settings name"},
-		&cli.StringFlag{Name: "action", Usage: "in the place of a policy: `report`, kill, hold or suspend, for every finding of a signature"},
+		&cli.PathFlag{Name: "policy", Usage: "policy `FILE`, which says what is done about findings; without it and --action, the policy that the settings name"},
+		&cli.StringFlag{Name: "action", Usage: "what is done about every signature that is found, in place of a policy: `report`, kill, hold or suspend"},
 	}
 }
 
-// verdicts are the policy and the way to kill of a command with policyFlags and killFlags.
+// verdicts returns the policy and the kill options of a command with policyFlags and
+// killFlags.
 func (e *env) verdicts(c *cli.Context) (policy.Policy, kill.Options, error) {
 	p, err := e.policy(c)
 	if err != nil {
@@ -83,13 +86,13 @@ func (e *env) verdicts(c *cli.Context) (policy.Policy, kill.Options, error) {
 }
 
 func holdFlag() cli.Flag {
-	return &cli.DurationFlag{Name: "hold-for", Usage: "let go of held processes after this `TIME`, until which scan goes on; without it nothing is held"}
+	return &cli.DurationFlag{Name: "hold-for", Usage: "hold processes for this `TIME` and only then end; without it nothing is held"}
 }
 
 // maxHold bounds --hold-for.
 const maxHold = 24 * time.Hour
 
-// parseHolds reads --hold-for; nil where there is none.
+// parseHolds reads --hold-for. It returns nil if it was not given.
 func parseHolds(c *cli.Context) (*respond.Holds, error) {
 	if !c.IsSet("hold-for") {
 		return nil, nil
@@ -101,8 +104,8 @@ func parseHolds(c *cli.Context) (*respond.Holds, error) {
 	return respond.NewHolds(d), nil
 }
 
-// policy is the policy of a command with policyFlags: of --action, of --policy, or of
-// the settings.
+// policy returns the policy of a command with policyFlags: that of --action, of --policy,
+// or of the settings.
 func (e *env) policy(c *cli.Context) (policy.Policy, error) {
 	s, err := e.settings(c)
 	if err != nil {

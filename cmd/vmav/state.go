@@ -13,13 +13,13 @@ import (
 	"vmav.dev/vmav/internal/tomlfile"
 )
 
-// stateFlag overrides the settings. Its environment variable is read at one level only, as
-// sourceFlag's.
+// stateFlag overrides the state directory of the settings. Its environment variable is read
+// at one level only, like that of sourceFlag.
 func stateFlag(env ...string) cli.Flag {
-	return &cli.PathFlag{Name: "state-directory", EnvVars: env, Usage: "history and evidence are in `DIR`; without it in the state_directory of the settings"}
+	return &cli.PathFlag{Name: "state-directory", EnvVars: env, Usage: "`DIR` of history and evidence; without it the state_directory of the settings"}
 }
 
-// stateDirectory is where history and evidence are kept.
+// stateDirectory returns the directory in which history and evidence are kept.
 func (e *env) stateDirectory(c *cli.Context) (string, error) {
 	if dir := text(c, "state-directory"); dir != "" {
 		return filepath.Abs(dir)
@@ -31,10 +31,10 @@ func (e *env) stateDirectory(c *cli.Context) (string, error) {
 	return s.StateDirectory, nil
 }
 
-// evidenceDirectory is the evidence's place in a state directory.
+// evidenceDirectory returns the directory of the evidence in a state directory.
 func evidenceDirectory(state string) string { return filepath.Join(state, "evidence") }
 
-// limits are what history and evidence may grow to.
+// limits returns what the settings allow history and evidence to grow to.
 func (e *env) limits(c *cli.Context) (h history.Limits, v evidence.Limits, err error) {
 	s, err := e.settings(c)
 	if err != nil {
@@ -43,15 +43,15 @@ func (e *env) limits(c *cli.Context) (h history.Limits, v evidence.Limits, err e
 	return history.Limits{Age: s.History.Keep, Size: s.History.MaxSize}, evidence.Limits{Age: s.Evidence.Keep, Size: s.Evidence.MaxSize}, nil
 }
 
-// limitFlags are for the commands that prune.
+// limitFlags returns the flags of the commands that prune.
 func limitFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "keep", Usage: "remove what is older than `TIME`, such as 12h or 30d; without it as the settings say"},
-		&cli.StringFlag{Name: "max-size", Usage: "remove the oldest above `SIZE`, such as 500M or 2G; without it as the settings say"},
+		&cli.StringFlag{Name: "keep", Usage: "remove what is older than `TIME`, such as 12h or 30d; without it the limit of the settings holds"},
+		&cli.StringFlag{Name: "max-size", Usage: "remove the oldest until `SIZE` is left, such as 500M or 2G; without it the limit of the settings holds"},
 	}
 }
 
-// parseLimits puts what limitFlags say in the place of the settings'.
+// parseLimits replaces limits of the settings by those of limitFlags.
 func parseLimits(c *cli.Context, age *time.Duration, size *int64) (err error) {
 	if c.IsSet("keep") {
 		if *age, err = tomlfile.ParseDuration(c.String("keep")); err != nil {
@@ -64,8 +64,8 @@ func parseLimits(c *cli.Context, age *time.Duration, size *int64) (err error) {
 	return err
 }
 
-// parseTime reads a point in time: a date, a date and a time of the local zone, RFC 3339,
-// or how long ago it was.
+// parseTime parses a point in time: a date, a date and a time in the local zone, a time as
+// in RFC 3339, or how long ago it was.
 func parseTime(s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil

@@ -17,9 +17,9 @@ func structCommand(e *env) *cli.Command {
 		Name:        "struct",
 		Usage:       "print a kernel structure in a guest's memory, member by member",
 		ArgsUsage:   "DOMAIN STRUCT ADDRESS",
-		Description: "STRUCT is a name as vmav profile show lists it, _EPROCESS for one; ADDRESS is virtual.",
+		Description: "STRUCT is a name that vmav profile show lists, such as _EPROCESS. ADDRESS is a virtual address.",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), imageFlag(),
-			&cli.StringFlag{Name: "pid", Usage: "in the address space of the process `PID`, not the kernel's"}}, profileFlags()...),
+			&cli.StringFlag{Name: "pid", Usage: "read in the address space of the process `PID` and not in the kernel's"}}, profileFlags()...),
 		Action:       func(c *cli.Context) error { return runStruct(c, e) },
 		BashComplete: completeDomains(e),
 	})

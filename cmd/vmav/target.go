@@ -25,8 +25,8 @@ type target struct {
 	host   *domain.Host // nil for an image
 }
 
-// openTarget opens the domain that the first operand names, or the image of -a. Its
-// rest are the operands behind it. The caller calls close.
+// openTarget opens the domain that the first operand names, or the image of -a. rest are
+// the operands after it. The caller calls closeAll.
 func openTarget(c *cli.Context, e *env) (t *target, rest []string, closeAll func(), err error) {
 	args := c.Args().Slice()
 	if file := c.Path("image"); file != "" {
@@ -65,7 +65,8 @@ func openDomain(ctx context.Context, h *domain.Host, d domain.Domain) (*target, 
 	return &target{domain: d, source: source.NewCache(src, cachePages), host: h}, nil
 }
 
-// guest finds the Windows in the target, with the profiles that the command's flags say.
+// guest finds the Windows in the target. It uses the profiles that the command's flags
+// choose.
 func (t *target) guest(c *cli.Context, e *env) (*introspect.Guest, error) {
 	profiles, err := newFinder(c, e)
 	if err != nil {
@@ -79,7 +80,7 @@ func (t *target) guest(c *cli.Context, e *env) (*introspect.Guest, error) {
 	return g, nil
 }
 
-// describe names the target with its state, where that explains what is seen.
+// describe names the target, with its state if that explains what is seen.
 func (t *target) describe() string {
 	if t.domain.State == scan.StateImage {
 		return "memory image " + t.domain.Name
@@ -90,7 +91,7 @@ func (t *target) describe() string {
 	return "domain " + t.domain.Name
 }
 
-// scanned is the target as a scan takes it.
+// scanned returns the target in the form in which a scan takes it.
 func (t *target) scanned() scan.Target {
 	out := scan.Target{Name: t.domain.Name, UUID: t.domain.UUID, State: t.domain.State, Source: t.source}
 	if t.host != nil {
@@ -108,8 +109,7 @@ func (t *target) Paused() bool {
 // Suspend implements respond.Suspender.
 func (t *target) Suspend(ctx context.Context) error { return t.host.Suspend(ctx, t.domain) }
 
-// warnings writes what could not be read and returns errIncomplete if there was
-// anything.
+// warnings writes what could not be read. It returns errIncomplete if there was anything.
 func (e *env) warnings(problems []introspect.Problem) error {
 	for _, p := range problems {
 		e.warn("%v", p)
@@ -120,7 +120,7 @@ func (e *env) warnings(problems []introspect.Problem) error {
 	return nil
 }
 
-// standing leaves out what could not be read of processes that have ended meanwhile.
+// standing leaves out the problems of processes that have ended meanwhile.
 func (v *view) standing(problems []introspect.Problem) []introspect.Problem {
 	if len(problems) == 0 {
 		return nil
@@ -131,8 +131,8 @@ func (v *view) standing(problems []introspect.Problem) []introspect.Problem {
 	})
 }
 
-// view is a target whose Windows was found, with the format and the operands of the
-// command that looks at it.
+// view is a target whose Windows was found, with the format and the remaining operands of
+// the command that looks at it.
 type view struct {
 	*target
 	guest  *introspect.Guest
@@ -140,7 +140,7 @@ type view struct {
 	rest   []string
 }
 
-// look opens the target of a listing command, runs it and closes the target.
+// look opens the target of a listing command, runs the command and closes the target.
 func look(c *cli.Context, e *env, do func(v *view) error) error {
 	f, err := report.ParseFormat(c.String("format"))
 	if err != nil {

@@ -21,26 +21,26 @@ import (
 func watchCommand(e *env) *cli.Command {
 	return command(&cli.Command{
 		Name:  "watch",
-		Usage: "the service: sweep every Windows domain when it starts, and what is new in it at once",
-		Description: "It follows the domains of a libvirt. Each Windows is swept in full when its kernel is up and\n" +
-			"again now and then; processes and images that come are scanned within milliseconds. What is\n" +
-			"done about findings is the policy's to say. Which domains, how often and within which budget\n" +
-			"is in [watch] of the settings. It outlives restarts of libvirt, of clamd, of QEMU and of the\n" +
-			"module (docs/WATCH.md). Its log is on stderr.\n\n" +
+		Usage: "run the service, which sweeps each Windows domain when it starts and scans what is new in it at once",
+		Description: "The service follows the domains of a libvirt. It scans each Windows in full when its kernel is up\n" +
+			"and again at intervals. It scans new processes and images within milliseconds. The policy decides\n" +
+			"what is done about findings. [watch] of the settings says which domains are watched, how often,\n" +
+			"and within which budget. The service survives restarts of libvirt, clamd, QEMU and the module\n" +
+			"(docs/WATCH.md). Its log goes to stderr.\n\n" +
 			"EXIT STATUS\n" +
 			"   0    stopped by SIGTERM or SIGINT\n" +
 			"   2    an error, or a service runs already",
 		Flags:  watchFlags(),
 		Action: func(c *cli.Context) error { return runWatch(c, e) },
 		Subcommands: []*cli.Command{
-			command(&cli.Command{Name: "status", Usage: "what the running service says of itself and of its domains",
+			command(&cli.Command{Name: "status", Usage: "show the state of the running service and of its domains",
 				Flags:  []cli.Flag{formatFlag()},
 				Action: func(c *cli.Context) error { return runWatchStatus(c, e) }}),
 		},
 	})
 }
 
-// watchFlags are the flags of the service, and of what stands in for it.
+// watchFlags returns the flags of the service and of the scan that stands in for it.
 func watchFlags() []cli.Flag {
 	return slices.Concat([]cli.Flag{connectFlag(), sourceFlag(),
 		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and touch nothing"},
@@ -49,7 +49,8 @@ func watchFlags() []cli.Flag {
 	}, scanningFlags(), policyFlags(), recordFlags(), killFlags(), profileFlags())
 }
 
-// watchOptions are the service's, of flags and settings. done ends what they hold.
+// watchOptions returns the options of the service, from flags and settings. The caller
+// calls done, which releases what they hold.
 func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done func(), err error) {
 	if c.Args().Present() {
 		return o, nil, fmt.Errorf("%s has no operation %q; vmav watch --help shows the usage", c.Command.Name, c.Args().First())
@@ -117,7 +118,7 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	return o, func() { e.told(c.Context, tell); rec.Close(); kept() }, nil
 }
 
-// logged writes what is to be known of workers into the log.
+// logged writes notes about workers into the log.
 type logged struct{ log *slog.Logger }
 
 // Note implements broker.Notes.

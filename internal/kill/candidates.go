@@ -89,7 +89,7 @@ func (j *attempt) candidate(ctx context.Context, s *control, lib *library, p *in
 	if err != nil {
 		return nil, err
 	}
-	c := &candidate{action: action{attempt: j, s: s, p: p, guards: guards.All()}, id: id, calls: make(map[string]entry)}
+	c := &candidate{action: action{attempt: j, ctl: s, p: p, guards: guards.All()}, id: id, calls: make(map[string]entry)}
 	as := j.guest.UserSpace(p)
 	for _, name := range []string{ntOpenProcess, ntTerminateProcess, ntClose} {
 		e, err := lib.entryOf(j.guest, p, v, name)

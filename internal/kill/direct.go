@@ -38,7 +38,7 @@ func (j *attempt) direct(ctx context.Context, s *control, lib *library) (why err
 	}
 	dctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	act := action{attempt: j, s: s, p: &j.target, guards: j.guards.All()}
+	act := action{attempt: j, ctl: s, p: &j.target, guards: j.guards.All()}
 	if err = act.ensure(dctx, v, e.va, e.length, source.FaultUser|source.FaultFetch); err == nil {
 		a := act.on(source.ActionRedirect, dctx)
 		a.Set = source.SetRIP | source.SetCode64 | source.SetRFLAGS | 1<<source.RCX | 1<<source.R10 | 1<<source.RDX
@@ -117,7 +117,7 @@ func (j *attempt) gaveUp(ctx context.Context, why error) {
 // action makes and runs actions on one process.
 type action struct {
 	*attempt
-	s      *control
+	ctl      *control
 	p      *introspect.Process
 	guards []source.Guard
 	teb    uint64 // of the one thread that page faults are for, 0 for any
@@ -139,7 +139,7 @@ func remaining(ctx context.Context) time.Duration {
 
 // do runs an action and fails where it was not applied.
 func (a *action) do(ctx context.Context, act source.Action) (source.Event, error) {
-	ev, _, err := a.s.do(ctx, act)
+	ev, _, err := a.ctl.do(ctx, act)
 	if err == nil && ev.Kind != source.EventApplied {
 		err = notApplied(ev)
 	}

@@ -30,7 +30,7 @@ var holdRenew = holdSpan - time.Minute
 // old and the new one the process can run for some milliseconds.
 type Held struct {
 	attempt *attempt
-	s       *control
+	ctl       *control
 	stop    context.CancelFunc
 	done    chan struct{}
 
@@ -78,7 +78,7 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	}
 	j.rec.Code, j.rec.Applied = finding.OutcomeHeld, j.since()
 	own, stop := context.WithCancel(context.Background())
-	h := &Held{attempt: j, s: s, stop: stop, done: make(chan struct{})}
+	h := &Held{attempt: j, ctl: s, stop: stop, done: make(chan struct{})}
 	go h.keep(own, events)
 	return act(), h
 }
@@ -101,7 +101,7 @@ func (j *attempt) hold(ctx context.Context, s *control) (<-chan source.Event, er
 // keep looks after a hold until it ends.
 func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
 	defer close(h.done)
-	defer func() { h.s.close() }() // lets go; the control is another after renew
+	defer func() { h.ctl.close() }() // lets go; the control is another after renew
 	look := time.NewTicker(holdLook)
 	defer look.Stop()
 	renew := time.NewTimer(holdRenew)
@@ -115,7 +115,7 @@ func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
 		case ev := <-events:
 			end(fmt.Errorf("the module let go of it: %w", notApplied(ev)))
 			return
-		case <-h.s.ended:
+		case <-h.ctl.ended:
 			end(source.ErrGone)
 			return
 		case <-look.C:
@@ -160,8 +160,8 @@ func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
 		s.close()
 		return nil, err
 	}
-	h.s.close()
-	h.s = s
+	h.ctl.close()
+	h.ctl = s
 	return events, nil
 }
 

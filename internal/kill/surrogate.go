@@ -96,7 +96,7 @@ func reasons(all []string) string {
 
 // pool is services that were asked to come.
 type pool struct {
-	s       *control
+	ctl       *control
 	events  chan source.Event
 	armed   map[uint64]*candidate // by cookie of the save
 	excuses []string
@@ -105,7 +105,7 @@ type pool struct {
 // arm asks every candidate. One that cannot be asked is an excuse; only a guest that has
 // gone is an error.
 func arm(ctx context.Context, s *control, cands []*candidate) (*pool, error) {
-	p := &pool{s: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
+	p := &pool{ctl: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
 	for _, c := range cands {
 		a := c.on(source.ActionRedirect, ctx)
 		a.Flags |= source.SaveContext | source.InCode64
@@ -126,7 +126,7 @@ func arm(ctx context.Context, s *control, cands []*candidate) (*pool, error) {
 // next waits for the next service that comes; its thread is parked then.
 func (p *pool) next(ctx context.Context) (*candidate, source.Event, error) {
 	for len(p.armed) > 0 {
-		ev, err := p.s.wait(ctx, p.events, remaining(ctx))
+		ev, err := p.ctl.wait(ctx, p.events, remaining(ctx))
 		if err != nil {
 			return nil, ev, err
 		}
@@ -150,12 +150,12 @@ func (p *pool) release() {
 	defer cancel()
 	late := make(map[uint64]bool)
 	for cookie := range p.armed {
-		if pending, err := p.s.ctl.Cancel(cookie); err == nil && !pending {
+		if pending, err := p.ctl.ctl.Cancel(cookie); err == nil && !pending {
 			late[cookie] = true
 		}
 	}
 	for len(late) > 0 {
-		ev, err := p.s.wait(ctx, p.events, 0)
+		ev, err := p.ctl.wait(ctx, p.events, 0)
 		if err != nil {
 			return // the control's end gives back what is left
 		}

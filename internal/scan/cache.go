@@ -236,14 +236,14 @@ func (r *results) Result(ctx context.Context, sum [32]byte, do func() (clam.Resu
 	}
 }
 
-// content is a SHA-256 in a record.
-type content [32]byte
+// contentSum is a SHA-256 in a record.
+type contentSum [32]byte
 
 // MarshalText implements encoding.TextMarshaler.
-func (s content) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, s[:]), nil }
+func (s contentSum) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, s[:]), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (s *content) UnmarshalText(text []byte) error {
+func (s *contentSum) UnmarshalText(text []byte) error {
 	if len(text) != 2*len(s) {
 		return hex.ErrLength
 	}

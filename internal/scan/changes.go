@@ -58,7 +58,7 @@ func changes(base uint64, file *pe.File) []change {
 
 // changed notes changes of an image, one finding for each. x may be empty where none of
 // them asks for it.
-func (w *scanner) changed(ctx context.Context, it *item, all []change, f finding.Finding, x Content) {
+func (w *imageScanner) changed(ctx context.Context, it *item, all []change, f finding.Finding, x Content) {
 	for _, c := range all {
 		w.found(ctx, it.process, c.finding(f), x)
 	}

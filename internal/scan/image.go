@@ -17,8 +17,8 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// scanner scans one image after the other in buffers of its own.
-type scanner struct {
+// imageScanner scans one image after the other in buffers of its own.
+type imageScanner struct {
 	*run
 	rebuilder pe.Rebuilder
 	copier    *Copier
@@ -26,7 +26,7 @@ type scanner struct {
 
 // image copies, rebuilds and scans one image. An error ends the scan: the guest or
 // the engine is gone, or the user interrupted.
-func (w *scanner) image(ctx context.Context, it *item) (err error) {
+func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (w *scanner) image(ctx context.Context, it *item) (err error) {
 		w.rebuildTime.Add(int64(time.Since(begin)))
 		return w.unreadIn(ctx, it.process, it.what(), err)
 	}
-	key, keyed := w.copier.copied(pl, img)
+	key, keyed := w.copier.copiedKey(pl, img)
 	file, err := w.rebuilder.Rebuild(img, opt)
 	keyed = keyed && !w.copier.resolved // what other modules export is not in the key
 	w.rebuildTime.Add(int64(time.Since(begin)))
@@ -71,7 +71,7 @@ func (w *scanner) image(ctx context.Context, it *item) (err error) {
 	found := w.finding(it, fidelity(file.Fidelity))
 	res, sum, fresh, err := w.scan(ctx, it.what(), file.Data)
 	if err != nil {
-		return ended(ctx, err)
+		return ifScanEnds(ctx, err)
 	}
 	found.SHA256 = fmt.Sprintf("%x", sum)
 	w.count(file, fresh)
@@ -87,7 +87,7 @@ func (w *scanner) image(ctx context.Context, it *item) (err error) {
 		found.Hashes = hashes(file, opt)
 		w.found(ctx, it.process, found, content)
 	default:
-		w.covered(it, found.Fidelity.Coverage)
+		w.checkCoverage(it, found.Fidelity.Coverage)
 	}
 	rec := imageRecord{Sum: sum, Fidelity: found.Fidelity, Complete: file.Fidelity.Complete(), Changes: all}
 	w.changed(ctx, it, all, found, content)
@@ -104,17 +104,16 @@ func (w *scanner) image(ctx context.Context, it *item) (err error) {
 }
 
 // finding is what all findings in an image have in common.
-func (w *scanner) finding(it *item, f finding.Fidelity) finding.Finding {
-	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size,
-		Fidelity: f}
+func (w *imageScanner) finding(it *item, f finding.Fidelity) finding.Finding {
+	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size, Fidelity: f}
 	if found.Image == "" {
 		found.Image = it.module.Name
 	}
 	return found
 }
 
-// covered notes it where too little of an image without a signature was seen.
-func (w *scanner) covered(it *item, coverage float64) {
+// checkCoverage notes it where too little of an image without a signature was seen.
+func (w *imageScanner) checkCoverage(it *item, coverage float64) {
 	if coverage < w.req.MinCoverage {
 		w.failIn(it.process, it.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
 	}
@@ -122,7 +121,7 @@ func (w *scanner) covered(it *item, coverage float64) {
 
 // unreadIn notes that something of a process, nil for the kernel, could not be read. It returns an error where the guest
 // is gone or the user interrupted.
-func (w *scanner) unreadIn(ctx context.Context, p *introspect.Process, what string, err error) error {
+func (w *imageScanner) unreadIn(ctx context.Context, p *introspect.Process, what string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -135,7 +134,7 @@ func (w *scanner) unreadIn(ctx context.Context, p *introspect.Process, what stri
 
 // scan has the engine look at data, or recalls what it said of the same before. What
 // the engine did not read in full is noted as an error.
-func (w *scanner) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum content, fresh bool, err error) {
+func (w *imageScanner) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum contentSum, fresh bool, err error) {
 	begin := time.Now()
 	sum = sha256.Sum256(data)
 	res, fresh, err = w.results.Result(ctx, sum, func() (clam.Result, error) { return w.Engine.Scan(ctx, what, data) })
@@ -149,8 +148,8 @@ func (w *scanner) scan(ctx context.Context, what string, data []byte) (res clam.
 	return res, sum, fresh, err
 }
 
-// ended returns the error of a scan where it ends the scan.
-func ended(ctx context.Context, err error) error {
+// ifScanEnds returns the error of a scan where it ends the scan.
+func ifScanEnds(ctx context.Context, err error) error {
 	if errors.Is(err, clam.ErrEngineGone) || errors.Is(err, os.ErrClosed) || ctx.Err() != nil {
 		return err
 	}
@@ -158,7 +157,7 @@ func ended(ctx context.Context, err error) error {
 }
 
 // count adds a rebuilt file to the sums.
-func (w *scanner) count(file *pe.File, fresh bool) {
+func (w *imageScanner) count(file *pe.File, fresh bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if fresh {
@@ -171,7 +170,7 @@ func (w *scanner) count(file *pe.File, fresh bool) {
 }
 
 // found tells of a finding in a process, or in the kernel where p is nil.
-func (w *scanner) found(ctx context.Context, p *introspect.Process, f finding.Finding, c Content) {
+func (w *imageScanner) found(ctx context.Context, p *introspect.Process, f finding.Finding, c Content) {
 	f.Subject = w.subject(p)
 	f.Domain, f.PID, f.Process = w.target.Name, f.Subject.PID, f.Subject.Name
 	w.on.Found(ctx, Found{Finding: f, Process: p, Content: c})

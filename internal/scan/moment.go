@@ -79,9 +79,9 @@ func (r *run) reportTroubles() {
 // now is the guest read past what the source keeps.
 func (r *run) now() *introspect.Guest { return r.guest.WithSource(source.Uncached(r.target.Source)) }
 
-// again waits a moment before something is looked at once more. False means that it is not
+// pauseToRetry waits a moment before something is looked at once more. False means that it is not
 // worth it: the guest stands still, or the scan has waited often enough.
-func (r *run) again(ctx context.Context) bool {
+func (r *run) pauseToRetry(ctx context.Context) bool {
 	if r.target.paused() || r.waits == moments {
 		return false
 	}
@@ -97,7 +97,7 @@ func (r *run) again(ctx context.Context) bool {
 // processes lists the processes of the guest, once more where that had problems.
 func (r *run) processes(ctx context.Context) ([]introspect.Process, []introspect.Problem, error) {
 	procs, problems, err := r.guest.Processes(ctx)
-	if err != nil || len(problems) == 0 || !r.again(ctx) {
+	if err != nil || len(problems) == 0 || !r.pauseToRetry(ctx) {
 		return procs, problems, err
 	}
 	if more, fewer, err := r.now().Processes(ctx); err == nil && len(fewer) < len(problems) {
@@ -110,7 +110,7 @@ func (r *run) processes(ctx context.Context) ([]introspect.Process, []introspect
 // problems. The process is then as it is now.
 func (r *run) ranges(ctx context.Context, p *introspect.Process) ([]introspect.Module, []introspect.VAD, []introspect.Problem, error) {
 	mods, vads, problems, err := r.guest.ModulesAndVADs(ctx, p)
-	if err != nil || len(problems) == 0 || !r.again(ctx) {
+	if err != nil || len(problems) == 0 || !r.pauseToRetry(ctx) {
 		return mods, vads, problems, err
 	}
 	now := r.now()

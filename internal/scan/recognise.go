@@ -101,10 +101,10 @@ func (c *Copier) restore(ctx context.Context, pl *place, img *pe.Image) {
 	}
 }
 
-// look is the key of an image as it lies in the guest now. Of each page that is the
+// liveKey is the key of an image as it lies in the guest now. Of each page that is the
 // section's the content is read once a scan for all processes. It is false where there
 // is none: something could not be read.
-func (c *Copier) look(ctx context.Context, pl *place) (key [32]byte, ok bool, err error) {
+func (c *Copier) liveKey(ctx context.Context, pl *place) (key [32]byte, ok bool, err error) {
 	in := inputs{place: pl, digests: c.digests(len(pl.pages))}
 	var frames []introspect.Frame
 	var shared []pageDigest
@@ -143,9 +143,9 @@ func unlessHole(err error) error {
 	return err
 }
 
-// copied is the key of the image that was read last: of the very bytes that a rebuild
+// copiedKey is the key of the image that was read last: of the very bytes that a rebuild
 // works on.
-func (c *Copier) copied(pl *place, img *pe.Image) (key [32]byte, ok bool) {
+func (c *Copier) copiedKey(pl *place, img *pe.Image) (key [32]byte, ok bool) {
 	pl.standIns = img.StandIns // pages that were read in may have become such
 	in := inputs{place: pl, digests: c.digests(len(pl.pages))}
 	for i, o := range img.Pages {
@@ -177,8 +177,8 @@ func (c *Copier) digests(n int) []pageDigest {
 	return c.sums[:n]
 }
 
-// lookRegion is the key of a piece of memory as it lies in the guest now.
-func (c *Copier) lookRegion(ctx context.Context, base uint64, frames []introspect.Frame) (key [32]byte, ok bool, err error) {
+// liveRegionKey is the key of a piece of memory as it lies in the guest now.
+func (c *Copier) liveRegionKey(ctx context.Context, base uint64, frames []introspect.Frame) (key [32]byte, ok bool, err error) {
 	sums := c.digests(len(frames))
 	if err := c.digester.frames(ctx, frames, nil, sums); err != nil {
 		return key, false, unlessHole(err)
@@ -187,8 +187,8 @@ func (c *Copier) lookRegion(ctx context.Context, base uint64, frames []introspec
 		func(i int) pageDigest { return sums[i] }), true, nil
 }
 
-// copiedRegion is the key of a piece of memory that was copied.
-func (c *Copier) copiedRegion(img *pe.Image) [32]byte {
+// copiedRegionKey is the key of a piece of memory that was copied.
+func (c *Copier) copiedRegionKey(img *pe.Image) [32]byte {
 	return c.digester.region(narrow(c.guest), img.Base, len(img.Pages), func(i int) pe.Origin { return img.Pages[i] },
 		func(i int) pageDigest { return c.digester.page(img.Mem[i*pe.PageSize : (i+1)*pe.PageSize]) })
 }

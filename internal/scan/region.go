@@ -25,7 +25,7 @@ const listedLast = time.Second
 // regions scans the memory of a process that is executable and no image: what it
 // allocated itself, and views of sections that are no image. Beside the memory form,
 // what begins as an image does is rebuilt and scanned as a file.
-func (w *scanner) regions(ctx context.Context, it *item) error {
+func (w *imageScanner) regions(ctx context.Context, it *item) error {
 	p, vads := it.process, it.vads
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	if len(vads) == 0 || time.Since(w.listed) > listedLast {
@@ -92,7 +92,7 @@ func pieces(runs []introspect.Run) []introspect.Run {
 }
 
 // piece copies and scans one piece of a range.
-func (w *scanner) piece(ctx context.Context, p *introspect.Process, v *introspect.VAD, r introspect.Run) error {
+func (w *imageScanner) piece(ctx context.Context, p *introspect.Process, v *introspect.VAD, r introspect.Run) error {
 	c := w.copier
 	what := fmt.Sprintf("process %d (%s), memory %#x-%#x", p.PID, p.Name, r.Start, r.End)
 	frames, pages := c.room((r.End - r.Start) / pe.PageSize)
@@ -121,26 +121,17 @@ func (w *scanner) piece(ctx context.Context, p *introspect.Process, v *introspec
 	for i, f := range frames {
 		img.Pages[i] = origins[f.Origin]
 	}
-	key := c.copiedRegion(img)
-	rec, err := w.memory(ctx, p, memoryForm{img: img, region: region, path: v.Path})
+	key := c.copiedRegionKey(img)
+	rec, err := w.memory(ctx, p, img, nil, region, v.Path)
 	if rec != nil && err == nil {
 		remember(w.results, key, rec)
 	}
 	return err
 }
 
-// memoryForm is memory that is scanned as it runs.
-type memoryForm struct {
-	img    *pe.Image
-	only   []pe.Range // RVAs of an image that has a file; nil for all of img
-	region finding.Region
-	path   string // of the file behind it, "" for none
-}
-
-// memory scans the memory form of a region. The record is nil if something was found, or
-// if the region was not scanned in full.
-func (w *scanner) memory(ctx context.Context, p *introspect.Process, m memoryForm) (*memoryRecord, error) {
-	img, only, region := m.img, m.only, m.region
+// memory scans the memory form of a region: all of img, or the RVAs in only of an image
+// that has a file. path is that of the file behind it, "" for none. The record is nil where something was found or not scanned in full.
+func (w *imageScanner) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region finding.Region, path string) (*memoryRecord, error) {
 	view, err := pe.NewMemoryView(img, only, maxPiece)
 	if err != nil {
 		return nil, nil // not of whole pages: nobody makes such
@@ -167,7 +158,7 @@ func (w *scanner) memory(ctx context.Context, p *introspect.Process, m memoryFor
 	}
 	res, sum, _, err := w.scan(ctx, what, view.Data)
 	if err != nil {
-		return nil, ended(ctx, err)
+		return nil, ifScanEnds(ctx, err)
 	}
 	if res.Signature != "" {
 		f.Signature, f.SHA256 = res.Signature, fmt.Sprintf("%x", sum)
@@ -176,7 +167,7 @@ func (w *scanner) memory(ctx context.Context, p *introspect.Process, m memoryFor
 	}
 	clean := res.Skipped == ""
 	if clean {
-		w.seen(p, what, rec)
+		w.checkRegionCoverage(p, what, rec)
 	}
 	rec.Sums = append(rec.Sums, sum)
 	if region.PE {
@@ -186,7 +177,7 @@ func (w *scanner) memory(ctx context.Context, p *introspect.Process, m memoryFor
 			return orNil(rec, clean), nil // it was scanned as the memory it is
 		}
 		if res, sum, _, err = w.scan(ctx, what+", rebuilt", file.Data); err != nil {
-			return nil, ended(ctx, err)
+			return nil, ifScanEnds(ctx, err)
 		}
 		if res.Signature != "" {
 			f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, opt)
@@ -214,8 +205,8 @@ func memoryName(p *introspect.Process, rec *memoryRecord) string {
 	return fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, finding.Address(rec.Start), finding.Address(rec.End))
 }
 
-// seen notes it where too little of a region without a signature was seen.
-func (w *scanner) seen(p *introspect.Process, what string, rec *memoryRecord) {
+// checkRegionCoverage notes it where too little of a region without a signature was checkRegionCoverage.
+func (w *imageScanner) checkRegionCoverage(p *introspect.Process, what string, rec *memoryRecord) {
 	if rec.Dropped || rec.Coverage < w.req.MinCoverage {
 		w.failIn(p, what, fmt.Errorf("%.0f %% of it was seen, too little to call it clean", 100*rec.Coverage))
 	}

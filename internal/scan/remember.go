@@ -12,7 +12,7 @@ import (
 // imageRecord is what came of an image in which no signature was found. It holds whatever
 // the signatures are: the results of its sums are asked for anew.
 type imageRecord struct {
-	Sum      content // of the rebuilt file
+	Sum      contentSum // of the rebuilt file
 	Fidelity finding.Fidelity
 	Complete bool
 	Changes  []change      `json:",omitempty"`
@@ -21,7 +21,7 @@ type imageRecord struct {
 
 // memoryRecord is what came of a piece of memory in which no signature was found.
 type memoryRecord struct {
-	Sums       []content `json:",omitempty"` // of what was scanned of it; none where it is nothing but zeros
+	Sums       []contentSum `json:",omitempty"` // of what was scanned of it; none where it is nothing but zeros
 	Start, End uint64
 	Coverage   float64
 	Missing    uint64 // bytes
@@ -32,11 +32,11 @@ type memoryRecord struct {
 // clean by the signatures of this scan, and if so notes the same as its scan would. What
 // has a signature is rebuilt: its verdict and evidence rest on bytes that were seen now.
 // whole says that all of its file was there.
-func (w *scanner) recogniseImage(ctx context.Context, it *item, pl *place) (known, whole bool, err error) {
+func (w *imageScanner) recogniseImage(ctx context.Context, it *item, pl *place) (known, whole bool, err error) {
 	if w.pager != nil && len(w.copier.wanted) > 0 {
 		return false, false, nil // more of it is to be had than was seen
 	}
-	key, ok, err := w.copier.look(ctx, pl)
+	key, ok, err := w.copier.liveKey(ctx, pl)
 	if err != nil || !ok {
 		return false, false, err
 	}
@@ -63,17 +63,17 @@ func (w *scanner) recogniseImage(ctx context.Context, it *item, pl *place) (know
 		w.out.Partial++
 	}
 	w.mu.Unlock()
-	w.covered(it, rec.Fidelity.Coverage)
+	w.checkCoverage(it, rec.Fidelity.Coverage)
 	w.changed(ctx, it, rec.Changes, found, Content{})
 	if rec.Memory != nil && len(rec.Memory.Sums) > 0 {
-		w.seen(it.process, memoryName(it.process, rec.Memory), rec.Memory)
+		w.checkRegionCoverage(it.process, memoryName(it.process, rec.Memory), rec.Memory)
 	}
 	return true, rec.Complete, nil
 }
 
 // recogniseRegion is recogniseImage for a piece of memory at base.
-func (w *scanner) recogniseRegion(ctx context.Context, p *introspect.Process, base uint64, frames []introspect.Frame) (bool, error) {
-	key, ok, err := w.copier.lookRegion(ctx, base, frames)
+func (w *imageScanner) recogniseRegion(ctx context.Context, p *introspect.Process, base uint64, frames []introspect.Frame) (bool, error) {
+	key, ok, err := w.copier.liveRegionKey(ctx, base, frames)
 	if err != nil || !ok {
 		return false, err
 	}
@@ -87,7 +87,7 @@ func (w *scanner) recogniseRegion(ctx context.Context, p *introspect.Process, ba
 		}
 	}
 	if len(rec.Sums) > 0 {
-		w.seen(p, memoryName(p, &rec), &rec)
+		w.checkRegionCoverage(p, memoryName(p, &rec), &rec)
 	}
 	return true, nil
 }

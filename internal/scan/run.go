@@ -103,7 +103,7 @@ func (r *run) run(ctx context.Context) error {
 			defer r.pager.Close()
 		}
 	}
-	err = r.work(ctx, items)
+	err = r.scanItems(ctx, items)
 	if r.pager != nil {
 		r.out.PageIns = r.pager.Pages()
 	}
@@ -225,8 +225,8 @@ func (r *run) enumerate(ctx context.Context) ([]item, error) {
 	return items, nil
 }
 
-// work scans the items, several at a time.
-func (r *run) work(ctx context.Context, items []item) error {
+// scanItems scans the items, several at a time.
+func (r *run) scanItems(ctx context.Context, items []item) error {
 	r.progress = Progress{Domain: r.target.Name}
 	for i := range items {
 		if !items[i].regions {
@@ -241,7 +241,7 @@ func (r *run) work(ctx context.Context, items []item) error {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			w := scanner{run: r, copier: NewCopier(r.guest, r.mappings, r.files)}
+			w := imageScanner{run: r, copier: NewCopier(r.guest, r.mappings, r.files)}
 			w.copier.PageIn(r.pager)
 			w.copier.digester = newDigester(r.guest, r.results)
 			for it := range queue {

@@ -50,8 +50,8 @@ func newBudget(o *Options) *budget {
 // the files it keeps.
 const sweepMemory = 512 << 20
 
-// take takes one of a channel's places; give gives it back.
-func take(ctx context.Context, places chan struct{}) error {
+// acquire takes one of a channel's places; give gives it back.
+func acquire(ctx context.Context, places chan struct{}) error {
 	select {
 	case places <- struct{}{}:
 		return nil
@@ -60,7 +60,7 @@ func take(ctx context.Context, places chan struct{}) error {
 	}
 }
 
-func give(places chan struct{}) { <-places }
+func release(places chan struct{}) { <-places }
 
 // used is the processor time that this process and those that sweep for it took. One that
 // ends at this moment may count twice, which the next look at it sets right; not at all

@@ -244,15 +244,15 @@ func (s slotted) Scan(ctx context.Context, name string, data []byte) (clam.Resul
 		if err := s.budget.pace(ctx); err != nil {
 			return clam.Result{}, err
 		}
-		if err := take(ctx, s.budget.bulk); err != nil {
+		if err := acquire(ctx, s.budget.bulk); err != nil {
 			return clam.Result{}, err
 		}
-		defer give(s.budget.bulk)
+		defer release(s.budget.bulk)
 	}
-	if err := take(ctx, s.budget.slots); err != nil {
+	if err := acquire(ctx, s.budget.slots); err != nil {
 		return clam.Result{}, err
 	}
-	defer give(s.budget.slots)
+	defer release(s.budget.slots)
 	begin := time.Now()
 	res, err := s.engine.Scan(ctx, name, data)
 	s.budget.scanned(time.Since(begin))

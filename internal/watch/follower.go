@@ -14,7 +14,7 @@ import (
 
 // follower follows one domain from its start to its end.
 type follower struct {
-	s          *Service
+	svc          *Service
 	name, uuid string
 	log        *slog.Logger
 	cancel     context.CancelFunc
@@ -29,7 +29,7 @@ type follower struct {
 }
 
 func newFollower(s *Service, d domain.Domain) *follower {
-	f := &follower{s: s, name: d.Name, uuid: d.UUID, log: s.opt.Log.With("domain", d.Name), done: make(chan struct{}),
+	f := &follower{svc: s, name: d.Name, uuid: d.UUID, log: s.opt.Log.With("domain", d.Name), done: make(chan struct{}),
 		poke: make(chan struct{}, 1), domain: d}
 	f.status = DomainStatus{Name: d.Name, UUID: d.UUID, State: "opening"}
 	return f
@@ -77,7 +77,7 @@ func (f *follower) Paused() bool { return f.current().Paused }
 
 // Suspend implements respond.Suspender.
 func (f *follower) Suspend(ctx context.Context) error {
-	h, err := f.s.host()
+	h, err := f.svc.host()
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (f *follower) sleep(ctx context.Context, d time.Duration) bool {
 // open opens the domain's memory, waits for its kernel and watches it until something
 // breaks.
 func (f *follower) open(ctx context.Context) error {
-	h, err := f.s.host()
+	h, err := f.svc.host()
 	if err != nil {
 		return err
 	}
@@ -192,7 +192,7 @@ func (f *follower) find(ctx context.Context, src source.Source) (*introspect.Gue
 		f.wasReset()
 		cache.Invalidate()
 		begin := time.Now()
-		g, err := introspect.Open(ctx, cache, f.s.opt.Profiles)
+		g, err := introspect.Open(ctx, cache, f.svc.opt.Profiles)
 		took := time.Since(begin)
 		if err == nil {
 			return g.WithSource(src), nil

@@ -80,7 +80,7 @@ func newGuestWatch(f *follower, src source.Source, g *introspect.Guest) (*guestW
 	}
 	s := &guestWatch{f: f, src: src, guest: g, pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
 		procs: make(map[introspect.Identity]*tracked)}
-	s.kept = f.s.opt.Scanners.Keep(s.means(true))
+	s.kept = f.svc.opt.Scanners.Keep(s.means(true))
 	return s, nil
 }
 
@@ -95,7 +95,7 @@ func (s *guestWatch) run(ctx context.Context) error {
 		s.f.mu.Unlock()
 		s.kept.Close()
 	}()
-	if err := s.all(ctx, true); err != nil {
+	if err := s.enumerate(ctx, true); err != nil {
 		return err
 	}
 	k := s.guest.Kernel()
@@ -110,7 +110,7 @@ func (s *guestWatch) run(ctx context.Context) error {
 		}()
 	}
 	part(s.look)
-	part(s.everything)
+	part(s.sweepLoop)
 	for range urgent {
 		part(s.work)
 	}
@@ -163,7 +163,7 @@ func (s *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
 
 // look looks for what is new until something breaks.
 func (s *guestWatch) look(ctx context.Context) error {
-	o := &s.f.s.opt
+	o := &s.f.svc.opt
 	interval := o.Poll
 	t := time.NewTimer(interval)
 	defer t.Stop()
@@ -195,7 +195,7 @@ func (s *guestWatch) look(ctx context.Context) error {
 		// A hook tells of address spaces that no list may have.
 		if err == nil && (!now.Before(nextAll) || hooked && now.After(nextAll.Add(hookedEvery-allEvery))) {
 			nextAll = now.Add(allEvery)
-			err = s.all(ctx, false)
+			err = s.enumerate(ctx, false)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -234,10 +234,10 @@ func (s *guestWatch) look(ctx context.Context) error {
 // better tells whether a guest that is read through QEMU can be read through the module by
 // now.
 func (s *guestWatch) better(ctx context.Context) bool {
-	if s.src.Info().Kind != source.KindQEMU || !s.f.s.moduleThere() {
+	if s.src.Info().Kind != source.KindQEMU || !s.f.svc.moduleThere() {
 		return false
 	}
-	h, err := s.f.s.host()
+	h, err := s.f.svc.host()
 	if err != nil {
 		return false
 	}
@@ -285,7 +285,7 @@ func (s *guestWatch) add(p *introspect.Process, old bool) {
 		return
 	}
 	n.due = now
-	s.f.s.count(func(c *Counts) { c.Newcomers++ })
+	s.f.svc.count(func(c *Counts) { c.Newcomers++ })
 	s.f.log.Debug("new process", "pid", p.PID, "process", p.Name)
 	s.poke()
 }
@@ -332,9 +332,9 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// all enumerates the processes in full: new ones that the pulse did not tell of, or that
+// enumerate enumerates the processes in full: new ones that the pulse did not tell of, or that
 // no list has, and those that are gone.
-func (s *guestWatch) all(ctx context.Context, first bool) error {
+func (s *guestWatch) enumerate(ctx context.Context, first bool) error {
 	s.guest.Refresh()
 	procs, _, err := s.guest.Processes(ctx)
 	if err != nil {
@@ -421,7 +421,7 @@ func (s *guestWatch) work(ctx context.Context) error {
 		}
 		s.poke() // another one may be due, too
 		begin := time.Now()
-		err := s.sweepProcess(ctx, p)
+		err := s.scanProcess(ctx, p)
 		s.mu.Lock()
 		p.busy, p.last, p.took = false, time.Now(), time.Since(begin)
 		s.mu.Unlock()

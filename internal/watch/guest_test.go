@@ -202,7 +202,7 @@ func TestWhatHasJustComeIsNew(t *testing.T) {
 		f.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 		s, err := newGuestWatch(f, b.mem, b.guest)
 		if err == nil {
-			err = s.all(ctx, true)
+			err = s.enumerate(ctx, true)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -396,11 +396,11 @@ func TestAFindingThatWasNotRecordedIsNotLost(t *testing.T) {
 	b.mu.Lock()
 	b.fail = nil
 	b.mu.Unlock()
-	if ok, err := b.s.sweepAll(context.Background(), TriggerTimer); !ok || err != nil {
+	if ok, err := b.s.sweep(context.Background(), TriggerTimer); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	b.await("in the next sweep", 1)
-	if ok, err := b.s.sweepAll(context.Background(), TriggerTimer); !ok || err != nil {
+	if ok, err := b.s.sweep(context.Background(), TriggerTimer); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	b.await("in one more", 1)

@@ -43,7 +43,7 @@ func (s *guestWatch) conclude(ctx context.Context, acc respond.Account, p *track
 		}
 		s.f.log.Warn("finding", args...)
 	}
-	s.f.s.count(func(c *Counts) { c.Findings += len(fresh); c.Kills += killed })
+	s.f.svc.count(func(c *Counts) { c.Findings += len(fresh); c.Kills += killed })
 	s.f.set(func(st *DomainStatus) { st.Findings += len(fresh); st.Kills += killed })
 	if acted && p != nil {
 		s.mu.Lock()

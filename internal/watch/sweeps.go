@@ -26,13 +26,13 @@ const (
 // retrySweep is when a sweep of everything that failed is made again.
 const retrySweep = 30 * time.Second
 
-// everything sweeps all of the guest, now and then.
-func (s *guestWatch) everything(ctx context.Context) error {
-	o := &s.f.s.opt
+// sweepLoop sweeps all of the guest, now and then.
+func (s *guestWatch) sweepLoop(ctx context.Context) error {
+	o := &s.f.svc.opt
 	trigger := TriggerStart
 	for {
 		wait := o.Interval + rand.N(o.Jitter+1)
-		ok, err := s.sweepAll(ctx, trigger)
+		ok, err := s.sweep(ctx, trigger)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -53,25 +53,25 @@ func (s *guestWatch) everything(ctx context.Context) error {
 	}
 }
 
-// sweepAll makes one sweep of everything, when the budget has room for it.
-func (s *guestWatch) sweepAll(ctx context.Context, trigger string) (ok bool, err error) {
-	b := s.f.s.budget
-	if err := take(ctx, b.domains); err != nil {
+// sweep makes one sweep of everything, when the budget has room for it.
+func (s *guestWatch) sweep(ctx context.Context, trigger string) (ok bool, err error) {
+	b := s.f.svc.budget
+	if err := acquire(ctx, b.domains); err != nil {
 		return false, err
 	}
-	defer give(b.domains)
+	defer release(b.domains)
 	s.f.set(func(st *DomainStatus) { st.Sweeping = true })
 	defer s.f.set(func(st *DomainStatus) { st.Sweeping = false })
 	// A cache of its own: a page is as old as the sweep at most.
 	src := source.NewCache(s.src, cachePages)
-	acc := s.f.s.opt.Accounts.Account(s.f.name, s.f.uuid, true)
-	d, err := s.scan(ctx, s.f.s.opt.Scanners.Scanner(s.means(false)), src, s.request(), acc)
+	acc := s.f.svc.opt.Accounts.Account(s.f.name, s.f.uuid, true)
+	d, err := s.scan(ctx, s.f.svc.opt.Scanners.Scanner(s.means(false)), src, s.request(), acc)
 	if ctx.Err() != nil && len(d.Findings) == 0 {
 		return false, ctx.Err()
 	}
 	s.conclude(ctx, acc, nil, trigger, &d)
-	s.f.s.opt.Results.Flush()
-	s.f.s.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
+	s.f.svc.opt.Results.Flush()
+	s.f.svc.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
 	if d.Status == finding.StatusFailed {
 		s.f.log.Warn("sweep failed", "trigger", trigger, "reason", d.Reason)
 		return false, err
@@ -95,14 +95,14 @@ func (s *guestWatch) sweepAll(ctx context.Context, trigger string) (ok bool, err
 
 // request is what all scans of this guest have in common.
 func (s *guestWatch) request() scan.Request {
-	req := s.f.s.opt.Request
+	req := s.f.svc.opt.Request
 	req.Looked, req.At = true, s.guest.Kernel().Place()
 	return req
 }
 
 // scan has a scanner scan the guest through a source, and responds to what it finds.
 func (s *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc respond.Account) (finding.Scan, error) {
-	o := &s.f.s.opt
+	o := &s.f.svc.opt
 	d := s.f.current()
 	t := scan.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Domain: s.f}
 	return respond.Scan(ctx, by, t, req, respond.Options{Policy: o.Policy, Kill: o.Kill, Profiles: o.Profiles,
@@ -112,7 +112,7 @@ func (s *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Sourc
 // means are what this guest's scans are done with: urgent ones, of what is new, wait for no
 // others.
 func (s *guestWatch) means(urgent bool) scan.Means {
-	svc := s.f.s
+	svc := s.f.svc
 	return scan.Means{Profiles: svc.opt.Profiles, Engine: slotted{svc.engine, svc.budget, urgent}, Memory: svc.opt.Results}
 }
 
@@ -131,9 +131,9 @@ func (s *guestWatch) Looked(id introspect.Identity, image scan.ImageKey, whole b
 	}
 }
 
-// sweepProcess sweeps what is new in one process: its program alone when it has just come,
+// scanProcess sweeps what is new in one process: its program alone when it has just come,
 // so that a verdict on it waits for nothing else, and then the rest.
-func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
+func (s *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 	steps := []bool{false}
 	if p.step == 0 && !p.old {
 		steps = []bool{true, false}
@@ -148,7 +148,7 @@ func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
 			s.mu.Unlock()
 			return nil
 		}
-		acc := s.f.s.opt.Accounts.Account(s.f.name, s.f.uuid, false)
+		acc := s.f.svc.opt.Accounts.Account(s.f.name, s.f.uuid, false)
 		d, err := s.scanNew(ctx, &now, p, programOnly, acc)
 		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || ctx.Err() != nil && len(d.Findings) == 0 {
 			return err
@@ -160,7 +160,7 @@ func (s *guestWatch) sweepProcess(ctx context.Context, p *tracked) error {
 			d.Errors = d.Errors[:0] // it is looked at again, or its end is why
 		}
 		s.conclude(ctx, acc, p, TriggerNew, &d)
-		s.f.s.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
+		s.f.svc.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
 		for _, e := range d.Errors {
 			s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
 		}

@@ -62,17 +62,17 @@ type Notes interface {
 // Scanner makes a scanner that scans each guest in a worker of its own. A worker that ends
 // early costs the rest of its scan: what it had reported until then was told of, the result
 // says how it ended, and is not complete.
-func (r *Runner) Scanner(m scan.Means) scan.Scanner { return &once{r, m} }
+func (r *Runner) Scanner(m scan.Means) scan.Scanner { return &oneShot{r, m} }
 
-// once implements scan.Scanner for scans that have a worker each.
-type once struct {
+// oneShot implements scan.Scanner for scans that have a worker each.
+type oneShot struct {
 	r *Runner
 	m scan.Means
 }
 
 // Scan implements scan.Scanner.
-func (o *once) Scan(ctx context.Context, t scan.Target, req scan.Request, on scan.Events) (finding.Scan, error) {
-	k := &Kept{r: o.r, m: o.m, once: true}
+func (o *oneShot) Scan(ctx context.Context, t scan.Target, req scan.Request, on scan.Events) (finding.Scan, error) {
+	k := &Kept{r: o.r, m: o.m, single: true}
 	return k.Scan(ctx, t, req, on)
 }
 

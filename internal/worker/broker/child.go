@@ -35,7 +35,7 @@ type child struct {
 	memory uint64        // bytes that it may map
 	lanes  []*wire.Lane
 	window *window.Window
-	said   words         // on stderr
+	said   output         // on stderr
 	exited chan struct{} // closed with the state set
 	shared bool          // it maps guest memory
 	user   string        // whose rights it has, "" for the broker's own
@@ -48,7 +48,7 @@ type child struct {
 	serving sync.WaitGroup // those who answer
 
 	mu     sync.Mutex
-	served []*served // by lane
+	servers []*laneServer // by lane
 	task   *task     // that the worker is at; nil for none
 	asks   bool      // it has asked for a job
 	open   int       // other questions, that are being answered
@@ -56,22 +56,22 @@ type child struct {
 	ended  error     // why it was ended; the first reason counts
 }
 
-// words keeps the beginning of what a process says: a crash is explained first.
-type words struct {
+// output keeps the beginning of what a process says: a crash is explained first.
+type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
 const maxWords = 8 << 10
 
-func (w *words) Write(p []byte) (int, error) {
+func (w *output) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf.Write(p[:min(len(p), maxWords-w.buf.Len())])
 	return len(p), nil
 }
 
-func (w *words) String() string {
+func (w *output) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.buf.String()
@@ -206,8 +206,8 @@ func (c *child) release() {
 	}
 }
 
-// death says how the process ended, which has.
-func (c *child) death() error {
+// exitError says how the process ended, which has.
+func (c *child) exitError() error {
 	last := strings.TrimSpace(c.said.String())
 	first, _, _ := strings.Cut(last, "\n")
 	st, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)

@@ -102,8 +102,8 @@ func FuzzQuestions(f *testing.F) {
 		}
 		c.task = &task{all[0], nil}
 		c.jobs <- task{all[1], job}
-		v := newServed(window)
-		c.served = []*served{v}
+		v := newLaneServer(window)
+		c.servers = []*laneServer{v}
 		for _, b := range packets(data) {
 			q, err := wire.ParseFrame(b)
 			if err != nil || q.Code == wire.AskJob && len(c.jobs) == 0 { // one that does not come would be waited for

@@ -82,7 +82,7 @@ func (j *job) unread(what string, err error) {
 // conclude makes the result of what came. Nobody else uses the job any more.
 func (j *job) conclude(ctx context.Context, c *child) (finding.Scan, error) {
 	if j.done {
-		d := j.adopted()
+		d := j.adoptedResult()
 		if j.result.Ended == "" {
 			return d, nil
 		}
@@ -91,7 +91,7 @@ func (j *job) conclude(ctx context.Context, c *child) (finding.Scan, error) {
 		}
 		return d, &wire.RemoteError{Text: j.result.Ended}
 	}
-	why := c.why()
+	why := c.endReason()
 	d := scan.Empty(j.target)
 	d.Status, d.Reason = finding.StatusIncomplete, why.Error()
 	if j.progress == 0 && j.found == 0 {
@@ -109,8 +109,8 @@ func (j *job) conclude(ctx context.Context, c *child) (finding.Scan, error) {
 	return d, nil
 }
 
-// adopted is the worker's result, as far as it is for the worker to say.
-func (j *job) adopted() finding.Scan {
+// adoptedResult is the worker's result, as far as it is for the worker to say.
+func (j *job) adoptedResult() finding.Scan {
 	d, own := j.result.Scan, scan.Empty(j.target)
 	d.Name, d.UUID, d.State, d.Source = own.Name, own.UUID, own.State, own.Source
 	d.Findings, d.Errors, d.Kills, d.Actions = own.Findings, own.Errors, nil, nil

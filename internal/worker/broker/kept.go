@@ -40,7 +40,7 @@ const (
 type Kept struct {
 	r    *Runner
 	m    scan.Means
-	once bool // it is for one scan
+	single bool // it is for one scan
 
 	mu     sync.Mutex
 	deaths int       // one soon after the other
@@ -71,17 +71,17 @@ func (k *Kept) run(ctx context.Context, j *job) (finding.Scan, error) {
 	if err != nil {
 		return failed(err), nil
 	}
-	c, err := k.take(ctx, j)
+	c, err := k.takeWorker(ctx, j)
 	if err != nil {
 		return failed(err), ctx.Err()
 	}
 	k.r.work(ctx, c, j, text)
 	d, err := j.conclude(ctx, c)
 	switch {
-	case j.done && k.once:
+	case j.done && k.single:
 		c.stop()
 	case j.done && c.living():
-		k.give(c)
+		k.putBack(c)
 	case j.done:
 		k.end(c)
 	default:
@@ -93,10 +93,10 @@ func (k *Kept) run(ctx context.Context, j *job) (finding.Scan, error) {
 	return d, err
 }
 
-// take is a worker for a job: one that waits for work, or another one.
-func (k *Kept) take(ctx context.Context, j *job) (*child, error) {
+// takeWorker is a worker for a job: one that waits for work, or another one.
+func (k *Kept) takeWorker(ctx context.Context, j *job) (*child, error) {
 	for {
-		c := k.r.rested(k)
+		c := k.r.takeResting(k)
 		if c == nil {
 			break
 		}
@@ -121,22 +121,22 @@ func (k *Kept) end(c *child) {
 	if !c.living() {
 		k.died()
 		if k.r.Notes != nil {
-			k.r.Notes.Note(fmt.Sprintf("between two scans of a guest: %v", c.why()))
+			k.r.Notes.Note(fmt.Sprintf("between two scans of a guest: %v", c.endReason()))
 		}
 	}
 	c.stop()
 }
 
-// give puts a worker among those that wait for work.
-func (k *Kept) give(c *child) {
-	for _, old := range k.r.rest(c) {
+// putBack puts a worker among those that wait for work.
+func (k *Kept) putBack(c *child) {
+	for _, old := range k.r.addResting(c) {
 		old.kept.end(old)
 	}
 }
 
 // Close ends the guest's workers. No scan is under way, and none comes.
 func (k *Kept) Close() {
-	for c := k.r.rested(k); c != nil; c = k.r.rested(k) {
+	for c := k.r.takeResting(k); c != nil; c = k.r.takeResting(k) {
 		k.end(c)
 	}
 }
@@ -185,8 +185,8 @@ type pool struct {
 	resting []*child // who has waited longest comes first
 }
 
-// rest puts a worker among those that wait for work, and returns those that are too many.
-func (r *Runner) rest(c *child) (tooMany []*child) {
+// addResting puts a worker among those that wait for work, and returns those that are too many.
+func (r *Runner) addResting(c *child) (tooMany []*child) {
 	rest := r.Rest
 	if rest == 0 {
 		rest = DefaultRest
@@ -194,7 +194,7 @@ func (r *Runner) rest(c *child) (tooMany []*child) {
 	r.pool.mu.Lock()
 	defer r.pool.mu.Unlock()
 	c.alarm = time.AfterFunc(rest, func() {
-		if r.leave(c) {
+		if r.removeResting(c) {
 			c.kept.end(c)
 		}
 	})
@@ -209,8 +209,8 @@ func (r *Runner) rest(c *child) (tooMany []*child) {
 	return tooMany
 }
 
-// rested takes the worker of k that worked last, nil where none waits.
-func (r *Runner) rested(k *Kept) *child {
+// takeResting takes the worker of k that worked last, nil where none waits.
+func (r *Runner) takeResting(k *Kept) *child {
 	r.pool.mu.Lock()
 	defer r.pool.mu.Unlock()
 	for i, c := range slices.Backward(r.pool.resting) {
@@ -223,8 +223,8 @@ func (r *Runner) rested(k *Kept) *child {
 	return nil
 }
 
-// leave takes a worker out of those that wait, and tells whether it was one.
-func (r *Runner) leave(c *child) bool {
+// removeResting takes a worker out of those that wait, and tells whether it was one.
+func (r *Runner) removeResting(c *child) bool {
 	r.pool.mu.Lock()
 	defer r.pool.mu.Unlock()
 	i := slices.Index(r.pool.resting, c)

@@ -153,7 +153,7 @@ func TestAResultIsTheLastOfAJob(t *testing.T) {
 		m := scantest.Means(scantest.Silent{})
 		s := newJob(scan.Target{Name: "x", Source: zeros{}}, m, m.Memory.For(context.Background(), nil), scan.Request{}, new(scantest.Heard))
 		c := &child{task: &task{s, nil}, open: open}
-		v := newServed(make([]byte, wire.WindowSize))
+		v := newLaneServer(make([]byte, wire.WindowSize))
 		copy(v.window, done)
 		_, err := c.answer(v, wire.Frame{Code: wire.AskDone, N: len(done)})
 		if (err == nil) != want || s.done != want {

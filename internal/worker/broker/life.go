@@ -25,8 +25,8 @@ const layoutPeriod = 20 * time.Millisecond
 // begin has the broker answer the worker, until that has ended.
 func (c *child) begin() {
 	for _, l := range c.lanes {
-		v := newServed(l.Window)
-		c.served = append(c.served, v)
+		v := newLaneServer(l.Window)
+		c.servers = append(c.servers, v)
 		c.serving.Add(1)
 		go func() {
 			defer c.serving.Done()
@@ -60,7 +60,7 @@ func (c *child) follow() {
 
 // serve answers the questions of one lane until the worker is gone. A worker that asks
 // what none of ours does is ended.
-func (c *child) serve(l *wire.Lane, v *served) {
+func (c *child) serve(l *wire.Lane, v *laneServer) {
 	for {
 		q, err := l.Receive()
 		if err != nil {
@@ -89,9 +89,9 @@ func (c *child) serve(l *wire.Lane, v *served) {
 var errGone = errors.New("the worker is gone")
 
 // answer serves one question. An error means that no worker of ours would ask it.
-func (c *child) answer(v *served, q wire.Frame) (wire.Frame, error) {
+func (c *child) answer(v *laneServer, q wire.Frame) (wire.Frame, error) {
 	if q.Code == wire.AskJob {
-		return c.hand(v, q)
+		return c.handJob(v, q)
 	}
 	c.mu.Lock()
 	if c.task == nil {
@@ -115,7 +115,7 @@ func (c *child) answer(v *served, q wire.Frame) (wire.Frame, error) {
 	// Nobody uses the job any more.
 	j := v.job
 	c.task = nil
-	for _, v := range c.served {
+	for _, v := range c.servers {
 		v.forget()
 	}
 	j.result, j.done = *r, true
@@ -123,8 +123,8 @@ func (c *child) answer(v *served, q wire.Frame) (wire.Frame, error) {
 	return a, nil
 }
 
-// hand gives the worker a job, when there is one.
-func (c *child) hand(v *served, q wire.Frame) (wire.Frame, error) {
+// handJob gives the worker a job, when there is one.
+func (c *child) handJob(v *laneServer, q wire.Frame) (wire.Frame, error) {
 	abi, err := wire.ParseGreeting(q)
 	if err != nil {
 		return wire.Frame{}, err
@@ -212,15 +212,15 @@ func (c *child) living() bool {
 	return c.ended == nil
 }
 
-// why is the reason of the worker's end. It waits for that.
-func (c *child) why() error {
+// endReason is the reason of the worker's end. It waits for that.
+func (c *child) endReason() error {
 	<-c.exited
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended != nil {
 		return c.ended
 	}
-	return c.death()
+	return c.exitError()
 }
 
 // stop ends the worker, unless it has ended, and gives back what it was talked to through.

@@ -13,7 +13,7 @@ import (
 // asked to note it: one that lies leaves out what it could call clean as well.
 
 // looked tells of what was looked at.
-func (v *served) looked(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) looked(q wire.Frame) (wire.Frame, error) {
 	if !v.req.Looked || q.N == 0 || q.N%wire.LookedSize != 0 {
 		return wire.Frame{}, fmt.Errorf("%d bytes of images that were seen", q.N)
 	}

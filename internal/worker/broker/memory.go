@@ -22,7 +22,7 @@ func scoped(m scan.Memory, t scan.Target) scan.Memory {
 }
 
 // remembered answers questions about what is remembered.
-func (v *served) remembered(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) remembered(q wire.Frame) (wire.Frame, error) {
 	if len(q.Args) != 32 {
 		return wire.Frame{}, errors.New("a key of another size")
 	}

@@ -16,8 +16,8 @@ import (
 // eventWait is how long the broker waits for an event before the worker asks again.
 const eventWait = 50 * time.Millisecond
 
-// acting is the broker's control of page-ins, made when the first is asked for.
-func (j *job) acting() (source.Control, error) {
+// pageInControl is the broker's control of page-ins, made when the first is asked for.
+func (j *job) pageInControl() (source.Control, error) {
 	host, ok := j.src.(source.Controller)
 	if !ok || j.req.PageIn == nil {
 		return nil, errors.New("an action that it was not lent")
@@ -40,8 +40,8 @@ type refused struct{ error }
 func (r *refused) Unwrap() error { return r.error }
 
 // act answers questions about page-ins.
-func (v *served) act(q wire.Frame) (wire.Frame, error) {
-	c, err := v.acting()
+func (v *laneServer) act(q wire.Frame) (wire.Frame, error) {
+	c, err := v.pageInControl()
 	if r := (*refused)(nil); errors.As(err, &r) {
 		return wire.Failure(err), nil
 	}
@@ -54,7 +54,7 @@ func (v *served) act(q wire.Frame) (wire.Frame, error) {
 		if err := json.Unmarshal(q.Args, &a); err != nil {
 			return wire.Frame{}, fmt.Errorf("no action: %w", err)
 		}
-		if err := v.lent(&a); err != nil {
+		if err := v.checkAction(&a); err != nil {
 			return wire.Frame{}, err
 		}
 		err = c.Do(&a)
@@ -80,15 +80,15 @@ func (v *served) act(q wire.Frame) (wire.Frame, error) {
 			return v.document(&ev, nil)
 		}
 	}
-	if v.mark(err) != nil {
+	if v.markFatal(err) != nil {
 		return wire.Failure(err), nil
 	}
 	return wire.Frame{}, nil
 }
 
-// lent tells whether an action is one that workers are lent: a read of a page of user
+// checkAction tells whether an action is one that workers are checkAction: a read of a page of user
 // space, by whom the guest's own kernel decides.
-func (v *served) lent(a *source.Action) error {
+func (v *laneServer) checkAction(a *source.Action) error {
 	const userSpace = 1 << 47
 	most := v.req.PageIn.Pages
 	if most <= 0 {

@@ -14,8 +14,8 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// served is what the broker keeps for one lane.
-type served struct {
+// laneServer is what the broker keeps for one lane.
+type laneServer struct {
 	*job    // under way under way
 	window  []byte
 	reqs    []source.Request
@@ -25,19 +25,19 @@ type served struct {
 	sum     hash.Hash
 }
 
-func newServed(window []byte) *served {
-	return &served{window: window, sum: sha256.New()}
+func newLaneServer(window []byte) *laneServer {
+	return &laneServer{window: window, sum: sha256.New()}
 }
 
 // forget drops what is kept for a job.
-func (v *served) forget() {
+func (v *laneServer) forget() {
 	v.job, v.more, v.content = nil, nil, nil
 	v.sum.Reset()
 }
 
 // answer serves one question, of which the last one of a job comes with its result. An
 // error means that no worker of ours would ask it.
-func (v *served) answer(q wire.Frame) (wire.Frame, *wire.Result, error) {
+func (v *laneServer) answer(q wire.Frame) (wire.Frame, *wire.Result, error) {
 	if err := v.charge(q.Code); err != nil {
 		return wire.Frame{}, nil, err
 	}
@@ -52,7 +52,7 @@ func (v *served) answer(q wire.Frame) (wire.Frame, *wire.Result, error) {
 	return a, nil, err
 }
 
-func (v *served) reply(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) reply(q wire.Frame) (wire.Frame, error) {
 	switch q.Code {
 	case wire.AskRanges:
 		return v.ranges()
@@ -60,7 +60,7 @@ func (v *served) reply(q wire.Frame) (wire.Frame, error) {
 		return v.read(q)
 	case wire.AskRegisters:
 		regs, err := v.src.Registers(v.ctx)
-		return v.document(regs, v.mark(err))
+		return v.document(regs, v.markFatal(err))
 	case wire.AskProfile:
 		return v.profile(q)
 	case wire.AskNear:
@@ -70,7 +70,7 @@ func (v *served) reply(q wire.Frame) (wire.Frame, error) {
 	case wire.AskMore:
 		return v.piece(nil), nil
 	case wire.AskContent:
-		return v.take(q)
+		return v.takeContent(q)
 	case wire.AskScan:
 		return v.scan(q)
 	case wire.AskFound:
@@ -107,8 +107,8 @@ func (j *job) charge(kind byte) error {
 	return nil
 }
 
-// mark remembers an error that no scan goes on after.
-func (j *job) mark(err error) error {
+// markFatal remembers an error that no scan goes on after.
+func (j *job) markFatal(err error) error {
 	if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || errors.Is(err, clam.ErrEngineGone) {
 		j.mu.Lock()
 		if j.fatal == nil {
@@ -120,7 +120,7 @@ func (j *job) mark(err error) error {
 }
 
 // document is an answer in JSON.
-func (v *served) document(x any, err error) (wire.Frame, error) {
+func (v *laneServer) document(x any, err error) (wire.Frame, error) {
 	if err == nil {
 		var text []byte
 		if text, err = json.Marshal(x); err == nil && len(text) <= len(v.window) {
@@ -135,14 +135,14 @@ func (v *served) document(x any, err error) (wire.Frame, error) {
 
 // decode reads what a worker put into its window. It is copied first: the worker can
 // still change it.
-func (v *served) decode(q wire.Frame, x any) error {
+func (v *laneServer) decode(q wire.Frame, x any) error {
 	if err := json.Unmarshal(bytes.Clone(v.window[:q.N]), x); err != nil {
 		return fmt.Errorf("what is not JSON: %w", err)
 	}
 	return nil
 }
 
-func (v *served) ranges() (wire.Frame, error) {
+func (v *laneServer) ranges() (wire.Frame, error) {
 	all := v.src.Ranges()
 	if len(all) > len(v.window)/16 {
 		return wire.Failure(fmt.Errorf("%d ranges of guest RAM are too many", len(all))), nil
@@ -156,7 +156,7 @@ func (v *served) ranges() (wire.Frame, error) {
 }
 
 // read has the source fill the window itself.
-func (v *served) read(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) read(q wire.Frame) (wire.Frame, error) {
 	var err error
 	if v.reqs, err = wire.ParseReads(q.Args, v.window, v.reqs); err != nil {
 		return wire.Frame{}, err
@@ -165,7 +165,7 @@ func (v *served) read(q wire.Frame) (wire.Frame, error) {
 	for i := range v.reqs {
 		n += len(v.reqs[i].P)
 	}
-	if err := v.mark(source.ReadBatch(v.src, v.reqs)); err != nil {
+	if err := v.markFatal(source.ReadBatch(v.src, v.reqs)); err != nil {
 		return wire.Failure(err), nil
 	}
 	v.answers = v.answers[:0]

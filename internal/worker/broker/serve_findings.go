@@ -13,12 +13,12 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// take adds a piece to the content. It is hashed here, from a copy that the worker
+// takeContent adds a piece to the content. It is hashed here, from a copy that the worker
 // cannot reach: what is remembered of a content must be of that content.
-func (v *served) take(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) takeContent(q wire.Frame) (wire.Frame, error) {
 	if v.budget.Add(-int64(q.N)) < 0 {
 		v.budget.Add(int64(q.N))
-		v.drop()
+		v.dropContent()
 		return wire.Failure(errors.New("more content at once than is kept for one guest")), nil
 	}
 	at := len(v.content)
@@ -27,8 +27,8 @@ func (v *served) take(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, nil
 }
 
-// complete takes the content where all of it has come, with its SHA-256.
-func (v *served) complete(size uint64) ([]byte, [32]byte, error) {
+// wholeContent takes the content where all of it has come, with its SHA-256.
+func (v *laneServer) wholeContent(size uint64) ([]byte, [32]byte, error) {
 	if size != uint64(len(v.content)) {
 		return nil, [32]byte{}, fmt.Errorf("%d bytes of content where it says %d", len(v.content), size)
 	}
@@ -38,7 +38,7 @@ func (v *served) complete(size uint64) ([]byte, [32]byte, error) {
 // keptContent is how much room a lane keeps for its next content, in bytes.
 const keptContent = 16 << 20
 
-func (v *served) drop() {
+func (v *laneServer) dropContent() {
 	v.budget.Add(int64(len(v.content)))
 	v.sum.Reset()
 	if v.content = v.content[:0]; cap(v.content) > keptContent {
@@ -46,21 +46,21 @@ func (v *served) drop() {
 	}
 }
 
-func (v *served) scan(q wire.Frame) (wire.Frame, error) {
-	defer v.drop()
+func (v *laneServer) scan(q wire.Frame) (wire.Frame, error) {
+	defer v.dropContent()
 	if len(q.Args) < 8 {
 		return wire.Frame{}, errors.New("a scan without a size")
 	}
-	if a, err := v.take(q); err != nil || a.Code != wire.StatusOK { // the last piece comes along
+	if a, err := v.takeContent(q); err != nil || a.Code != wire.StatusOK { // the last piece comes along
 		return a, err
 	}
-	data, sum, err := v.complete(binary.LittleEndian.Uint64(q.Args))
+	data, sum, err := v.wholeContent(binary.LittleEndian.Uint64(q.Args))
 	if err != nil {
 		return wire.Frame{}, err
 	}
 	name := wire.Clip(string(q.Args[8:]))
 	res, fresh, err := v.results.Result(v.ctx, sum, func() (clam.Result, error) { return v.means.Engine.Scan(v.ctx, name, data) })
-	if v.mark(err) != nil {
+	if v.markFatal(err) != nil {
 		return wire.Failure(err), nil
 	}
 	if res.Signature != "" {
@@ -73,12 +73,12 @@ func (v *served) scan(q wire.Frame) (wire.Frame, error) {
 
 // found takes a finding over. One of a signature must be what the engine said of that
 // content: who reports another was taken over.
-func (v *served) found(q wire.Frame) (wire.Frame, error) {
-	defer v.drop()
+func (v *laneServer) found(q wire.Frame) (wire.Frame, error) {
+	defer v.dropContent()
 	if len(q.Args) != 8 {
 		return wire.Frame{}, errors.New("a finding without the size of its content")
 	}
-	data, _, err := v.complete(binary.LittleEndian.Uint64(q.Args))
+	data, _, err := v.wholeContent(binary.LittleEndian.Uint64(q.Args))
 	if err != nil {
 		return wire.Frame{}, err
 	}
@@ -123,7 +123,7 @@ func (j *job) engineSaid(f *finding.Finding) bool {
 	return f.Signature != "" && j.infected[[32]byte(sum)] == f.Signature
 }
 
-func (v *served) problems(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) problems(q wire.Frame) (wire.Frame, error) {
 	var all []finding.Unread
 	if err := v.decode(q, &all); err != nil {
 		return wire.Frame{}, err
@@ -143,7 +143,7 @@ func (v *served) problems(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, nil
 }
 
-func (v *served) step(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) step(q wire.Frame) (wire.Frame, error) {
 	if len(q.Args) != 8 {
 		return wire.Frame{}, errors.New("progress without numbers")
 	}
@@ -155,7 +155,7 @@ func (v *served) step(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, nil
 }
 
-func (v *served) finish(q wire.Frame) (*wire.Result, error) {
+func (v *laneServer) finish(q wire.Frame) (*wire.Result, error) {
 	r := new(wire.Result)
 	if err := v.decode(q, r); err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ type packer interface {
 	FindPacked(winstruct.Identity) ([]byte, error)
 }
 
-func (v *served) profile(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) profile(q wire.Frame) (wire.Frame, error) {
 	var id winstruct.Identity
 	if err := json.Unmarshal(q.Args, &id); err != nil {
 		return wire.Frame{}, fmt.Errorf("no identity of a profile: %w", err)
@@ -45,7 +45,7 @@ func pack(p *winstruct.Profile) ([]byte, error) {
 }
 
 // large is an answer in pieces.
-func (v *served) large(data []byte, err error) wire.Frame {
+func (v *laneServer) large(data []byte, err error) wire.Frame {
 	if err == nil && len(data) > wire.MaxAnswer {
 		err = fmt.Errorf("an answer of %d bytes is too large", len(data))
 	}
@@ -56,13 +56,13 @@ func (v *served) large(data []byte, err error) wire.Frame {
 	return v.piece(binary.LittleEndian.AppendUint32(nil, uint32(len(data))))
 }
 
-func (v *served) piece(args []byte) wire.Frame {
+func (v *laneServer) piece(args []byte) wire.Frame {
 	n := copy(v.window, v.more)
 	v.more = v.more[n:]
 	return wire.Frame{N: n, Args: args}
 }
 
-func (v *served) neighbours(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) neighbours(q wire.Frame) (wire.Frame, error) {
 	near, ok := v.means.Profiles.(introspect.Neighbours)
 	if !ok {
 		return wire.Frame{}, errors.New("a question for profiles that it was not offered")
@@ -80,7 +80,7 @@ func (v *served) neighbours(q wire.Frame) (wire.Frame, error) {
 	return v.large(text, err), nil
 }
 
-func (v *served) neighbour(q wire.Frame) (wire.Frame, error) {
+func (v *laneServer) neighbour(q wire.Frame) (wire.Frame, error) {
 	v.mu.Lock()
 	all := v.near
 	v.mu.Unlock()

@@ -21,10 +21,10 @@ type Sandbox struct {
 // Try makes a worker with nothing to do. It fails with the reason why this host can make
 // none.
 func (r *Runner) Try(ctx context.Context) (Sandbox, error) {
-	t := scan.Target{Name: "nothing", State: scan.StateImage, Source: nothing{}}
+	t := scan.Target{Name: "nothing", State: scan.StateImage, Source: noGuest{}}
 	m := scan.Means{Profiles: winstruct.BuiltIn(), Engine: noEngine{}}
-	j := newJob(t, m, scan.NewCache().For(ctx, nil), scan.Request{Jobs: 1}, deaf{})
-	d, err := (&Kept{r: r, m: m, once: true}).run(ctx, j)
+	j := newJob(t, m, scan.NewCache().For(ctx, nil), scan.Request{Jobs: 1}, noEvents{})
+	d, err := (&Kept{r: r, m: m, single: true}).run(ctx, j)
 	if err != nil {
 		return Sandbox{}, err
 	}
@@ -34,18 +34,18 @@ func (r *Runner) Try(ctx context.Context) (Sandbox, error) {
 	return Sandbox{User: j.user, Landlock: j.abi}, nil
 }
 
-// nothing is a guest without memory.
-type nothing struct{}
+// noGuest is a guest without memory.
+type noGuest struct{}
 
-func (nothing) ReadPhys(p []byte, addr uint64) error {
+func (noGuest) ReadPhys(p []byte, addr uint64) error {
 	return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
 }
-func (nothing) Ranges() []source.Range { return nil }
-func (nothing) Registers(context.Context) ([]source.Registers, error) {
+func (noGuest) Ranges() []source.Range { return nil }
+func (noGuest) Registers(context.Context) ([]source.Registers, error) {
 	return nil, source.ErrNoRegisters
 }
-func (nothing) Info() source.Info { return source.Info{Kind: source.KindImage, Name: "nothing"} }
-func (nothing) Close() error      { return nil }
+func (noGuest) Info() source.Info { return source.Info{Kind: source.KindImage, Name: "nothing"} }
+func (noGuest) Close() error      { return nil }
 
 // noEngine is never asked.
 type noEngine struct{}
@@ -54,10 +54,10 @@ func (noEngine) Scan(context.Context, string, []byte) (clam.Result, error) {
 	return clam.Result{}, clam.ErrNoEngine
 }
 
-// deaf hears nothing of a scan.
-type deaf struct{}
+// noEvents hears nothing of a scan.
+type noEvents struct{}
 
-func (deaf) Found(context.Context, scan.Found)               {}
-func (deaf) Looked(introspect.Identity, scan.ImageKey, bool) {}
-func (deaf) Unread(finding.Unread)                           {}
-func (deaf) Progress(scan.Progress)                          {}
+func (noEvents) Found(context.Context, scan.Found)               {}
+func (noEvents) Looked(introspect.Identity, scan.ImageKey, bool) {}
+func (noEvents) Unread(finding.Unread)                           {}
+func (noEvents) Progress(scan.Progress)                          {}

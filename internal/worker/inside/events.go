@@ -49,7 +49,7 @@ func (e *events) report(f scan.Found) error {
 	l := <-e.lanes
 	defer func() { e.lanes <- l }()
 	for _, part := range [][]byte{c.Scanned, c.Memory} {
-		if _, err := put(l, part, 0); err != nil {
+		if _, err := sendContent(l, part, 0); err != nil {
 			return err
 		}
 	}
@@ -107,7 +107,7 @@ func (e *events) Progress(p scan.Progress) {
 
 // flush tells what was kept until the end of the scan.
 func (e *events) flush() error {
-	if err := e.lanes.problems(e.unread); err != nil {
+	if err := e.lanes.sendUnread(e.unread); err != nil {
 		return fmt.Errorf("report errors: %w", err)
 	}
 	const most = wire.WindowSize / wire.LookedSize * wire.LookedSize
@@ -121,8 +121,8 @@ func (e *events) flush() error {
 	return nil
 }
 
-// problems sends what could not be read, as much at a time as fits.
-func (ls lanes) problems(all []finding.Unread) error {
+// sendUnread sends what could not be read, as much at a time as fits.
+func (ls lanes) sendUnread(all []finding.Unread) error {
 	for len(all) > 0 {
 		var text []byte
 		n := len(all)

@@ -88,8 +88,8 @@ func mapGuest(fd int, mem []byte) (*window.Guest, error) {
 	return g, nil
 }
 
-// inmate is a worker behind its door, with what it keeps from job to job.
-type inmate struct {
+// worker is a worker behind its door, with what it keeps from job to job.
+type worker struct {
 	lanes  lanes
 	mapped *window.Guest
 	abi    int // of Landlock
@@ -102,7 +102,7 @@ type inmate struct {
 
 // work does the broker's jobs, one after the other, until that ends the worker or is gone.
 func work(ls lanes, mapped *window.Guest, abi int) error {
-	w := &inmate{lanes: ls, mapped: mapped, abi: abi}
+	w := &worker{lanes: ls, mapped: mapped, abi: abi}
 	for {
 		j, err := w.next()
 		if errors.Is(err, io.EOF) {
@@ -118,14 +118,14 @@ func work(ls lanes, mapped *window.Guest, abi int) error {
 }
 
 // next waits for a job.
-func (w *inmate) next() (*wire.Job, error) {
+func (w *worker) next() (*wire.Job, error) {
 	j := new(wire.Job)
 	err := w.lanes.ask(wire.AskJob, nil, wire.Greeting(w.abi), func(l *wire.Lane, f wire.Frame) error { return json.Unmarshal(l.Window[:f.N], j) })
 	return j, err
 }
 
 // do does a job and reports what came of it.
-func (w *inmate) do(j *wire.Job) error {
+func (w *worker) do(j *wire.Job) error {
 	ls := w.lanes
 	e, on := newEngine(ls), &events{lanes: ls}
 	e.secret, on.content = j.Secret, j.Request.Content
@@ -157,7 +157,7 @@ func (w *inmate) do(j *wire.Job) error {
 	return nil
 }
 
-func (w *inmate) finder(j *wire.Job) winstruct.Finder {
+func (w *worker) finder(j *wire.Job) winstruct.Finder {
 	if j.Near {
 		return neighbours{profiles{w.lanes}}
 	}
@@ -169,7 +169,7 @@ const cachePages = 4096
 
 // target is the guest as a job's scan sees it. No page that was read for another job is
 // kept.
-func (w *inmate) target(j *wire.Job) scan.Target {
+func (w *worker) target(j *wire.Job) scan.Target {
 	if w.src == nil || w.controlled != j.Controlled {
 		g := &remote{w.lanes, j.Info, w.mapped}
 		var src source.Source = g
@@ -184,7 +184,7 @@ func (w *inmate) target(j *wire.Job) scan.Target {
 
 // Open implements scan.Opener. The guest's kernel is looked for once, and not at all where
 // the broker knows where it is.
-func (w *inmate) Open(ctx context.Context, src source.Source, at introspect.Place) (*introspect.Guest, error) {
+func (w *worker) Open(ctx context.Context, src source.Source, at introspect.Place) (*introspect.Guest, error) {
 	if w.guest == nil {
 		g, err := introspect.OpenAt(ctx, src, w.profiles, at)
 		if err != nil {

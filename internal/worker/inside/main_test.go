@@ -40,7 +40,7 @@ func asWorker(args []string) (int, error) {
 		return wire.ExitFailed, fmt.Errorf("no stranger %q", args[6])
 	}
 	if !slices.Contains(args, "another protocol") { // which is how it begins
-		w := &inmate{lanes: ls, abi: abi}
+		w := &worker{lanes: ls, abi: abi}
 		if _, err := w.next(); err != nil {
 			return wire.ExitFailed, err
 		}

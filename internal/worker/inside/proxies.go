@@ -20,8 +20,8 @@ import (
 // here. It implements winstruct.Finder.
 type profiles struct{ lanes lanes }
 
-// whole takes an answer with all its pieces.
-func (ls lanes) whole(kind byte, args []byte) ([]byte, error) {
+// askWhole takes an answer with all its pieces.
+func (ls lanes) askWhole(kind byte, args []byte) ([]byte, error) {
 	l := <-ls
 	defer func() { ls <- l }()
 	f, err := l.Call(kind, 0, args)
@@ -62,7 +62,7 @@ func (p profiles) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := p.lanes.whole(wire.AskProfile, args)
+	file, err := p.lanes.askWhole(wire.AskProfile, args)
 	if err != nil {
 		var remote *wire.RemoteError
 		if errors.As(err, &remote) && errors.Is(remote.Cause, winstruct.ErrNoProfile) {
@@ -86,7 +86,7 @@ type neighbours struct{ profiles }
 
 // Near implements introspect.Neighbours. The name of an entry is its place in the list.
 func (n neighbours) Near(version string) []winstruct.Entry {
-	text, err := n.lanes.whole(wire.AskNear, []byte(version))
+	text, err := n.lanes.askWhole(wire.AskNear, []byte(version))
 	if err != nil {
 		return nil
 	}
@@ -99,7 +99,7 @@ func (n neighbours) Near(version string) []winstruct.Entry {
 
 // Open implements introspect.Neighbours.
 func (n neighbours) Open(e winstruct.Entry) (*winstruct.Profile, error) {
-	file, err := n.lanes.whole(wire.AskNearOpen, []byte(e.Name))
+	file, err := n.lanes.askWhole(wire.AskNearOpen, []byte(e.Name))
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +112,9 @@ func (n neighbours) Open(e winstruct.Entry) (*winstruct.Profile, error) {
 
 var _ introspect.Neighbours = neighbours{}
 
-// put sends content, piece by piece, for the next question on the lane. What it leaves for
+// sendContent sends content, piece by piece, for the next question on the lane. What it leaves for
 // that one to take along is in the window: up to last bytes.
-func put(l *wire.Lane, data []byte, last int) (n int, err error) {
+func sendContent(l *wire.Lane, data []byte, last int) (n int, err error) {
 	for len(data) > last {
 		n := copy(l.Window, data)
 		f, err := l.Call(wire.AskContent, n, nil)
@@ -149,7 +149,7 @@ func (e *engine) Scan(_ context.Context, name string, data []byte) (clam.Result,
 	l := <-e.lanes
 	defer func() { e.lanes <- l }()
 	var got wire.Scanned
-	n, err := put(l, data, wire.WindowSize)
+	n, err := sendContent(l, data, wire.WindowSize)
 	if err == nil {
 		args := binary.LittleEndian.AppendUint64(nil, uint64(len(data)))
 		var f wire.Frame

@@ -317,7 +317,7 @@ var messages = map[string]func(ls lanes) error{
 		return (&control{ls}).Do(&source.Action{Kind: source.ActionPageIn, ErrorCode: source.FaultUser, Cookie: 1, DTB: 0x1000, Timeout: time.Second})
 	},
 	"an event of no control": func(ls lanes) error { return ask(ls, wire.AskCancel, "", 1) },
-	"a second job":           func(ls lanes) error { _, err := (&inmate{lanes: ls}).next(); return err },
+	"a second job":           func(ls lanes) error { _, err := (&worker{lanes: ls}).next(); return err },
 	"images of no scan":      func(ls lanes) error { return ask(ls, wire.AskLooked, strings.Repeat("\x00", wire.LookedSize)) },
 	"a window that changes": func(ls lanes) error {
 		l := <-ls

@@ -25,11 +25,11 @@ type candidate struct {
 }
 
 // Verdicts see a process as a candidate.
-func (j *attempt) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
+func (k *attempt) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
 	c := verdict.Candidate{Subject: subject.Of(p), Wow64: p.Wow64, HasUserMode: p.PEB != 0,
 		Protected: slices.Contains(p.Flags, introspect.FlagProtected)}
 	var err error
-	if c.Account, err = j.guest.UserSID(p); err != nil {
+	if c.Account, err = k.guest.UserSID(p); err != nil {
 		c.Account = ""
 	}
 	return c, err
@@ -37,21 +37,21 @@ func (j *attempt) candidateSubject(p *introspect.Process) (verdict.Candidate, er
 
 // candidates are the processes that may serve, those with the most threads first. Why
 // a process whose program the policy names may not is told to why.
-func (j *attempt) candidates(ctx context.Context, s *control, lib *library, why func(string)) ([]*candidate, error) {
-	if err := j.shadowStacks(ctx); err != nil {
+func (k *attempt) candidates(ctx context.Context, ctl *control, lib *library, why func(string)) ([]*candidate, error) {
+	if err := k.shadowStacks(ctx); err != nil {
 		return nil, err
 	}
-	procs := slices.Clone(j.procs)
+	procs := slices.Clone(k.procs)
 	slices.SortStableFunc(procs, func(a, b introspect.Process) int { return int(b.Threads) - int(a.Threads) })
 	var out []*candidate
 	for i := range procs {
 		p := &procs[i]
-		if p.EPROCESS == j.target.EPROCESS || len(out) == maxArmed {
+		if p.EPROCESS == k.target.EPROCESS || len(out) == maxArmed {
 			continue
 		}
 		subject := subject.Of(p)
-		if j.opt.Policy.Names(subject) {
-			c, err := j.candidate(ctx, s, lib, p)
+		if k.opt.Policy.Names(subject) {
+			c, err := k.candidate(ctx, ctl, lib, p)
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
@@ -66,33 +66,33 @@ func (j *attempt) candidates(ctx context.Context, s *control, lib *library, why 
 }
 
 // candidate verifies that a process may serve and can.
-func (j *attempt) candidate(ctx context.Context, s *control, lib *library, p *introspect.Process) (*candidate, error) {
-	subject, err := j.candidateSubject(p)
-	if no := j.opt.Policy.Surrogate(subject); no != "" {
+func (k *attempt) candidate(ctx context.Context, ctl *control, lib *library, p *introspect.Process) (*candidate, error) {
+	subject, err := k.candidateSubject(p)
+	if no := k.opt.Policy.Surrogate(subject); no != "" {
 		if err != nil {
 			return nil, fmt.Errorf("%s (%w)", no, err)
 		}
 		return nil, fmt.Errorf("%s", no)
 	}
-	id, st, err := j.guest.Identify(p.EPROCESS)
+	id, st, err := k.guest.Identify(p.EPROCESS)
 	if err != nil {
 		return nil, err
 	}
 	if id.PID != p.PID || st.Exiting {
 		return nil, fmt.Errorf("it is ending")
 	}
-	guards, err := j.guest.Guards(id)
+	guards, err := k.guest.Guards(id)
 	if err != nil {
 		return nil, err
 	}
-	v, err := j.mapping(ctx, lib, p, id)
+	v, err := k.mapping(ctx, lib, p, id)
 	if err != nil {
 		return nil, err
 	}
-	c := &candidate{action: action{attempt: j, ctl: s, p: p, guards: guards.All()}, id: id, calls: make(map[string]entry)}
-	as := j.guest.UserSpace(p)
+	c := &candidate{action: action{attempt: k, ctl: ctl, p: p, guards: guards.All()}, id: id, calls: make(map[string]entry)}
+	as := k.guest.UserSpace(p)
 	for _, name := range []string{ntOpenProcess, ntTerminateProcess, ntClose} {
-		e, err := lib.entryOf(j.guest, p, v, name)
+		e, err := lib.entryOf(k.guest, p, v, name)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func (j *attempt) candidate(ctx context.Context, s *control, lib *library, p *in
 		va := v.Start + uint64(rva)
 		var code [2]byte
 		m, err := as.Mapping(va)
-		if err != nil || !m.User || !m.Executable || j.host.ReadPhys(code[:], m.GPA) != nil || code != [2]byte{0xeb, 0xfe} {
+		if err != nil || !m.User || !m.Executable || k.host.ReadPhys(code[:], m.GPA) != nil || code != [2]byte{0xeb, 0xfe} {
 			continue
 		}
 		c.park = va
@@ -116,31 +116,31 @@ const maxMappings = 4096
 
 // mapping is where a process maps the library. It is looked up once for each process:
 // ntdll is never unmapped.
-func (j *attempt) mapping(ctx context.Context, lib *library, p *introspect.Process, id introspect.Identity) (*introspect.VAD, error) {
-	j.mu.Lock()
-	v := j.mappings[id]
-	j.mu.Unlock()
+func (k *attempt) mapping(ctx context.Context, lib *library, p *introspect.Process, id introspect.Identity) (*introspect.VAD, error) {
+	k.mu.Lock()
+	v := k.mappings[id]
+	k.mu.Unlock()
 	if v != nil {
 		return v, nil
 	}
-	v, err := findMapping(ctx, j.guest, p, lib.control)
+	v, err := findMapping(ctx, k.guest, p, lib.control)
 	if err != nil {
 		return nil, err
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if len(j.mappings) >= maxMappings {
-		clear(j.mappings)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.mappings) >= maxMappings {
+		clear(k.mappings)
 	}
-	j.mappings[id] = v
+	k.mappings[id] = v
 	return v, nil
 }
 
 // shadowStacks refuses guests that keep shadow stacks (CR4.CET): a call made up by
 // us has no return address on them.
-func (j *attempt) shadowStacks(ctx context.Context) error {
+func (k *attempt) shadowStacks(ctx context.Context) error {
 	const cet = 1 << 23
-	regs, err := j.host.Registers(ctx)
+	regs, err := k.host.Registers(ctx)
 	if err != nil {
 		return fmt.Errorf("read vCPU registers: %w", err)
 	}

@@ -42,33 +42,33 @@ func openControl(host source.Controller) (*control, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	s := &control{ctl: ctl, stop: stop, to: make(map[uint64]listener), ended: make(chan struct{})}
-	s.reader.Add(1)
+	c := &control{ctl: ctl, stop: stop, to: make(map[uint64]listener), ended: make(chan struct{})}
+	c.reader.Add(1)
 	go func() {
-		defer s.reader.Done()
-		s.read(ctx)
+		defer c.reader.Done()
+		c.read(ctx)
 	}()
-	return s, nil
+	return c, nil
 }
 
-func (s *control) read(ctx context.Context) {
-	defer close(s.ended)
+func (c *control) read(ctx context.Context) {
+	defer close(c.ended)
 	for {
-		ev, err := s.ctl.Event(ctx)
+		ev, err := c.ctl.Event(ctx)
 		if err == nil && ev.Kind == source.EventGone {
 			err = source.ErrGone
 		}
-		s.mu.Lock()
+		c.mu.Lock()
 		if err != nil {
-			s.err = err
-			s.mu.Unlock()
+			c.err = err
+			c.mu.Unlock()
 			return
 		}
-		to := s.to[ev.Cookie]
+		to := c.to[ev.Cookie]
 		if !to.again || ev.Kind != source.EventApplied {
-			delete(s.to, ev.Cookie)
+			delete(c.to, ev.Cookie)
 		}
-		s.mu.Unlock()
+		c.mu.Unlock()
 		if to.events != nil {
 			to.events <- ev // there is room: one event an action, two of a hold
 		}
@@ -77,24 +77,24 @@ func (s *control) read(ctx context.Context) {
 
 // close ends the control: what is pending is cancelled, and a context that was not
 // given back is given back by the module.
-func (s *control) close() {
-	s.stop()
-	s.ctl.Close() // fails only where it is closed already
-	s.reader.Wait()
+func (c *control) close() {
+	c.stop()
+	c.ctl.Close() // fails only where it is closed already
+	c.reader.Wait()
 }
 
 // start takes an action up, under a cookie of its own. Its outcome goes to a channel
 // that has room for it, which a hold's end needs as well. No other action of ours asks for more than one thread.
-func (s *control) start(a source.Action, to chan<- source.Event) (cookie uint64, err error) {
-	s.mu.Lock()
-	s.last++
-	a.Cookie = s.last
-	s.to[a.Cookie] = listener{to, a.Kind == source.ActionHold}
-	s.mu.Unlock()
-	if err := s.ctl.Do(&a); err != nil {
-		s.mu.Lock()
-		delete(s.to, a.Cookie)
-		s.mu.Unlock()
+func (c *control) start(a source.Action, to chan<- source.Event) (cookie uint64, err error) {
+	c.mu.Lock()
+	c.last++
+	a.Cookie = c.last
+	c.to[a.Cookie] = listener{to, a.Kind == source.ActionHold}
+	c.mu.Unlock()
+	if err := c.ctl.Do(&a); err != nil {
+		c.mu.Lock()
+		delete(c.to, a.Cookie)
+		c.mu.Unlock()
 		return 0, err
 	}
 	return a.Cookie, nil
@@ -102,27 +102,27 @@ func (s *control) start(a source.Action, to chan<- source.Event) (cookie uint64,
 
 // do takes an action up and waits for its outcome. Where ctx ends first the action is
 // cancelled; if it was too late for that, its outcome counts.
-func (s *control) do(ctx context.Context, a source.Action) (source.Event, uint64, error) {
+func (c *control) do(ctx context.Context, a source.Action) (source.Event, uint64, error) {
 	to := make(chan source.Event, 1)
-	cookie, err := s.start(a, to)
+	cookie, err := c.start(a, to)
 	if err != nil {
 		return source.Event{}, 0, err
 	}
-	ev, err := s.wait(ctx, to, a.Timeout)
+	ev, err := c.wait(ctx, to, a.Timeout)
 	if err != nil && ctx.Err() != nil {
-		pending, cerr := s.ctl.Cancel(cookie)
+		pending, cerr := c.ctl.Cancel(cookie)
 		switch {
 		case cerr != nil:
 			err = cerr
 		case !pending:
-			ev, err = s.wait(context.WithoutCancel(ctx), to, 0)
+			ev, err = c.wait(context.WithoutCancel(ctx), to, 0)
 		}
 	}
 	return ev, cookie, err
 }
 
 // wait waits for one event.
-func (s *control) wait(ctx context.Context, from <-chan source.Event, timeout time.Duration) (source.Event, error) {
+func (c *control) wait(ctx context.Context, from <-chan source.Event, timeout time.Duration) (source.Event, error) {
 	late := time.NewTimer(timeout + slack)
 	defer late.Stop()
 	select {
@@ -135,15 +135,15 @@ func (s *control) wait(ctx context.Context, from <-chan source.Event, timeout ti
 		return ev, nil
 	case <-ctx.Done():
 		return source.Event{}, ctx.Err()
-	case <-s.ended:
+	case <-c.ended:
 		select {
 		case ev := <-from: // it came before the end
 			return ev, nil
 		default:
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return source.Event{}, s.err
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return source.Event{}, c.err
 	case <-late.C:
 		return source.Event{}, errSilent
 	}

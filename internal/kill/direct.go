@@ -24,21 +24,21 @@ const (
 
 // direct redirects a thread of the target to NtTerminateProcess. Where that could not
 // be done, why says so and the outcome is not set.
-func (j *attempt) direct(ctx context.Context, s *control, lib *library) (why error) {
-	e, v, err := j.targetEntry(ctx, lib)
+func (k *attempt) direct(ctx context.Context, ctl *control, lib *library) (why error) {
+	e, v, err := k.targetEntry(ctx, lib)
 	if err != nil {
 		if errors.Is(err, source.ErrGone) {
-			j.fail(finding.OutcomeFailed, "find its "+ntTerminateProcess, err)
+			k.fail(finding.OutcomeFailed, "find its "+ntTerminateProcess, err)
 		}
 		return err
 	}
-	limit := j.opt.Timeout
-	if len(j.opt.Policy.Surrogates) > 0 {
+	limit := k.opt.Timeout
+	if len(k.opt.Policy.Surrogates) > 0 {
 		limit = min(limit/directShare, directMax)
 	}
 	dctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	act := action{attempt: j, ctl: s, p: &j.target, guards: j.guards.All()}
+	act := action{attempt: k, ctl: ctl, p: &k.target, guards: k.guards.All()}
 	if err = act.ensure(dctx, v, e.va, e.length, source.FaultUser|source.FaultFetch); err == nil {
 		a := act.on(source.ActionRedirect, dctx)
 		a.Set = source.SetRIP | source.SetCode64 | source.SetRFLAGS | 1<<source.RCX | 1<<source.R10 | 1<<source.RDX
@@ -50,55 +50,55 @@ func (j *attempt) direct(ctx context.Context, s *control, lib *library) (why err
 	switch {
 	case err == nil:
 	case errors.Is(err, errGuard):
-		if !j.guarded() {
-			j.end(finding.OutcomeRefused, "%v", err)
+		if !k.guarded() {
+			k.end(finding.OutcomeRefused, "%v", err)
 		}
 		return err
 	case errors.Is(err, source.ErrGone):
-		j.fail(finding.OutcomeFailed, "redirect a thread of it", err)
+		k.fail(finding.OutcomeFailed, "redirect a thread of it", err)
 		return err
 	default:
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = errExpired
 		}
 		// Without surrogates the deadline is where it ends, and surrogate says so.
-		if errors.Is(ctx.Err(), context.Canceled) || ctx.Err() != nil && len(j.opt.Policy.Surrogates) > 0 {
-			j.gaveUp(ctx, err)
+		if errors.Is(ctx.Err(), context.Canceled) || ctx.Err() != nil && len(k.opt.Policy.Surrogates) > 0 {
+			k.gaveUp(ctx, err)
 		}
 		return err
 	}
-	j.rec.Method, j.rec.Applied = finding.MethodDirect, j.since()
-	if !j.awaitEnd(ctx) {
-		j.end(finding.OutcomeFailed, "a thread of it was redirected to %s, but it has not ended in %v", ntTerminateProcess, j.opt.Timeout)
+	k.rec.Method, k.rec.Applied = finding.MethodDirect, k.since()
+	if !k.awaitEnd(ctx) {
+		k.end(finding.OutcomeFailed, "a thread of it was redirected to %s, but it has not ended in %v", ntTerminateProcess, k.opt.Timeout)
 	}
 	return nil
 }
 
 // targetEntry is NtTerminateProcess in the target.
-func (j *attempt) targetEntry(ctx context.Context, lib *library) (entry, *introspect.VAD, error) {
-	v, err := findMapping(ctx, j.guest, &j.target, lib.control)
+func (k *attempt) targetEntry(ctx context.Context, lib *library) (entry, *introspect.VAD, error) {
+	v, err := findMapping(ctx, k.guest, &k.target, lib.control)
 	if err != nil {
 		return entry{}, nil, err
 	}
-	e, err := lib.entryOf(j.guest, &j.target, v, ntTerminateProcess)
+	e, err := lib.entryOf(k.guest, &k.target, v, ntTerminateProcess)
 	return e, v, err
 }
 
 // guarded sets the outcome after a guard forbade an action, if the target is why: it has
 // ended, is another process, or is critical now. False means that it is not.
-func (j *attempt) guarded() bool {
-	st, err := j.guest.Recheck(j.id)
+func (k *attempt) guarded() bool {
+	st, err := k.guest.Recheck(k.id)
 	switch {
 	case errors.Is(err, introspect.ErrOtherProcess):
-		j.end(finding.OutcomeRefused, "the process is not there any more: %v", err)
+		k.end(finding.OutcomeRefused, "the process is not there any more: %v", err)
 	case err != nil:
-		j.fail(finding.OutcomeFailed, "read the process again", err)
+		k.fail(finding.OutcomeFailed, "read the process again", err)
 	case st.ExitTime != 0:
-		j.ended(st)
+		k.ended(st)
 	case st.Critical:
-		j.end(finding.OutcomeRefused, "it has become a critical process: Windows stops when it ends")
+		k.end(finding.OutcomeRefused, "it has become a critical process: Windows stops when it ends")
 	case st.Exiting:
-		j.end(finding.OutcomeExited, "its end has begun without us")
+		k.end(finding.OutcomeExited, "its end has begun without us")
 	default:
 		return false
 	}
@@ -106,18 +106,18 @@ func (j *attempt) guarded() bool {
 }
 
 // gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
-func (j *attempt) gaveUp(ctx context.Context, why error) {
+func (k *attempt) gaveUp(ctx context.Context, why error) {
 	if errors.Is(context.Cause(ctx), context.Canceled) {
-		j.end(finding.OutcomePending, "interrupted")
+		k.end(finding.OutcomePending, "interrupted")
 		return
 	}
-	j.end(finding.OutcomePending, "not done in %v: %v", j.opt.Timeout, why)
+	k.end(finding.OutcomePending, "not done in %v: %v", k.opt.Timeout, why)
 }
 
 // action makes and runs actions on one process.
 type action struct {
 	*attempt
-	ctl      *control
+	ctl    *control
 	p      *introspect.Process
 	guards []source.Guard
 	teb    uint64 // of the one thread that page faults are for, 0 for any

@@ -30,7 +30,7 @@ var holdRenew = holdSpan - time.Minute
 // old and the new one the process can run for some milliseconds.
 type Held struct {
 	attempt *attempt
-	ctl       *control
+	ctl     *control
 	stop    context.CancelFunc
 	done    chan struct{}
 
@@ -50,48 +50,48 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
-	j := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
+	k := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
 		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
 	act := func() *finding.Act {
-		return &finding.Act{Domain: e.domain, Action: verdict.Hold, Target: &j.rec.Target, Outcome: j.rec.Outcome,
-			DryRun: opt.DryRun, Requested: j.rec.Requested, Applied: j.rec.Applied}
+		return &finding.Act{Domain: e.domain, Action: verdict.Hold, Target: &k.rec.Target, Outcome: k.rec.Outcome,
+			DryRun: opt.DryRun, Requested: k.rec.Requested, Applied: k.rec.Applied}
 	}
-	if !j.check(ctx, p) {
+	if !k.check(ctx, p) {
 		return act(), nil
 	}
 	if opt.DryRun {
-		j.rec.Code = finding.OutcomePlanned
+		k.rec.Code = finding.OutcomePlanned
 		return act(), nil
 	}
-	s, err := openControl(e.host)
+	ctl, err := openControl(e.host)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "open control of the guest", err)
+		k.fail(finding.OutcomeFailed, "open control of the guest", err)
 		return act(), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
 	defer cancel()
-	events, err := j.hold(ctx, s)
+	events, err := k.hold(ctx, ctl)
 	if err != nil {
-		s.close()
-		j.fail(finding.OutcomeFailed, "hold it", err)
+		ctl.close()
+		k.fail(finding.OutcomeFailed, "hold it", err)
 		return act(), nil
 	}
-	j.rec.Code, j.rec.Applied = finding.OutcomeHeld, j.since()
+	k.rec.Code, k.rec.Applied = finding.OutcomeHeld, k.since()
 	own, stop := context.WithCancel(context.Background())
-	h := &Held{attempt: j, ctl: s, stop: stop, done: make(chan struct{})}
+	h := &Held{attempt: k, ctl: ctl, stop: stop, done: make(chan struct{})}
 	go h.keep(own, events)
 	return act(), h
 }
 
 // hold has the module hold the target, and waits until it does. What comes of the hold
 // afterwards is in the channel.
-func (j *attempt) hold(ctx context.Context, s *control) (<-chan source.Event, error) {
+func (k *attempt) hold(ctx context.Context, ctl *control) (<-chan source.Event, error) {
 	events := make(chan source.Event, 2) // that it is applied, and that it has ended
-	a := source.Action{Kind: source.ActionHold, DTB: j.target.DTB, UserDTB: j.target.UserDTB, Timeout: holdSpan, Guards: j.guards.All()}
-	if _, err := s.start(a, events); err != nil {
+	a := source.Action{Kind: source.ActionHold, DTB: k.target.DTB, UserDTB: k.target.UserDTB, Timeout: holdSpan, Guards: k.guards.All()}
+	if _, err := ctl.start(a, events); err != nil {
 		return nil, err
 	}
-	ev, err := s.wait(ctx, events, holdSpan)
+	ev, err := ctl.wait(ctx, events, holdSpan)
 	if err == nil && ev.Kind != source.EventApplied {
 		err = notApplied(ev)
 	}
@@ -149,19 +149,19 @@ func (h *Held) lives() error {
 
 // renew takes a second hold, by a control of its own, and gives the first up.
 func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
-	s, err := openControl(h.attempt.host)
+	ctl, err := openControl(h.attempt.host)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.attempt.opt.Timeout)
 	defer cancel()
-	events, err := h.attempt.hold(ctx, s)
+	events, err := h.attempt.hold(ctx, ctl)
 	if err != nil {
-		s.close()
+		ctl.close()
 		return nil, err
 	}
 	h.ctl.close()
-	h.ctl = s
+	h.ctl = ctl
 	return events, nil
 }
 

@@ -103,25 +103,25 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
-	j := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
+	k := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
 		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
-	if !j.check(ctx, p) {
-		return j.rec
+	if !k.check(ctx, p) {
+		return k.rec
 	}
 	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
 	defer cancel()
 	if opt.DryRun {
-		j.plan(ctx)
-		return j.rec
+		k.plan(ctx)
+		return k.rec
 	}
-	s, err := openControl(e.host)
+	ctl, err := openControl(e.host)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "open control of the guest", err)
-		return j.rec
+		k.fail(finding.OutcomeFailed, "open control of the guest", err)
+		return k.rec
 	}
-	defer s.close()
-	j.run(ctx, s)
-	return j.rec
+	defer ctl.close()
+	k.run(ctx, ctl)
+	return k.rec
 }
 
 // ProcessOf is a process as the record of its kill names it.
@@ -131,154 +131,154 @@ func ProcessOf(p *introspect.Process) finding.Process {
 
 // end sets the outcome. What a pending kill waits for does not come where the domain is
 // paused, whatever else may be said of it.
-func (j *attempt) end(o finding.Code, format string, args ...any) {
-	if o == finding.OutcomePending && j.opt.Domain != nil && j.opt.Domain.Paused() {
+func (k *attempt) end(o finding.Code, format string, args ...any) {
+	if o == finding.OutcomePending && k.opt.Domain != nil && k.opt.Domain.Paused() {
 		format, args = "the domain is paused", nil
 	}
-	j.rec.Code, j.rec.Reason = o, fmt.Sprintf(format, args...)
+	k.rec.Code, k.rec.Reason = o, fmt.Sprintf(format, args...)
 }
 
 // fail is end with an error as its reason; a guest that has gone is an outcome of its own.
-func (j *attempt) fail(o finding.Code, doing string, err error) {
+func (k *attempt) fail(o finding.Code, doing string, err error) {
 	switch {
 	case errors.Is(err, source.ErrGone):
-		j.end(finding.OutcomeGone, "the guest went away: %s", doing)
+		k.end(finding.OutcomeGone, "the guest went away: %s", doing)
 	case errors.Is(err, context.DeadlineExceeded) && o == finding.OutcomeFailed:
-		j.end(finding.OutcomePending, "%s: not done in %v", doing, j.opt.Timeout)
+		k.end(finding.OutcomePending, "%s: not done in %v", doing, k.opt.Timeout)
 	case doing == "":
-		j.end(o, "%v", err)
+		k.end(o, "%v", err)
 	default:
-		j.end(o, "%s: %v", doing, err)
+		k.end(o, "%s: %v", doing, err)
 	}
 }
 
 // check holds the process against what was meant and every guard of a verdict. It
 // enumerates the guest's processes anew. False means that the outcome is set.
-func (j *attempt) check(ctx context.Context, p *introspect.Process) bool {
-	j.guest.Refresh()
-	procs, _, err := j.guest.Processes(ctx)
+func (k *attempt) check(ctx context.Context, p *introspect.Process) bool {
+	k.guest.Refresh()
+	procs, _, err := k.guest.Processes(ctx)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "read the guest's processes", err)
+		k.fail(finding.OutcomeFailed, "read the guest's processes", err)
 		return false
 	}
-	j.procs = procs
+	k.procs = procs
 	at := slices.IndexFunc(procs, func(q introspect.Process) bool { return q.EPROCESS == p.EPROCESS })
 	if at < 0 || procs[at].PID != p.PID || !procs[at].Created.Equal(p.Created) {
-		j.end(finding.OutcomeRefused, "process %d (%s) has gone, and its object with it", p.PID, p.Name)
+		k.end(finding.OutcomeRefused, "process %d (%s) has gone, and its object with it", p.PID, p.Name)
 		for i := range procs {
 			if q := &procs[i]; q.PID == p.PID && q.Exited.IsZero() {
-				j.end(finding.OutcomeRefused, "pid %d was reused: it is %s now, made at %s", p.PID, q.Name, q.Created.Format(time.RFC3339))
+				k.end(finding.OutcomeRefused, "pid %d was reused: it is %s now, made at %s", p.PID, q.Name, q.Created.Format(time.RFC3339))
 			}
 		}
 		return false
 	}
-	j.target = procs[at]
-	j.rec.Target = ProcessOf(&j.target)
-	id, st, err := j.guest.Identify(p.EPROCESS)
+	k.target = procs[at]
+	k.rec.Target = ProcessOf(&k.target)
+	id, st, err := k.guest.Identify(p.EPROCESS)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "identify the process", err)
+		k.fail(finding.OutcomeFailed, "identify the process", err)
 		return false
 	}
 	if id.PID != p.PID {
-		j.end(finding.OutcomeRefused, "the process object is that of pid %d now", id.PID)
+		k.end(finding.OutcomeRefused, "the process object is that of pid %d now", id.PID)
 		return false
 	}
-	j.id = id
+	k.id = id
 	if st.ExitTime != 0 {
-		j.ended(st)
+		k.ended(st)
 		return false
 	}
-	subject := subject.Of(&j.target)
+	subject := subject.Of(&k.target)
 	subject.Critical = subject.Critical || st.Critical
 	if why := verdict.Guard(subject); why != "" {
-		j.end(finding.OutcomeRefused, "%s", why)
+		k.end(finding.OutcomeRefused, "%s", why)
 		return false
 	}
-	if j.target.PEB == 0 || j.id.DTB == 0 {
-		j.end(finding.OutcomeRefused, "it has no user mode")
+	if k.target.PEB == 0 || k.id.DTB == 0 {
+		k.end(finding.OutcomeRefused, "it has no user mode")
 		return false
 	}
-	if j.opt.Domain != nil && j.opt.Domain.Paused() {
-		j.end(finding.OutcomeRefused, "the domain is paused: nothing runs in it")
+	if k.opt.Domain != nil && k.opt.Domain.Paused() {
+		k.end(finding.OutcomeRefused, "the domain is paused: nothing runs in it")
 		return false
 	}
-	if j.guards, err = j.guest.Guards(id); err != nil {
-		j.fail(finding.OutcomeFailed, "prepare the guards", err)
+	if k.guards, err = k.guest.Guards(id); err != nil {
+		k.fail(finding.OutcomeFailed, "prepare the guards", err)
 		return false
 	}
 	return true
 }
 
 // ended sets the outcome of a process that has: by us, if its status says so.
-func (j *attempt) ended(st introspect.State) {
+func (k *attempt) ended(st introspect.State) {
 	status := finding.NTStatus(st.ExitStatus)
-	j.rec.ExitStatus = &status
-	if p, _ := j.guest.ProcessAt(j.id.EPROCESS); !p.Exited.IsZero() {
-		j.rec.Exited = &p.Exited
+	k.rec.ExitStatus = &status
+	if p, _ := k.guest.ProcessAt(k.id.EPROCESS); !p.Exited.IsZero() {
+		k.rec.Exited = &p.Exited
 	}
-	if j.rec.Applied != nil && status == Status {
-		j.rec.Outcome = finding.Outcome{Code: finding.OutcomeKilled}
+	if k.rec.Applied != nil && status == Status {
+		k.rec.Outcome = finding.Outcome{Code: finding.OutcomeKilled}
 		return
 	}
-	j.end(finding.OutcomeExited, "it ended by itself, with status %v", status)
+	k.end(finding.OutcomeExited, "it ended by itself, with status %v", status)
 }
 
 // since is the time since the request.
-func (j *attempt) since() *finding.Milliseconds {
-	m := finding.Milliseconds(time.Since(j.begin))
+func (k *attempt) since() *finding.Milliseconds {
+	m := finding.Milliseconds(time.Since(k.begin))
 	return &m
 }
 
 // library is the guest's ntdll, found once.
-func (j *attempt) library(ctx context.Context) (*library, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.lib == nil {
-		lib, err := findLibrary(ctx, j.guest, j.procs)
+func (k *attempt) library(ctx context.Context) (*library, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lib == nil {
+		lib, err := findLibrary(ctx, k.guest, k.procs)
 		if err != nil {
 			return nil, fmt.Errorf("find the guest's %s: %w", ntdllName, err)
 		}
 		if !lib.complete() {
 			return lib, nil // some of it is not in memory now
 		}
-		j.lib = lib
+		k.lib = lib
 	}
-	return j.lib, nil
+	return k.lib, nil
 }
 
 // run tries one way after the other.
-func (j *attempt) run(ctx context.Context, s *control) {
-	lib, err := j.library(ctx)
+func (k *attempt) run(ctx context.Context, ctl *control) {
+	lib, err := k.library(ctx)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "", err)
+		k.fail(finding.OutcomeFailed, "", err)
 		return
 	}
-	why := j.direct(ctx, s, lib)
-	if j.rec.Code != "" {
+	why := k.direct(ctx, ctl, lib)
+	if k.rec.Code != "" {
 		return
 	}
-	if !j.surrogate(ctx, s, lib, why) && j.rec.Code == "" {
-		j.end(finding.OutcomePending, "%v", why)
+	if !k.surrogate(ctx, ctl, lib, why) && k.rec.Code == "" {
+		k.end(finding.OutcomePending, "%v", why)
 	}
 }
 
 // awaitEnd reads the process until it has ended or ctx has. An error is set as the
 // outcome. True means that the outcome is set.
-func (j *attempt) awaitEnd(ctx context.Context) bool {
+func (k *attempt) awaitEnd(ctx context.Context) bool {
 	for wait := time.Millisecond; ; wait = min(wait*5/4, 20*time.Millisecond) {
-		st, err := j.guest.Recheck(j.id)
+		st, err := k.guest.Recheck(k.id)
 		switch {
 		case errors.Is(err, introspect.ErrOtherProcess):
 			// Its object was freed before anyone could read how it ended.
-			j.rec.Dead = j.since()
-			j.end(finding.OutcomeFailed, "it is gone, but its exit status was not seen: %v", err)
+			k.rec.Dead = k.since()
+			k.end(finding.OutcomeFailed, "it is gone, but its exit status was not seen: %v", err)
 			return true
 		case err != nil:
-			j.fail(finding.OutcomeFailed, "read the process's end", err)
+			k.fail(finding.OutcomeFailed, "read the process's end", err)
 			return true
 		case st.ExitTime != 0:
-			j.rec.Dead = j.since()
-			j.ended(st)
+			k.rec.Dead = k.since()
+			k.ended(st)
 			return true
 		}
 		select {

@@ -9,26 +9,26 @@ import (
 
 // plan verifies all that a kill would rely on and says what it would do. It touches
 // nothing.
-func (j *attempt) plan(ctx context.Context) {
-	say := func(format string, args ...any) { j.rec.Plan = append(j.rec.Plan, fmt.Sprintf(format, args...)) }
-	lib, err := j.library(ctx)
+func (k *attempt) plan(ctx context.Context) {
+	say := func(format string, args ...any) { k.rec.Plan = append(k.rec.Plan, fmt.Sprintf(format, args...)) }
+	lib, err := k.library(ctx)
 	if err != nil {
-		j.fail(finding.OutcomeFailed, "", err)
+		k.fail(finding.OutcomeFailed, "", err)
 		return
 	}
 	ways := 0
-	if e, _, err := j.targetEntry(ctx, lib); err != nil {
+	if e, _, err := k.targetEntry(ctx, lib); err != nil {
 		say("not through a thread of its own: %v", err)
 	} else {
 		ways++
-		j.rec.Method = finding.MethodDirect
+		k.rec.Method = finding.MethodDirect
 		say("redirect a thread of it to %s at %#x (system call %#x), exit status %v", ntTerminateProcess, e.va, e.number, Status)
 	}
-	if len(j.opt.Policy.Surrogates) == 0 {
+	if len(k.opt.Policy.Surrogates) == 0 {
 		say("no surrogate: they are not allowed")
 	} else {
 		var excuses []string
-		cands, err := j.candidates(ctx, nil, lib, func(why string) { excuses = append(excuses, why) })
+		cands, err := k.candidates(ctx, nil, lib, func(why string) { excuses = append(excuses, why) })
 		if err != nil {
 			excuses = append(excuses, err.Error())
 		}
@@ -39,13 +39,13 @@ func (j *attempt) plan(ctx context.Context) {
 			say("no surrogates: %s", reasons(excuses))
 		}
 		if ways == 0 && len(cands) > 0 {
-			j.rec.Method = finding.MethodSurrogate
+			k.rec.Method = finding.MethodSurrogate
 		}
 		ways += len(cands)
 	}
 	if ways == 0 {
-		j.end(finding.OutcomeRefused, "there is no way to end it")
+		k.end(finding.OutcomeRefused, "there is no way to end it")
 		return
 	}
-	j.rec.Code = finding.OutcomePlanned
+	k.rec.Code = finding.OutcomePlanned
 }

@@ -24,58 +24,58 @@ const maxTries = 3
 
 // surrogate has a service end the target. direct is why a thread of the target could
 // not. False means that no service could be used, with the outcome unset or set.
-func (j *attempt) surrogate(ctx context.Context, s *control, lib *library, direct error) bool {
-	if len(j.opt.Policy.Surrogates) == 0 {
-		j.end(finding.OutcomePending, "%v; surrogates are not allowed", direct)
+func (k *attempt) surrogate(ctx context.Context, ctl *control, lib *library, direct error) bool {
+	if len(k.opt.Policy.Surrogates) == 0 {
+		k.end(finding.OutcomePending, "%v; surrogates are not allowed", direct)
 		return false
 	}
 	var excuses []string
-	cands, err := j.candidates(ctx, s, lib, func(why string) { excuses = append(excuses, why) })
+	cands, err := k.candidates(ctx, ctl, lib, func(why string) { excuses = append(excuses, why) })
 	switch {
 	case err != nil && (errors.Is(err, source.ErrGone) || ctx.Err() != nil):
-		j.fail(finding.OutcomeFailed, "look for a surrogate", err)
+		k.fail(finding.OutcomeFailed, "look for a surrogate", err)
 		return false
 	case err != nil:
-		j.end(finding.OutcomePending, "%v; no surrogate: %v", direct, err)
+		k.end(finding.OutcomePending, "%v; no surrogate: %v", direct, err)
 		return false
 	case len(cands) == 0:
-		j.end(finding.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
+		k.end(finding.OutcomePending, "%v; no process may serve as surrogate: %s", direct, reasons(excuses))
 		return false
 	}
 	for try := 0; try < maxTries; {
-		c, ev, err := j.park(ctx, s, cands, &excuses)
+		c, ev, err := k.park(ctx, ctl, cands, &excuses)
 		if err != nil {
 			switch {
 			case errors.Is(err, source.ErrGone):
-				j.fail(finding.OutcomeFailed, "wait for a surrogate", err)
+				k.fail(finding.OutcomeFailed, "wait for a surrogate", err)
 			case ctx.Err() != nil:
-				j.gaveUp(ctx, fmt.Errorf("%w; of %d surrogates none came: %s", direct, len(cands), reasons(excuses)))
+				k.gaveUp(ctx, fmt.Errorf("%w; of %d surrogates none came: %s", direct, len(cands), reasons(excuses)))
 			case try > 0:
-				j.end(finding.OutcomeFailed, "surrogates: %s", reasons(excuses))
+				k.end(finding.OutcomeFailed, "surrogates: %s", reasons(excuses))
 			default:
-				j.end(finding.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(excuses, err.Error())))
+				k.end(finding.OutcomePending, "%v; no surrogate: %s", direct, reasons(append(excuses, err.Error())))
 			}
 			return false
 		}
-		done, used := j.use(ctx, c, ev)
+		done, used := k.use(ctx, c, ev)
 		if done {
 			return true
 		}
 		if used {
 			try++
 		}
-		excuses = append(excuses, fmt.Sprintf("%s[%d]: %s", c.p.Name, c.p.PID, j.rec.Reason))
-		j.rec.Outcome = finding.Outcome{}
+		excuses = append(excuses, fmt.Sprintf("%s[%d]: %s", c.p.Name, c.p.PID, k.rec.Reason))
+		k.rec.Outcome = finding.Outcome{}
 		cands = slices.DeleteFunc(cands, func(o *candidate) bool { return o == c })
 	}
-	j.end(finding.OutcomeFailed, "surrogates: %s", reasons(excuses))
+	k.end(finding.OutcomeFailed, "surrogates: %s", reasons(excuses))
 	return false
 }
 
 // park asks all candidates and returns the first whose thread comes; the others are let
 // go again at once.
-func (j *attempt) park(ctx context.Context, s *control, cands []*candidate, excuses *[]string) (*candidate, source.Event, error) {
-	pool, err := arm(ctx, s, cands)
+func (k *attempt) park(ctx context.Context, ctl *control, cands []*candidate, excuses *[]string) (*candidate, source.Event, error) {
+	pool, err := arm(ctx, ctl, cands)
 	if err != nil {
 		return nil, source.Event{}, err
 	}
@@ -96,7 +96,7 @@ func reasons(all []string) string {
 
 // pool is services that were asked to come.
 type pool struct {
-	ctl       *control
+	ctl     *control
 	events  chan source.Event
 	armed   map[uint64]*candidate // by cookie of the save
 	excuses []string
@@ -104,13 +104,13 @@ type pool struct {
 
 // arm asks every candidate. One that cannot be asked is an excuse; only a guest that has
 // gone is an error.
-func arm(ctx context.Context, s *control, cands []*candidate) (*pool, error) {
-	p := &pool{ctl: s, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
+func arm(ctx context.Context, ctl *control, cands []*candidate) (*pool, error) {
+	p := &pool{ctl: ctl, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
 	for _, c := range cands {
 		a := c.on(source.ActionRedirect, ctx)
 		a.Flags |= source.SaveContext | source.InCode64
 		a.Set, a.RIP = source.SetRIP, c.park
-		cookie, err := s.start(a, p.events)
+		cookie, err := ctl.start(a, p.events)
 		if errors.Is(err, source.ErrGone) {
 			return nil, err
 		}
@@ -170,18 +170,18 @@ func (p *pool) release() {
 
 // use has a parked service make the calls. done tells that the outcome is set for good;
 // used that the service was made to call anything.
-func (j *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done, used bool) {
+func (k *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done, used bool) {
 	// The thread is in our hands: it gets its context back also when the caller or
 	// the kill's own time is gone.
 	gctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	t := &thread{candidate: c, saved: ev.Cookie, before: ev}
 	t.teb = ev.TEB
-	j.rec.Surrogates = append(j.rec.Surrogates, finding.Surrogate{Process: ProcessOf(c.p)})
-	t.rec = &j.rec.Surrogates[len(j.rec.Surrogates)-1]
+	k.rec.Surrogates = append(k.rec.Surrogates, finding.Surrogate{Process: ProcessOf(c.p)})
+	t.rec = &k.rec.Surrogates[len(k.rec.Surrogates)-1]
 	err := t.prepare(gctx)
 	if err == nil {
-		err = j.terminate(ctx, gctx, t)
+		err = k.terminate(ctx, gctx, t)
 	}
 	t.rec.Context = t.giveBack(gctx)
 	if err != nil {
@@ -189,18 +189,18 @@ func (j *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done,
 	}
 	switch {
 	case errors.Is(err, source.ErrGone):
-		j.fail(finding.OutcomeFailed, "use a surrogate", err)
+		k.fail(finding.OutcomeFailed, "use a surrogate", err)
 		return true, true
-	case errors.Is(err, errGuard) && j.guarded():
+	case errors.Is(err, errGuard) && k.guarded():
 		return true, true
-	case err != nil && j.rec.Applied == nil && ctx.Err() != nil:
-		j.gaveUp(ctx, err)
+	case err != nil && k.rec.Applied == nil && ctx.Err() != nil:
+		k.gaveUp(ctx, err)
 		return true, true
-	case err != nil && j.rec.Applied == nil:
-		j.end(finding.OutcomeFailed, "%v", err)
+	case err != nil && k.rec.Applied == nil:
+		k.end(finding.OutcomeFailed, "%v", err)
 		return false, len(t.rec.Calls) > 0
-	case j.rec.Code == "" && !j.awaitEnd(ctx):
-		j.end(finding.OutcomeFailed, "%s[%d] ended it, but it has not ended in %v", c.p.Name, c.p.PID, j.opt.Timeout)
+	case k.rec.Code == "" && !k.awaitEnd(ctx):
+		k.end(finding.OutcomeFailed, "%s[%d] ended it, but it has not ended in %v", c.p.Name, c.p.PID, k.opt.Timeout)
 	}
 	return true, true
 }
@@ -209,11 +209,11 @@ func (j *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done,
 const processTerminate = 1
 
 // terminate makes the three calls. The handle is closed whatever happens in between.
-func (j *attempt) terminate(ctx, gctx context.Context, t *thread) error {
+func (k *attempt) terminate(ctx, gctx context.Context, t *thread) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	status, err := t.call(gctx, ntOpenProcess, j.guards.Identity(), t.at(frameHandle), processTerminate, t.at(frameAttributes), t.at(frameClientID))
+	status, err := t.call(gctx, ntOpenProcess, k.guards.Identity(), t.at(frameHandle), processTerminate, t.at(frameAttributes), t.at(frameClientID))
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (j *attempt) terminate(ctx, gctx context.Context, t *thread) error {
 	if err != nil {
 		return err
 	}
-	err = j.terminateBy(ctx, gctx, t, handle)
+	err = k.terminateBy(ctx, gctx, t, handle)
 	if closed, cerr := t.call(gctx, ntClose, nil, handle); cerr != nil {
 		err = errors.Join(err, cerr)
 	} else if closed != 0 {
@@ -235,16 +235,16 @@ func (j *attempt) terminate(ctx, gctx context.Context, t *thread) error {
 
 // terminateBy ends the target through a handle, if the handle is one to it: its pid may
 // have passed to another process before the service opened it.
-func (j *attempt) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) error {
-	j.guest.Refresh()
-	object, still, err := j.guest.HandleObject(t.p, handle)
+func (k *attempt) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) error {
+	k.guest.Refresh()
+	object, still, err := k.guest.HandleObject(t.p, handle)
 	if err != nil {
 		return err
 	}
-	if object != j.id.EPROCESS {
+	if object != k.id.EPROCESS {
 		return fmt.Errorf("%s gave a handle to the object at %#x, not to the target: %w", ntOpenProcess, object, errGuard)
 	}
-	guards := []source.Guard{still, j.guards.Created, j.guards.Alive}
+	guards := []source.Guard{still, k.guards.Created, k.guards.Alive}
 	status, err := t.call(gctx, ntTerminateProcess, guards, handle, uint64(Status))
 	if err != nil {
 		return err
@@ -252,11 +252,11 @@ func (j *attempt) terminateBy(ctx, gctx context.Context, t *thread, handle uint6
 	if status != 0 {
 		return fmt.Errorf("%s answered %v", ntTerminateProcess, finding.NTStatus(status))
 	}
-	j.rec.Method, j.rec.Applied = finding.MethodSurrogate, j.since()
+	k.rec.Method, k.rec.Applied = finding.MethodSurrogate, k.since()
 	// While the handle is open the process object stays: the best time to see the end.
 	wctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
-	j.awaitEnd(wctx)
+	k.awaitEnd(wctx)
 	return nil
 }
 

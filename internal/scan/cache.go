@@ -11,31 +11,33 @@ import (
 	"vmav.dev/vmav/internal/clam"
 )
 
-// Cache remembers what engines said of contents, so that one DLL in a hundred processes
-// and domains is scanned once, and what came of images, so that one that has not changed
-// is not rebuilt. It is for as many scans and engines as its owner likes, at once, too.
-// docs/ARCHITECTURE.md says why a guest cannot make it say "clean".
+// Cache remembers what engines said of contents, so that a DLL in a hundred processes and
+// domains is scanned once. It also remembers the results of images, so that an unchanged
+// image is not rebuilt. It serves any number of scans and engines, also at the same time.
+// docs/ARCHITECTURE.md explains why a guest cannot make it say "clean".
 type Cache struct {
 	store  Store // nil for none
 	secret [32]byte
 
 	mu         sync.Mutex
-	young, old map[[32]byte][]byte // what was used since the last change of generation, and before
-	size       int                 // of young, bytes
+	young, old map[[32]byte][]byte // entries used since the generations last changed, and before
+	size       int                 // of young, in bytes
 	flights    map[[32]byte]*flight
 }
 
-// generation is how much is kept in memory, in bytes, twice at most.
+// generation is how many bytes of entries one generation holds in memory. There are two
+// generations.
 const generation = 16 << 20
 
-// flight is a scan that is under way.
+// flight is the scan of one content that is under way. Others that need its result wait for
+// it.
 type flight struct {
 	done chan struct{}
 	res  clam.Result
 	err  error
 }
 
-// NewCache returns a cache that ends with the process.
+// NewCache returns a cache that ends with this process.
 func NewCache() *Cache {
 	c := &Cache{young: make(map[[32]byte][]byte), flights: make(map[[32]byte]*flight)}
 	mustRead(c.secret[:])
@@ -45,12 +47,13 @@ func NewCache() *Cache {
 // mustRead fills p with random bytes.
 func mustRead(p []byte) {
 	if _, err := rand.Read(p); err != nil {
-		panic(err) // the kernel has none
+		panic(err) // the kernel has no random bytes
 	}
 }
 
-// NewLastingCache returns a cache over a store. program identifies the code that rebuilds
-// images: what another build of it has remembered of images is not recalled.
+// NewLastingCache returns a cache over a store, which the caller closes after the last use
+// of the cache. program identifies the code that rebuilds images: the cache does not recall
+// what another version of it has remembered of images.
 func NewLastingCache(store Store, program string) *Cache {
 	c := NewCache()
 	c.store = store
@@ -59,7 +62,7 @@ func NewLastingCache(store Store, program string) *Cache {
 	return c
 }
 
-// Flush makes what is remembered outlast the process, however it ends, where it is to.
+// Flush makes what is remembered survive the process, however it ends, if there is a store.
 func (c *Cache) Flush() {
 	if c.store != nil {
 		c.store.Flush()
@@ -73,14 +76,14 @@ func derive(secret []byte, kind, name string) (out [32]byte) {
 	return out
 }
 
-// For implements Memory: for scans that this process does itself.
+// For implements Memory for scans in this process.
 func (c *Cache) For(ctx context.Context, engine Engine) Results {
 	return newResults(ctx, c, c.secret, engine)
 }
 
-// Scope is the cache for scans of one guest that are not to be trusted with others': it
-// shares what engines said of contents, which this process sees itself, and has records
-// of images and a secret of its own.
+// Scope returns the cache for scans of one guest that must not affect other guests. It
+// shares what engines said of contents, which this process sees itself. It has its own
+// records of images and its own secret.
 func (c *Cache) Scope(name string) Memory { return scope{c, derive(c.secret[:], "scope", name)} }
 
 type scope struct {
@@ -93,7 +96,7 @@ func (s scope) For(ctx context.Context, engine Engine) Results {
 	return newResults(ctx, s.cache, s.secret, engine)
 }
 
-// get finds an entry.
+// get returns an entry.
 func (c *Cache) get(key [32]byte) ([]byte, bool) {
 	c.mu.Lock()
 	v, ok := c.young[key]
@@ -114,7 +117,7 @@ func (c *Cache) get(key [32]byte) ([]byte, bool) {
 	return v, ok
 }
 
-// put keeps an entry; lasting says whether beyond the process, too.
+// put stores an entry. If lasting is set, the entry survives the process.
 func (c *Cache) put(key [32]byte, v []byte, lasting bool) {
 	c.mu.Lock()
 	c.add(key, v)
@@ -138,10 +141,10 @@ type results struct {
 	cache   *Cache
 	secret  [32]byte
 	engine  string
-	lasting bool // what the engine says
+	lasting bool // what the engine says is good for later scans
 
 	mu      sync.Mutex
-	skipped map[[32]byte]clam.Result // not scanned in full: good for this scan only
+	skipped map[[32]byte]clam.Result // results of partial scans, which are good for this scan only
 }
 
 func newResults(ctx context.Context, c *Cache, secret [32]byte, engine Engine) *results {
@@ -150,14 +153,14 @@ func newResults(ctx context.Context, c *Cache, secret [32]byte, engine Engine) *
 		r.engine = e.Identity(ctx)
 	}
 	if r.lasting = r.engine != ""; !r.lasting {
-		var once [16]byte // nothing that it says is of use to another scan
+		var once [16]byte // what it says is of no use to another scan
 		mustRead(once[:])
 		r.engine = string(once[:])
 	}
 	return r
 }
 
-// key is where an entry of a kind is kept.
+// key returns the key of an entry of a kind.
 func (r *results) key(kind, owner string, of [32]byte) (key [32]byte) {
 	h := sha256.New()
 	h.Write([]byte(kind + "\x00" + owner + "\x00"))
@@ -166,8 +169,8 @@ func (r *results) key(kind, owner string, of [32]byte) (key [32]byte) {
 	return key
 }
 
-// said is what the engine is remembered to have said of a content that it looked at in
-// full: the signature it found, or "".
+// said returns what the engine is known to have said of a content that it read in full: the
+// signature that it found, or "".
 func (r *results) said(sum [32]byte) (signature string, ok bool) {
 	v, ok := r.cache.get(r.key("said", r.engine, sum))
 	return string(v), ok
@@ -236,7 +239,7 @@ func (r *results) Result(ctx context.Context, sum [32]byte, do func() (clam.Resu
 	}
 }
 
-// contentSum is a SHA-256 in a record.
+// contentSum is the SHA-256 of a content, as records have it.
 type contentSum [32]byte
 
 // MarshalText implements encoding.TextMarshaler.

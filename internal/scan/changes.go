@@ -9,14 +9,14 @@ import (
 	"vmav.dev/vmav/internal/pe"
 )
 
-// change is one way in which an image in memory is not what its file is.
+// change is one way in which an image in memory differs from its file.
 type change struct {
 	Signature string
-	First     pe.Range // addresses of the first place
+	First     pe.Range // addresses of the first difference
 	Detail    string
 }
 
-// changes lists where an image in memory at base is not what its file is.
+// changes lists how an image at base differs from its file.
 func changes(base uint64, file *pe.File) []change {
 	type place struct {
 		places int
@@ -35,7 +35,7 @@ func changes(base uint64, file *pe.File) []change {
 		case c.Code:
 			sig = finding.ModifiedFile
 		default:
-			continue // data that a loader or a program may change as it likes
+			continue // data, which a loader or a program may change
 		}
 		s := seen[sig]
 		if s == nil {
@@ -56,22 +56,23 @@ func changes(base uint64, file *pe.File) []change {
 	return out
 }
 
-// changed notes changes of an image, one finding for each. x may be empty where none of
-// them asks for it.
+// changed reports changes of an image, with one finding for each. x may be empty if none of
+// the changes asks for the content.
 func (w *imageScanner) changed(ctx context.Context, it *item, all []change, f finding.Finding, x Content) {
 	for _, c := range all {
 		w.found(ctx, it.process, c.finding(f), x)
 	}
 }
 
-// finding is a change as a finding; f is what it has in common with others of its image.
+// finding returns the finding of a change. f is what it has in common with other findings
+// in the image.
 func (c *change) finding(f finding.Finding) finding.Finding {
 	f.Kind, f.Signature, f.Detail = finding.KindModified, c.Signature, c.Detail
 	f.Region = &finding.Region{Type: finding.RegionImage, Image: f.Image, Start: finding.Address(c.First.Start), End: finding.Address(c.First.End)}
 	return f
 }
 
-// hashes names a rebuilt file in the ways that others know files by.
+// hashes returns the hashes by which others know a rebuilt file.
 func hashes(file *pe.File, opt pe.Options) *finding.Hashes {
 	h := pe.Hash(file)
 	out := &finding.Hashes{ImportHash: h.ImportHash, Authenticode: h.Authenticode}
@@ -82,8 +83,8 @@ func hashes(file *pe.File, opt pe.Options) *finding.Hashes {
 	return out
 }
 
-// CachedHash is the SHA-256 of the file itself, in hexadecimal, where the guest's cache
-// holds all of it; else "".
+// CachedHash returns the SHA-256 of the file itself in hexadecimal, if the guest's cache
+// holds all of it, and else "".
 func CachedHash(opt pe.Options) string {
 	if len(opt.FilePages) != 1 || opt.FilePages[0].Offset != 0 || uint64(len(opt.FilePages[0].Data)) != opt.FileSize {
 		return ""

@@ -9,27 +9,27 @@ import (
 	"vmav.dev/vmav/internal/pe"
 )
 
-// maxImage bounds one image, in bytes, and one file in the guest's cache.
+// maxImage bounds one image, and one file in the guest's cache, in bytes.
 const maxImage = 256 << 20
 
-// maxOthers bounds the other processes that are looked into for a page.
+// maxOthers bounds the other processes that are searched for a page.
 const maxOthers = 256
 
-// origins are the words of pe for where a page was found.
+// origins translates where a page was found into the terms of package pe.
 var origins = map[introspect.PageOrigin]pe.Origin{
 	introspect.PageAbsent: pe.Absent, introspect.PageResident: pe.Resident, introspect.PageTransition: pe.Transition,
 	introspect.PagePrototype: pe.Prototype, introspect.PageDemandZero: pe.DemandZero,
 	introspect.PagePrivate: pe.Private, introspect.PageStandIn: pe.Prototype,
 }
 
-// Copier copies images out of a guest with all that the guest's memory holds of their
-// files. It reuses its buffers and is for one goroutine.
+// Copier copies images out of a guest, with everything that the guest's memory holds of
+// their files. It reuses its buffers and is for one goroutine.
 type Copier struct {
 	guest    *introspect.Guest
 	mappings *Mappings
 	files    *Files
 	pager    *pagein.Pager
-	digester *digester // nil where nothing is recognised
+	digester *digester // nil if images are not to be recognised
 
 	mem     []byte
 	origins []introspect.PageOrigin
@@ -41,41 +41,41 @@ type Copier struct {
 	run     []pe.SharedPage
 	sums    []pageDigest
 
-	resolved  bool            // the last rebuild has asked for exports
-	wanted    []uint64        // pages of the last place that are nowhere in memory
-	exports   *pe.ExportIndex // of exportsOf, made when a rebuild asks for it
+	resolved  bool            // the last rebuild has asked for exports of other modules
+	wanted    []uint64        // pages of the last place that are not in memory
+	exports   *pe.ExportIndex // of exportsOf; made when a rebuild first asks for it
 	exportsOf *introspect.Process
 }
 
-// NewCopier returns a copier for one guest. mappings and files may be shared with
-// others.
+// NewCopier returns a copier for one guest. Other copiers of the guest may share mappings
+// and files.
 func NewCopier(g *introspect.Guest, mappings *Mappings, files *Files) *Copier {
 	return &Copier{guest: g, mappings: mappings, files: files}
 }
 
-// place is where all lies that the file of one image can be rebuilt from. It is the
-// copier's, and valid until its next.
+// place says where everything lies that the file of one image can be rebuilt from. It
+// belongs to the copier and is valid until the copier's next place.
 type place struct {
 	process     *introspect.Process // nil for a driver
 	module      *introspect.Module
 	frames      []introspect.Frame // of the image's pages
-	pages       []pe.Origin        // of the same
-	standIns    int
-	pe32        bool        // it is known to be a 32-bit image
-	section     *section    // nil where there is none
-	file        *cachedFile // nil where nothing of it is in memory
+	pages       []pe.Origin        // origins of the same pages
+	standIns    int                // pages that stand in for the process's own
+	pe32        bool               // it is known to be a 32-bit image
+	section     *section           // nil if there is none
+	file        *cachedFile        // nil if nothing of it is in memory
 	layout      *pe.Layout
 	substituted []substituted
 }
 
-// substituted is a page of the process's own that the section's stands in for.
+// substituted is a private page of the process that the section's page takes the place of.
 type substituted struct {
 	page  int
 	frame introspect.Frame
 }
 
-// Read copies a module of a process, or a driver where p is nil, and says what else of
-// the file a rebuild can use. Both are valid until the next Read.
+// Read copies a module of a process, or a driver if p is nil. The options say what else of
+// the file a rebuild can use. Both results are valid until the next Read.
 func (c *Copier) Read(ctx context.Context, p *introspect.Process, m *introspect.Module) (*pe.Image, pe.Options, error) {
 	pl, err := c.find(ctx, p, m)
 	if err != nil {
@@ -84,8 +84,8 @@ func (c *Copier) Read(ctx context.Context, p *introspect.Process, m *introspect.
 	return c.read(ctx, pl)
 }
 
-// find looks for a module of a process, or a driver where p is nil, in all places that
-// may hold something of its file.
+// find finds everything that may hold a part of the file of a module of a process, or of a
+// driver if p is nil.
 func (c *Copier) find(ctx context.Context, p *introspect.Process, m *introspect.Module) (*place, error) {
 	size := m.Size
 	v := m.VAD()
@@ -132,7 +132,7 @@ func (c *Copier) find(ctx context.Context, p *introspect.Process, m *introspect.
 	return pl, ctx.Err()
 }
 
-// room returns places for n pages.
+// room returns the buffers for the frames and origins of n pages.
 func (c *Copier) room(n uint64) ([]introspect.Frame, []pe.Origin) {
 	if uint64(cap(c.frames)) < n {
 		c.frames, c.pages = make([]introspect.Frame, n), make([]pe.Origin, n)
@@ -149,8 +149,8 @@ func (pl *place) origins() {
 	}
 }
 
-// borrow takes pages that are in no other place from processes that have copies of their
-// own of them at the same address, and lists those that are nowhere.
+// borrow takes pages that are nowhere else from processes that have private copies of them
+// at the same address. It lists the pages that are nowhere.
 func (c *Copier) borrow(ctx context.Context, pl *place) {
 	for _, s := range pl.section.subs {
 		for i := uint64(0); i < s.Pages && s.First+i < uint64(len(pl.pages)) && i*pe.PageSize < s.Size; i++ {
@@ -158,7 +158,7 @@ func (c *Copier) borrow(ctx context.Context, pl *place) {
 			if pl.pages[page] != pe.Absent || pl.file.holds(s.Offset+i*pe.PageSize, min(pe.PageSize, s.Size-i*pe.PageSize)) {
 				continue
 			}
-			if !s.Writable() { // another process's data is not this one's, and not the file's
+			if !s.Writable() { // data of another process is neither this one's nor the file's
 				if f := pl.section.elsewhere(ctx, c.guest, c.mappings, pl.module.VAD())[page]; f.InMemory() {
 					pl.frames[page], pl.pages[page] = f, pe.OtherProcess
 				}
@@ -205,7 +205,7 @@ func (c *Copier) read(ctx context.Context, pl *place) (*pe.Image, pe.Options, er
 	return img, opt, ctx.Err()
 }
 
-// buffer returns room for n pages.
+// buffer returns the buffers for the bytes and origins of n pages.
 func (c *Copier) buffer(n uint64) ([]byte, []introspect.PageOrigin) {
 	if uint64(cap(c.origins)) < n {
 		c.mem, c.origins = make([]byte, n*pe.PageSize), make([]introspect.PageOrigin, n)
@@ -213,7 +213,7 @@ func (c *Copier) buffer(n uint64) ([]byte, []introspect.PageOrigin) {
 	return c.mem[:n*pe.PageSize], c.origins[:n]
 }
 
-// readShared reads the section's pages under the process's own copies.
+// readShared reads the section's pages under the private copies of the process.
 func (c *Copier) readShared(ctx context.Context, s *section, img *pe.Image) error {
 	img.PrivateKnown = true
 	c.private, c.index = c.private[:0], c.index[:0]
@@ -238,11 +238,11 @@ func (c *Copier) readShared(ctx context.Context, s *section, img *pe.Image) erro
 	return nil
 }
 
-// narrow tells whether all images of a guest are 32-bit.
+// narrow reports whether all images of a guest are 32-bit.
 func narrow(g *introspect.Guest) bool { return g.Kernel().Bits == 32 }
 
-// layout is the section object's account in the words of pe; nil where it says nothing
-// about sections.
+// layout translates the layout in the section object into the terms of package pe. It
+// returns nil if the object does not describe sections.
 func layout(m *introspect.Module, pe32 bool, subs []introspect.Subsection) *pe.Layout {
 	if len(subs) < 2 { // mapped in one piece
 		return nil
@@ -264,7 +264,7 @@ func layout(m *introspect.Module, pe32 bool, subs []introspect.Subsection) *pe.L
 		}
 		offset := uint32(s.Offset)
 		if s.Size > 0 && offset == 0 {
-			offset = 1 // in the first sector; zero would say that it has no bytes in the file
+			offset = 1 // in the first sector; 0 would mean that it has no bytes in the file
 		}
 		l.Sections = append(l.Sections, pe.Section{VirtualAddress: uint32(s.First * pe.PageSize), VirtualSize: uint32(s.Pages * pe.PageSize),
 			RawOffset: offset, RawSize: uint32(s.Size), Characteristics: flags})
@@ -272,7 +272,7 @@ func layout(m *introspect.Module, pe32 bool, subs []introspect.Subsection) *pe.L
 	return l
 }
 
-// resolve names what lives at an address of a process, by the exports of its modules.
+// resolve returns the exported symbols at an address of a process.
 func (c *Copier) resolve(ctx context.Context, p *introspect.Process, va uint64) []pe.Symbol {
 	c.resolved = true
 	if c.exportsOf == nil || c.exportsOf.EPROCESS != p.EPROCESS {

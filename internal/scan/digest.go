@@ -11,11 +11,11 @@ import (
 	"vmav.dev/vmav/internal/pe"
 )
 
-// pageDigest is a keyed digest of one page's content. Without the key, which stays on
-// this host, a guest cannot choose two pages that have the same.
+// pageDigest is a keyed digest of one page's content. The key stays on this host. Without
+// it, a guest cannot choose two pages with the same digest.
 type pageDigest [16]byte
 
-// digestBatch is how many pages are read and digested at once, so that they stay in the
+// digestBatch is how many pages are read and digested at once. They fit into the
 // processor's cache.
 const digestBatch = 64
 
@@ -30,7 +30,7 @@ type digester struct {
 	text  []byte
 }
 
-// newDigester returns a digester for comparisons with what Results recalls.
+// newDigester returns a digester whose digests can be compared with what r recalls.
 func newDigester(g *introspect.Guest, r Results) *digester {
 	secret := r.Secret()
 	return &digester{guest: g, secret: secret[:]}
@@ -38,11 +38,11 @@ func newDigester(g *introspect.Guest, r Results) *digester {
 
 func (d *digester) page(p []byte) pageDigest { return highwayhash.Sum128(p, d.secret) }
 
-// errHole says that a page that was found lies behind no RAM.
+// errHole says that a page that was found is not backed by RAM.
 var errHole = errors.New("a page is behind no RAM")
 
-// frames digests the pages that are in memory and that skip, where not nil, does not
-// except. out has room for all of them.
+// frames digests the pages that are in memory, except those for which skip returns true.
+// skip may be nil. The digests go to out, which has room for all pages.
 func (d *digester) frames(ctx context.Context, frames []introspect.Frame, skip func(i int) bool, out []pageDigest) error {
 	if d.mem == nil {
 		d.mem = make([]byte, digestBatch*pe.PageSize)
@@ -74,7 +74,7 @@ func (d *digester) frames(ctx context.Context, frames []introspect.Frame, skip f
 	return flush()
 }
 
-// file digests what is cached of a file.
+// file digests what is cached of a file of size bytes.
 func (d *digester) file(size uint64, frames []introspect.Frame, page func(i int) pageDigest) pageDigest {
 	d.begin("file")
 	d.number(size)
@@ -108,10 +108,10 @@ func (d *digester) flag(b bool) {
 	d.text = append(d.text, n)
 }
 
-// sum ends the text.
+// sum returns the digest of the text.
 func (d *digester) sum() [32]byte { return highwayhash.Sum(d.text, d.secret) }
 
-// digest digests the section's pages, once a scan for all processes that map it.
+// digest digests the section's pages, once in a scan for all processes that map it.
 func (s *section) digest(ctx context.Context, d *digester) ([]pageDigest, error) {
 	s.digested.Do(func() {
 		s.digests = make([]pageDigest, len(s.frames))
@@ -120,7 +120,7 @@ func (s *section) digest(ctx context.Context, d *digester) ([]pageDigest, error)
 	return s.digests, s.digestErr
 }
 
-// digest digests what is cached of a file, once a scan.
+// digest digests what is cached of a file, once in a scan.
 func (c *cachedFile) digest(ctx context.Context, d *digester) (pageDigest, error) {
 	if c == nil {
 		return pageDigest{}, nil

@@ -8,17 +8,17 @@ import (
 	"vmav.dev/vmav/internal/pe"
 )
 
-// filesBudget is how much of a guest's file cache is kept at a time, in bytes: one DLL
-// is in a hundred processes. sectionsBudget is that of where sections have their pages,
-// in pages.
+// filesBudget bounds how much of a guest's file cache is kept at a time, in bytes, because
+// one DLL is in a hundred processes. sectionsBudget bounds the frames of sections that are
+// kept, in pages.
 const (
 	filesBudget    = 256 << 20
 	sectionsBudget = 2 << 20
 )
 
-// Files keeps what a guest's memory holds of the files that are mapped: where the pages
-// of their sections lie, and what its cache has of them in their on-disk form. It is safe
-// for concurrent use and good for one scan.
+// Files keeps what a guest's memory holds of the mapped files: where the pages of their
+// sections lie, and what the guest's cache has of them in their on-disk form. It is safe
+// for concurrent use and valid for one scan.
 type Files struct {
 	mu       sync.Mutex
 	files    map[uint64]*cachedFile // by FILE_OBJECT
@@ -32,14 +32,14 @@ func NewFiles() *Files {
 	return &Files{files: make(map[uint64]*cachedFile), sections: make(map[sectionKey]*section)}
 }
 
-// cachedFile is what is cached of one file.
+// cachedFile is what the guest's cache has of one file.
 type cachedFile struct {
 	found  sync.Once
 	size   uint64
-	frames []introspect.Frame // of its pages, to the last that is there
+	frames []introspect.Frame // of its pages, up to the last one that is there
 
 	copied  sync.Once
-	pages   []pe.FilePage // ascending, not touching
+	pages   []pe.FilePage // in ascending order, with gaps between them
 	copySum pageDigest    // of the pages as they were copied
 	copyOK  bool
 
@@ -48,8 +48,8 @@ type cachedFile struct {
 	digestErr error
 }
 
-// get finds what the guest has of the file behind a FILE_OBJECT; nil where it has nothing
-// or it cannot be read.
+// get returns what the guest has of the file of a FILE_OBJECT. It returns nil if the guest
+// has nothing or it cannot be read.
 func (f *Files) get(ctx context.Context, g *introspect.Guest, file uint64) *cachedFile {
 	if file == 0 {
 		return nil
@@ -73,7 +73,7 @@ func (f *Files) get(ctx context.Context, g *introspect.Guest, file uint64) *cach
 		c.size, c.frames = size, frames
 		for i := range frames {
 			if frames[i].Origin == introspect.PageDemandZero {
-				frames[i].Origin = introspect.PageAbsent // a page of a file is never that
+				frames[i].Origin = introspect.PageAbsent // a page of a file is never a demand-zero page
 			}
 		}
 		f.keep(16 * len(frames))
@@ -90,7 +90,7 @@ func (f *Files) keep(n int) {
 	f.mu.Unlock()
 }
 
-// holds says whether n bytes from off on are cached.
+// holds reports whether n bytes from offset off on are cached.
 func (c *cachedFile) holds(off, n uint64) bool {
 	if c == nil || off+n > c.size {
 		return false
@@ -103,8 +103,8 @@ func (c *cachedFile) holds(off, n uint64) bool {
 	return true
 }
 
-// read copies the pages that are there, once a scan, and digests them where d is not
-// nil. What cannot be read is not there.
+// read copies the pages that are there, once in a scan. It digests them if d is not nil. It
+// leaves out pages that cannot be read.
 func (c *cachedFile) read(ctx context.Context, g *introspect.Guest, f *Files, d *digester) []pe.FilePage {
 	if c == nil {
 		return nil
@@ -135,31 +135,33 @@ func (c *cachedFile) read(ctx context.Context, g *introspect.Guest, f *Files, d 
 	return c.pages
 }
 
-// sectionKey is all that a section's pages, layout and other mappings are found by.
+// sectionKey identifies everything that leads to a section's pages, its layout and its
+// other mappings.
 type sectionKey struct {
 	introspect.SectionID
 	start, pages uint64
 }
 
-// section is one section as it is mapped at one address, for all processes that do so.
+// section is one section as it is mapped at one address, for all processes that map it
+// there.
 type section struct {
 	found  sync.Once
 	err    error
-	frames []introspect.Frame // of its pages; fewer than are mapped where it has no more
+	frames []introspect.Frame // of its pages; fewer than are mapped if the section has fewer
 	subs   []introspect.Subsection
 
 	placed sync.Once
-	home   bool // it is mapped where its pages are relocated to
+	home   bool // it is mapped at the address that its pages are relocated to
 
 	looked sync.Once
-	others []introspect.Frame // copies that some process has of its own, one for each page
+	others []introspect.Frame // for each page, a private copy that some process has
 
 	digested  sync.Once
 	digests   []pageDigest // of the pages that are in memory
 	digestErr error
 }
 
-// section finds the section behind a range.
+// section returns the section behind a range.
 func (f *Files) section(g *introspect.Guest, v *introspect.VAD) (*section, error) {
 	key := sectionKey{v.Section(), v.Start, (v.End + 1 - v.Start) / pe.PageSize}
 	f.mu.Lock()
@@ -187,15 +189,17 @@ func (f *Files) section(g *introspect.Guest, v *introspect.VAD) (*section, error
 	return s, s.err
 }
 
-// forget has the section behind a range looked for anew: more of it is in memory now.
+// forget drops the section behind a range, so that it is read again. More of it is in
+// memory now.
 func (f *Files) forget(v *introspect.VAD) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.sections, sectionKey{v.Section(), v.Start, (v.End + 1 - v.Start) / pe.PageSize})
 }
 
-// atHome tells whether the section's pages are relocated to where it is mapped, as the
-// header on its own first page says. Else a process has relocated its copies itself.
+// atHome reports whether the section's pages are relocated to the address where it is
+// mapped. The header on its own first page says so. If not, a process has relocated its
+// copies itself.
 func (s *section) atHome(ctx context.Context, g *introspect.Guest, start uint64) bool {
 	s.placed.Do(func() {
 		var page [pe.PageSize]byte
@@ -212,8 +216,8 @@ func (s *section) atHome(ctx context.Context, g *introspect.Guest, start uint64)
 	return s.home
 }
 
-// elsewhere finds copies that processes have of their own of the section's pages where
-// it is mapped at the same address. What cannot be read is not there.
+// elsewhere finds private copies of the section's pages, in processes that map it at the
+// same address. It leaves out what cannot be read.
 func (s *section) elsewhere(ctx context.Context, g *introspect.Guest, x *Mappings, v *introspect.VAD) []introspect.Frame {
 	s.looked.Do(func() {
 		n := (v.End + 1 - v.Start) / pe.PageSize

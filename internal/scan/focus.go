@@ -9,19 +9,20 @@ import (
 
 // Focused is one process that a scan is focused on, and what is known of it.
 type Focused struct {
-	ID      introspect.Identity // a process that has ended or is another one by now is passed over
-	Parent  *introspect.Process // that made it (subject.Parent), nil where that is not known
-	Program bool                // nothing but its program
-	Known   []ImageKey          // images that need not be looked at
+	ID      introspect.Identity // the scan leaves out a process that has ended or was replaced by another
+	Parent  *introspect.Process // its parent (subject.Parent); nil if that is not known
+	Program bool                // scan only its program
+	Known   []ImageKey          // images that need not be scanned
 }
 
-// ImageKey tells an image that a process has mapped from others that it had mapped there.
+// ImageKey tells an image that a process has mapped from others that it had mapped at the
+// same address.
 type ImageKey struct {
 	Base, Size uint64
-	Section    uint64 // address of the section's control area, 0 where none is known
+	Section    uint64 // address of the section's control area; 0 if none is known
 }
 
-// KeyOf is the key of an image.
+// KeyOf returns the key of an image.
 func KeyOf(m *introspect.Module) ImageKey {
 	k := ImageKey{Base: m.Base, Size: m.Size}
 	if v := m.VAD(); v != nil {
@@ -30,8 +31,8 @@ func KeyOf(m *introspect.Module) ImageKey {
 	return k
 }
 
-// focus lists the images that the scan is focused on. One process that cannot be read
-// costs itself only.
+// focus lists the images that the scan is focused on. A process that cannot be read does
+// not affect the others.
 func (r *run) focus(ctx context.Context) ([]item, error) {
 	var items []item
 	for i := range r.req.Focus {
@@ -55,7 +56,7 @@ func (r *run) focus(ctx context.Context) ([]item, error) {
 		for _, k := range f.Known {
 			known[k] = true
 		}
-		// The program first: it is what most findings are about.
+		// The program comes first, because most findings are about it.
 		slices.SortStableFunc(mods, func(a, b introspect.Module) int { return isProgram(p, &b) - isProgram(p, &a) })
 		for _, m := range mods {
 			if slices.Contains(m.Flags, introspect.FlagUnmapped) || f.Program && isProgram(p, &m) == 0 || known[KeyOf(&m)] {
@@ -70,6 +71,7 @@ func (r *run) focus(ctx context.Context) ([]item, error) {
 	return items, nil
 }
 
+// isProgram returns 1 if a module is the program of a process, and else 0.
 func isProgram(p *introspect.Process, m *introspect.Module) int {
 	if m.Base == p.SectionBase {
 		return 1
@@ -77,7 +79,7 @@ func isProgram(p *introspect.Process, m *introspect.Module) int {
 	return 0
 }
 
-// lookedAt tells that an image of a process was looked at, where that is wanted.
+// lookedAt reports that an image of a process was looked at, if the request asks for that.
 func (r *run) lookedAt(it *item, whole bool) {
 	if r.req.Looked && it.process != nil {
 		r.on.Looked(it.process.Identity(), KeyOf(&it.module), whole)

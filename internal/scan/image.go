@@ -17,15 +17,16 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// imageScanner scans one image after the other in buffers of its own.
+// imageScanner scans one image after the other with its own buffers. It is for one
+// goroutine.
 type imageScanner struct {
 	*run
 	rebuilder pe.Rebuilder
 	copier    *Copier
 }
 
-// image copies, rebuilds and scans one image. An error ends the scan: the guest or
-// the engine is gone, or the user interrupted.
+// image copies, rebuilds and scans one image. An error ends the scan: the guest or the
+// engine is gone, or the user interrupted.
 func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -33,7 +34,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	begin := time.Now()
 	whole := false
 	defer func() {
-		if err == nil { // else the scan ends, and nothing was said of the image
+		if err == nil { // otherwise the scan ends, and nothing is known of the image
 			w.lookedAt(it, whole)
 		}
 	}()
@@ -59,7 +60,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	}
 	key, keyed := w.copier.copiedKey(pl, img)
 	file, err := w.rebuilder.Rebuild(img, opt)
-	keyed = keyed && !w.copier.resolved // what other modules export is not in the key
+	keyed = keyed && !w.copier.resolved // the key does not cover what other modules export
 	w.rebuildTime.Add(int64(time.Since(begin)))
 	w.mu.Lock()
 	w.out.Images++
@@ -77,7 +78,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	w.count(file, fresh)
 	all := changes(it.module.Base, file)
 	if res.Signature != "" || len(all) > 0 {
-		w.copier.restore(ctx, pl, img) // the exhibit is what the process has
+		w.copier.restore(ctx, pl, img) // the exhibit has the process's own pages
 	}
 	content := Content{file.Data, img.Mem, file.Fidelity}
 	switch {
@@ -93,7 +94,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	w.changed(ctx, it, all, found, content)
 	whole = res.Skipped == "" && file.Fidelity.Complete()
 	if len(file.Fidelity.MemoryOnly) > 0 {
-		rec.Memory, err = w.memory(ctx, it.process, memoryForm{img: img, only: file.Fidelity.MemoryOnly,
+		rec.Memory, err = w.memory(ctx, memoryPart{process: it.process, image: img, only: file.Fidelity.MemoryOnly,
 			region: finding.Region{Type: finding.RegionImage, Image: found.Image}, path: found.File})
 		keyed = keyed && rec.Memory != nil
 	}
@@ -103,7 +104,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	return err
 }
 
-// finding is what all findings in an image have in common.
+// finding returns what all findings in an image have in common.
 func (w *imageScanner) finding(it *item, f finding.Fidelity) finding.Finding {
 	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size, Fidelity: f}
 	if found.Image == "" {
@@ -112,15 +113,15 @@ func (w *imageScanner) finding(it *item, f finding.Fidelity) finding.Finding {
 	return found
 }
 
-// checkCoverage notes it where too little of an image without a signature was seen.
+// checkCoverage notes an error if too little of an image without a signature was seen.
 func (w *imageScanner) checkCoverage(it *item, coverage float64) {
 	if coverage < w.req.MinCoverage {
 		w.failIn(it.process, it.what(), fmt.Errorf("%.0f %% of it is in memory, too little to call it clean", 100*coverage))
 	}
 }
 
-// unreadIn notes that something of a process, nil for the kernel, could not be read. It returns an error where the guest
-// is gone or the user interrupted.
+// unreadIn notes that something of a process could not be read, or of the kernel if p is
+// nil. It returns an error if the guest is gone or the user interrupted.
 func (w *imageScanner) unreadIn(ctx context.Context, p *introspect.Process, what string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -132,8 +133,8 @@ func (w *imageScanner) unreadIn(ctx context.Context, p *introspect.Process, what
 	return nil
 }
 
-// scan has the engine look at data, or recalls what it said of the same before. What
-// the engine did not read in full is noted as an error.
+// scan lets the engine look at data, or recalls what the engine said of the same data
+// before. If the engine did not read it in full, scan notes that as an error.
 func (w *imageScanner) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum contentSum, fresh bool, err error) {
 	begin := time.Now()
 	sum = sha256.Sum256(data)
@@ -148,7 +149,7 @@ func (w *imageScanner) scan(ctx context.Context, what string, data []byte) (res 
 	return res, sum, fresh, err
 }
 
-// ifScanEnds returns the error of a scan where it ends the scan.
+// ifScanEnds returns err if it ends the whole scan, and else nil.
 func ifScanEnds(ctx context.Context, err error) error {
 	if errors.Is(err, clam.ErrEngineGone) || errors.Is(err, os.ErrClosed) || ctx.Err() != nil {
 		return err
@@ -156,7 +157,7 @@ func ifScanEnds(ctx context.Context, err error) error {
 	return nil
 }
 
-// count adds a rebuilt file to the sums.
+// count adds a rebuilt file to the totals.
 func (w *imageScanner) count(file *pe.File, fresh bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -169,14 +170,14 @@ func (w *imageScanner) count(file *pe.File, fresh bool) {
 	}
 }
 
-// found tells of a finding in a process, or in the kernel where p is nil.
+// found reports a finding in a process, or in the kernel if p is nil.
 func (w *imageScanner) found(ctx context.Context, p *introspect.Process, f finding.Finding, c Content) {
 	f.Subject = w.subject(p)
 	f.Domain, f.PID, f.Process = w.target.Name, f.Subject.PID, f.Subject.Name
 	w.on.Found(ctx, Found{Finding: f, Process: p, Content: c})
 }
 
-// subject is a process as the policy sees it, or the kernel where p is nil.
+// subject returns a process as the policy sees it, or the kernel if p is nil.
 func (r *run) subject(p *introspect.Process) verdict.Subject {
 	out := verdict.Subject{Kernel: true, Session: -1}
 	if p != nil {

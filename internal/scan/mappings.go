@@ -6,8 +6,8 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 )
 
-// Mappings knows where each section of a guest is mapped. It is filled by Add and may
-// be read concurrently afterwards.
+// Mappings knows where each section of a guest is mapped. Add fills it. After that it may
+// be read concurrently.
 type Mappings struct {
 	sections map[uint64][]mapping // by control area
 	modules  map[uint64][]introspect.Module
@@ -33,7 +33,7 @@ func (x *Mappings) Add(p *introspect.Process, mods []introspect.Module) {
 	}
 }
 
-// Survey enters the modules of all processes. What cannot be read is not there.
+// Survey enters the modules of all processes. It leaves out what cannot be read.
 func Survey(ctx context.Context, g *introspect.Guest, procs []introspect.Process) (*Mappings, error) {
 	x := NewMappings()
 	for i := range procs {
@@ -46,7 +46,7 @@ func Survey(ctx context.Context, g *introspect.Guest, procs []introspect.Process
 	return x, nil
 }
 
-// of lists the mappings of the section that v maps, at the same address.
+// of lists the mappings of the section of v at the same address.
 func (x *Mappings) of(v *introspect.VAD) []mapping {
 	all := x.sections[v.ControlArea()]
 	for i := range all {

@@ -9,12 +9,12 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// A guest that runs starts and ends processes while it is scanned. One that is being made is
-// in the table of ids before its memory is there. One that ends loses its memory before it
-// is off the list. What could not be read of such a process is no gap: the scan looks at
-// the process once more, and passes over one that has ended.
+// A running guest starts and ends processes while it is scanned. A new process is in the
+// table of ids before its memory is there. A process that ends loses its memory before it
+// leaves the list. What could not be read of such a process is not a gap in the scan: the
+// scan looks at the process once more, and leaves it out if it has ended.
 
-// moment is how long a scan waits before it looks once more, and moments how often it does.
+// moment is how long a scan waits before it looks once more. moments is how often it waits.
 const (
 	moment  = 50 * time.Millisecond
 	moments = 20
@@ -26,8 +26,8 @@ type trouble struct {
 	finding.Unread
 }
 
-// failIn notes an error that is about one process, nil for none. The caller does not hold
-// the lock.
+// failIn notes an error that is about one process, or about none if p is nil. The caller
+// does not hold the lock.
 func (r *run) failIn(p *introspect.Process, what string, err error) {
 	var id introspect.Identity
 	if p != nil {
@@ -36,8 +36,8 @@ func (r *run) failIn(p *introspect.Process, what string, err error) {
 	r.note([]introspect.Problem{{What: what, Err: err, Process: id}})
 }
 
-// note tells of what could not be read, or keeps it until the end of the scan where it is
-// of one process.
+// note reports what could not be read. It keeps what is about one process until the end of
+// the scan.
 func (r *run) note(problems []introspect.Problem) {
 	for _, p := range problems {
 		if p.Process == (introspect.Identity{}) {
@@ -52,8 +52,8 @@ func (r *run) note(problems []introspect.Problem) {
 	}
 }
 
-// reportTroubles tells of the troubles, but for those of processes that have ended. These
-// it counts.
+// reportTroubles reports the troubles, except those of processes that have ended. It counts
+// these processes.
 func (r *run) reportTroubles() {
 	if len(r.troubles) == 0 {
 		return
@@ -76,11 +76,11 @@ func (r *run) reportTroubles() {
 	r.troubles = nil
 }
 
-// now is the guest read past what the source keeps.
+// now returns the guest read without the source's cache.
 func (r *run) now() *introspect.Guest { return r.guest.WithSource(source.Uncached(r.target.Source)) }
 
-// pauseToRetry waits a moment before something is looked at once more. False means that it is not
-// worth it: the guest stands still, or the scan has waited often enough.
+// pauseToRetry waits a moment before something is looked at once more. It returns false if
+// another look is of no use: the guest is paused, or the scan has waited often enough.
 func (r *run) pauseToRetry(ctx context.Context) bool {
 	if r.target.paused() || r.waits == moments {
 		return false
@@ -94,7 +94,8 @@ func (r *run) pauseToRetry(ctx context.Context) bool {
 	}
 }
 
-// processes lists the processes of the guest, once more where that had problems.
+// processes lists the processes of the guest. If there were problems, it lists them once
+// more.
 func (r *run) processes(ctx context.Context) ([]introspect.Process, []introspect.Problem, error) {
 	procs, problems, err := r.guest.Processes(ctx)
 	if err != nil || len(problems) == 0 || !r.pauseToRetry(ctx) {
@@ -106,8 +107,8 @@ func (r *run) processes(ctx context.Context) ([]introspect.Process, []introspect
 	return procs, problems, ctx.Err()
 }
 
-// ranges lists the images and the address space of a process, once more where that had
-// problems. The process is then as it is now.
+// ranges lists the images and the address space of a process. If there were problems, it
+// lists them once more and brings p up to date.
 func (r *run) ranges(ctx context.Context, p *introspect.Process) ([]introspect.Module, []introspect.VAD, []introspect.Problem, error) {
 	mods, vads, problems, err := r.guest.ModulesAndVADs(ctx, p)
 	if err != nil || len(problems) == 0 || !r.pauseToRetry(ctx) {
@@ -115,7 +116,7 @@ func (r *run) ranges(ctx context.Context, p *introspect.Process) ([]introspect.M
 	}
 	now := r.now()
 	if now.Ended(p.Identity()) {
-		return mods, vads, problems, nil // reportTroubles passes them over
+		return mods, vads, problems, nil // reportTroubles leaves them out
 	}
 	again, _ := now.ProcessAt(p.EPROCESS)
 	p.PEB, p.PEB32, p.Wow64, p.CommandLine, p.Path = again.PEB, again.PEB32, again.Wow64, again.CommandLine, again.Path

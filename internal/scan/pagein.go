@@ -11,19 +11,19 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// OpenPager makes a pager for a guest that leaves the processes alone that a verdict
-// would leave alone. The caller closes it.
+// OpenPager opens a pager for a guest. The pager leaves alone the processes that no verdict
+// may touch. The caller closes it.
 func OpenPager(g *introspect.Guest, src source.Source, b PageIn) (*pagein.Pager, error) {
 	return pagein.Open(g, src, pagein.Options{Pages: b.Pages, ProcessPages: b.ProcessPages, Wait: b.Wait, Time: b.Time,
 		Refuse: func(p *introspect.Process) string { return verdict.PageIn(subject.Of(p)) }})
 }
 
-// PageIn has the copier ask for pages that are in no memory; with nil, which is what it
-// begins with, it does not.
+// PageIn makes the copier ask p for pages that are not in memory. With nil, the default, it
+// does not ask.
 func (c *Copier) PageIn(p *pagein.Pager) { c.pager = p }
 
-// pageIn asks for the pages wanted of an image: in the process itself first, then in
-// others that have the section at the same address, and copies what has come.
+// pageIn asks for the wanted pages of an image: first in the process itself, then in others
+// that map the section at the same address. It copies the pages that were read in.
 func (c *Copier) pageIn(ctx context.Context, p *introspect.Process, v *introspect.VAD, img *pe.Image) error {
 	if c.pager == nil || len(c.wanted) == 0 {
 		return nil
@@ -54,7 +54,7 @@ func (c *Copier) pageIn(ctx context.Context, p *introspect.Process, v *introspec
 		case introspect.PageResident, introspect.PageTransition, introspect.PagePrototype:
 			img.Pages[page] = pe.PagedIn
 		default:
-			// It was written to, or taken away again, in between.
+			// In the meantime it was written to, or removed again.
 			if img.Pages[page] = origins[from[0]]; from[0] == introspect.PageStandIn {
 				img.StandIns++
 			}

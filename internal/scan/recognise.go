@@ -8,12 +8,12 @@ import (
 	"vmav.dev/vmav/internal/pe"
 )
 
-// inputs is all that a rebuilt file and its record follow from. Equal inputs have equal
-// results, whatever else a guest claims: nothing in here is believed of a section object
-// but what was read by way of it.
+// inputs are everything that a rebuilt file and its record depend on. Equal inputs give
+// equal results, whatever else a guest claims. A section object is not believed: only what
+// was read through it counts.
 type inputs struct {
 	place   *place
-	digests []pageDigest // of the image's pages, where in memory
+	digests []pageDigest // of the image's pages that are in memory
 	shared  func(i int) (pageDigest, bool)
 	file    pageDigest
 }
@@ -66,12 +66,12 @@ func (d *digester) layout(l *pe.Layout) {
 	}
 }
 
-// substitute puts the section's own pages in the place of copies whose bytes a rebuild would
-// not use: those of data that the process may write to and does all the time. The rebuilt
-// file has the section's bytes there (internal/pe/doc.go); that what comes of the image
-// does not follow from the others at all is how it is recognised in spite of them. A page
-// that can be executed, by the entry that the processor itself goes by, is never substituted,
-// whatever the section object says of it, nor is a page of headers.
+// substitute replaces private copies of data pages by the section's own pages. A process
+// may write to these pages and does so all the time, and a rebuild does not use their
+// bytes: the rebuilt file has the section's bytes there (internal/pe/doc.go). So an image
+// can be recognised although its data has changed. A page that can be executed, according
+// to the page table entry that the processor uses, is never replaced, whatever the section
+// object says. Nor is a page of headers.
 func (c *Copier) substitute(ctx context.Context, pl *place) {
 	s := pl.section
 	if s == nil || !s.atHome(ctx, c.guest, pl.module.Base) {
@@ -91,7 +91,7 @@ func (c *Copier) substitute(ctx context.Context, pl *place) {
 	}
 }
 
-// restore puts the process's own pages back into a copy.
+// restore puts the private pages of the process back into a copy.
 func (c *Copier) restore(ctx context.Context, pl *place, img *pe.Image) {
 	for _, s := range pl.substituted {
 		frame := [1]introspect.Frame{s.frame}
@@ -101,9 +101,9 @@ func (c *Copier) restore(ctx context.Context, pl *place, img *pe.Image) {
 	}
 }
 
-// liveKey is the key of an image as it lies in the guest now. Of each page that is the
-// section's the content is read once a scan for all processes. It is false where there
-// is none: something could not be read.
+// liveKey returns the key of an image as it is in the guest now. It reads each page of a
+// section once in a scan for all processes. ok is false if something could not be read, so
+// that there is no key.
 func (c *Copier) liveKey(ctx context.Context, pl *place) (key [32]byte, ok bool, err error) {
 	in := inputs{place: pl, digests: c.digests(len(pl.pages))}
 	var frames []introspect.Frame
@@ -143,10 +143,10 @@ func unlessHole(err error) error {
 	return err
 }
 
-// copiedKey is the key of the image that was read last: of the very bytes that a rebuild
-// works on.
+// copiedKey returns the key of the image that was read last, from the very bytes that a
+// rebuild works on.
 func (c *Copier) copiedKey(pl *place, img *pe.Image) (key [32]byte, ok bool) {
-	pl.standIns = img.StandIns // pages that were read in may have become such
+	pl.standIns = img.StandIns // pages that were paged in may have become stand-ins
 	in := inputs{place: pl, digests: c.digests(len(pl.pages))}
 	for i, o := range img.Pages {
 		if o != pe.Absent && o != pe.DemandZero {
@@ -154,7 +154,7 @@ func (c *Copier) copiedKey(pl *place, img *pe.Image) (key [32]byte, ok bool) {
 		}
 	}
 	next := 0
-	in.shared = func(i int) (pageDigest, bool) { // asked for in ascending order
+	in.shared = func(i int) (pageDigest, bool) { // called with ascending pages
 		if next < len(img.Shared) && img.Shared[next].Page == i {
 			next++
 			return c.digester.page(img.Shared[next-1].Data), true
@@ -177,7 +177,7 @@ func (c *Copier) digests(n int) []pageDigest {
 	return c.sums[:n]
 }
 
-// liveRegionKey is the key of a piece of memory as it lies in the guest now.
+// liveRegionKey returns the key of a piece of memory as it is in the guest now.
 func (c *Copier) liveRegionKey(ctx context.Context, base uint64, frames []introspect.Frame) (key [32]byte, ok bool, err error) {
 	sums := c.digests(len(frames))
 	if err := c.digester.frames(ctx, frames, nil, sums); err != nil {
@@ -187,7 +187,7 @@ func (c *Copier) liveRegionKey(ctx context.Context, base uint64, frames []intros
 		func(i int) pageDigest { return sums[i] }), true, nil
 }
 
-// copiedRegionKey is the key of a piece of memory that was copied.
+// copiedRegionKey returns the key of a piece of memory that was copied.
 func (c *Copier) copiedRegionKey(img *pe.Image) [32]byte {
 	return c.digester.region(narrow(c.guest), img.Base, len(img.Pages), func(i int) pe.Origin { return img.Pages[i] },
 		func(i int) pageDigest { return c.digester.page(img.Mem[i*pe.PageSize : (i+1)*pe.PageSize]) })

@@ -10,27 +10,27 @@ import (
 	"vmav.dev/vmav/internal/pe"
 )
 
-// Bounds on what is scanned of executable memory outside of files, in bytes. A piece is
-// a run of pages with no gap larger than pieceGap.
+// Bounds on the executable memory outside files that is scanned, in bytes. A piece is a run
+// of pages with no gap larger than pieceGap.
 const (
 	maxPiece      = 32 << 20
 	pieceGap      = 64 << 10
 	processBudget = 128 << 20
 )
 
-// listedLast is for how long the ranges of processes count as they were listed: in a long
-// scan they are listed again when their turn comes.
+// listedLast is how long the listed ranges of processes are used. In a long scan they are
+// listed again when the turn of the process comes.
 const listedLast = time.Second
 
-// regions scans the memory of a process that is executable and no image: what it
-// allocated itself, and views of sections that are no image. Beside the memory form,
-// what begins as an image does is rebuilt and scanned as a file.
+// regions scans the executable memory of a process that is not an image: memory that it
+// allocated, and views of sections that are not images. Memory that begins like an image is
+// also rebuilt and scanned as a file.
 func (w *imageScanner) regions(ctx context.Context, it *item) error {
 	p, vads := it.process, it.vads
 	what := fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	if len(vads) == 0 || time.Since(w.listed) > listedLast {
 		var err error
-		if vads, _, err = w.guest.VADs(ctx, p); err != nil { // its problems are those of the modules
+		if vads, _, err = w.guest.VADs(ctx, p); err != nil { // its problems are those of the modules, which are noted
 			return w.unreadIn(ctx, p, what+", address space", err)
 		}
 	}
@@ -62,7 +62,8 @@ func (w *imageScanner) regions(ctx context.Context, it *item) error {
 	return nil
 }
 
-// pieces joins runs of pages into pieces with executable pages, of bounded size.
+// pieces joins runs of pages into pieces of bounded size. It returns those with executable
+// pages.
 func pieces(runs []introspect.Run) []introspect.Run {
 	var out []introspect.Run
 	var last introspect.Run
@@ -122,19 +123,29 @@ func (w *imageScanner) piece(ctx context.Context, p *introspect.Process, v *intr
 		img.Pages[i] = origins[f.Origin]
 	}
 	key := c.copiedRegionKey(img)
-	rec, err := w.memory(ctx, p, img, nil, region, v.Path)
+	rec, err := w.memory(ctx, memoryPart{process: p, image: img, region: region, path: v.Path})
 	if rec != nil && err == nil {
 		remember(w.results, key, rec)
 	}
 	return err
 }
 
-// memory scans the memory form of a region: all of img, or the RVAs in only of an image
-// that has a file. path is that of the file behind it, "" for none. The record is nil where something was found or not scanned in full.
-func (w *imageScanner) memory(ctx context.Context, p *introspect.Process, img *pe.Image, only []pe.Range, region finding.Region, path string) (*memoryRecord, error) {
-	view, err := pe.NewMemoryView(img, only, maxPiece)
+// memoryPart is memory that is scanned in the form in which it runs.
+type memoryPart struct {
+	process *introspect.Process // nil for the kernel
+	image   *pe.Image
+	only    []pe.Range     // RVAs to scan of an image that has a file; nil for everything
+	region  finding.Region // its type and its image; memory fills in the rest
+	path    string         // of the file behind it; "" for none
+}
+
+// memory scans the memory form of a part. The record is nil if something was found or was
+// not scanned in full.
+func (w *imageScanner) memory(ctx context.Context, m memoryPart) (*memoryRecord, error) {
+	p, region := m.process, m.region
+	view, err := pe.NewMemoryView(m.image, m.only, maxPiece)
 	if err != nil {
-		return nil, nil // not of whole pages: nobody makes such
+		return nil, nil // its pages are not whole, which never happens
 	}
 	rec := &memoryRecord{}
 	if len(view.Data) == 0 {
@@ -145,7 +156,7 @@ func (w *imageScanner) memory(ctx context.Context, p *introspect.Process, img *p
 	rec.Missing, rec.Dropped = view.Absent+view.Dropped, view.Dropped > 0
 	rec.Coverage = float64(len(view.Data)) / float64(uint64(len(view.Data))+rec.Missing)
 	region.Start, region.End = finding.Address(rec.Start), finding.Address(rec.End)
-	region.PE = view.PE && only == nil
+	region.PE = view.PE && m.only == nil
 	for _, r := range view.Runs {
 		region.Executable += r.Size
 	}
@@ -172,16 +183,16 @@ func (w *imageScanner) memory(ctx context.Context, p *introspect.Process, img *p
 	rec.Sums = append(rec.Sums, sum)
 	if region.PE {
 		opt := pe.Options{PE32: narrow(w.guest)}
-		file, err := w.rebuilder.Rebuild(img, opt)
+		file, err := w.rebuilder.Rebuild(m.image, opt)
 		if err != nil {
-			return orNil(rec, clean), nil // it was scanned as the memory it is
+			return orNil(rec, clean), nil // its memory form was scanned
 		}
 		if res, sum, _, err = w.scan(ctx, what+", rebuilt", file.Data); err != nil {
 			return nil, ifScanEnds(ctx, err)
 		}
 		if res.Signature != "" {
 			f.Signature, f.SHA256, f.Fidelity, f.Hashes = res.Signature, fmt.Sprintf("%x", sum), fidelity(file.Fidelity), hashes(file, opt)
-			w.found(ctx, p, f, Content{file.Data, img.Mem, file.Fidelity})
+			w.found(ctx, p, f, Content{file.Data, m.image.Mem, file.Fidelity})
 			return nil, nil
 		}
 		clean = clean && res.Skipped == ""
@@ -205,7 +216,8 @@ func memoryName(p *introspect.Process, rec *memoryRecord) string {
 	return fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, finding.Address(rec.Start), finding.Address(rec.End))
 }
 
-// checkRegionCoverage notes it where too little of a region without a signature was checkRegionCoverage.
+// checkRegionCoverage notes an error if too little of a region without a signature was
+// seen.
 func (w *imageScanner) checkRegionCoverage(p *introspect.Process, what string, rec *memoryRecord) {
 	if rec.Dropped || rec.Coverage < w.req.MinCoverage {
 		w.failIn(p, what, fmt.Errorf("%.0f %% of it was seen, too little to call it clean", 100*rec.Coverage))

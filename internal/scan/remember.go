@@ -9,8 +9,8 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 )
 
-// imageRecord is what came of an image in which no signature was found. It holds whatever
-// the signatures are: the results of its sums are asked for anew.
+// imageRecord is the result of an image in which no signature was found. It does not depend
+// on the signatures: what the engine says of its sums is asked for again.
 type imageRecord struct {
 	Sum      contentSum // of the rebuilt file
 	Fidelity finding.Fidelity
@@ -19,22 +19,23 @@ type imageRecord struct {
 	Memory   *memoryRecord `json:",omitempty"` // of pages that the file does not have
 }
 
-// memoryRecord is what came of a piece of memory in which no signature was found.
+// memoryRecord is the result of a piece of memory in which no signature was found.
 type memoryRecord struct {
-	Sums       []contentSum `json:",omitempty"` // of what was scanned of it; none where it is nothing but zeros
+	Sums       []contentSum `json:",omitempty"` // of the contents that were scanned; none if it is all zeros
 	Start, End uint64
 	Coverage   float64
 	Missing    uint64 // bytes
-	Dropped    bool   // more than is scanned
+	Dropped    bool   // it was larger than what is scanned
 }
 
-// recogniseImage tells whether an image is, byte for byte, one whose record is known and
-// clean by the signatures of this scan, and if so notes the same as its scan would. What
-// has a signature is rebuilt: its verdict and evidence rest on bytes that were seen now.
-// whole says that all of its file was there.
+// recogniseImage reports whether an image equals, byte for byte, one whose record is known
+// and which is clean by the signatures of this scan. If so, it notes what a scan of it
+// would note. An image with a signature is always rebuilt, because its verdict and its
+// evidence must rest on bytes that were seen now. whole says that all of the file was in
+// memory.
 func (w *imageScanner) recogniseImage(ctx context.Context, it *item, pl *place) (known, whole bool, err error) {
 	if w.pager != nil && len(w.copier.wanted) > 0 {
-		return false, false, nil // more of it is to be had than was seen
+		return false, false, nil // paging in may get more of it than was seen
 	}
 	key, ok, err := w.copier.liveKey(ctx, pl)
 	if err != nil || !ok {

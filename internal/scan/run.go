@@ -27,13 +27,13 @@ type run struct {
 	procs    []introspect.Process
 	mappings *Mappings
 	files    *Files
-	pager    *pagein.Pager // nil where the guest is not asked for pages
+	pager    *pagein.Pager // nil if the guest is not asked for pages
 	listed   time.Time     // when the enumeration began
 
 	mu       sync.Mutex
 	out      finding.Scan // without findings and errors
 	troubles []trouble
-	waits    int // moments that were waited for
+	waits    int // how many moments the scan has waited
 
 	rebuildTime, scanTime atomic.Int64 // nanoseconds, over all goroutines
 	progress              Progress
@@ -54,7 +54,8 @@ func (p InProcess) Scan(ctx context.Context, t Target, req Request, on Events) (
 	return r.out, err
 }
 
-// Empty is the result of a target that was not scanned yet.
+// Empty returns the result of a target that was not scanned yet. Its status is
+// finding.StatusFailed.
 func Empty(t Target) finding.Scan {
 	d := finding.Scan{Name: t.Name, UUID: t.UUID, State: t.State, Status: finding.StatusFailed,
 		Findings: []finding.Finding{}, Errors: []finding.Unread{}}
@@ -111,12 +112,12 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		r.out.Status = finding.StatusIncomplete
 	}
-	g.Refresh() // its buffers are the next scan's
+	g.Refresh() // a later scan uses the same guest
 	return err
 }
 
-// refuse notes why a guest was not scanned. One that is not Windows is skipped; all
-// else is a failure, because it may be a Windows that nobody looked at.
+// refuse notes why a guest was not scanned. A guest that is not Windows is skipped.
+// Everything else is a failure, because it may be a Windows that was not looked at.
 func refuse(d *finding.Scan, err error) {
 	d.Reason = err.Error()
 	d.Status = finding.StatusFailed
@@ -129,7 +130,7 @@ func refuse(d *finding.Scan, err error) {
 	}
 }
 
-// unread tells of something that could not be read.
+// unread reports something that could not be read.
 func (r *run) unread(what string, err error) {
 	r.on.Unread(finding.Unread{What: what, Error: err.Error()})
 }
@@ -138,7 +139,7 @@ func (r *run) unread(what string, err error) {
 type item struct {
 	process *introspect.Process // nil for a driver
 	module  introspect.Module
-	regions bool // no module, but what is executable outside of images
+	regions bool // the item is the executable memory outside images, and no module
 	vads    []introspect.VAD
 }
 
@@ -149,8 +150,9 @@ func (it *item) what() string {
 	return fmt.Sprintf("process %d (%s), image %s", it.process.PID, it.process.Name, it.module.Name)
 }
 
-// file is the path of the image's file as the guest's kernel has it, which a process
-// cannot change as it can the name in its loader's list. "" where it is not known.
+// file returns the path of the image's file according to the guest's kernel, or "" if it is
+// not known. A process cannot change this path, but it can change the name in its loader's
+// list.
 func (it *item) file() string {
 	if v := it.module.VAD(); v != nil {
 		return v.Path
@@ -181,7 +183,7 @@ func (r *run) enumerate(ctx context.Context) ([]item, error) {
 		p := &procs[i]
 		list := r.ranges
 		if !wanted(p.PID) {
-			list = r.guest.ModulesAndVADs // its problems are nobody's
+			list = r.guest.ModulesAndVADs // the problems of this process are not reported
 		}
 		mods, vads, problems, err := list(ctx, p)
 		if err != nil {
@@ -196,7 +198,7 @@ func (r *run) enumerate(ctx context.Context) ([]item, error) {
 		r.note(problems)
 		for _, m := range mods {
 			if slices.Contains(m.Flags, introspect.FlagUnmapped) {
-				continue // a loader entry that is not true: nothing is there
+				continue // a false loader entry: nothing is mapped there
 			}
 			items = append(items, item{process: p, module: m})
 		}
@@ -217,7 +219,7 @@ func (r *run) enumerate(ctx context.Context) ([]item, error) {
 		r.note(problems)
 		kernel := r.guest.Kernel().Base
 		for _, d := range drivers {
-			if d.Base != kernel { // see docs/ARCHITECTURE.md: the kernel's own image
+			if d.Base != kernel { // docs/ARCHITECTURE.md says why the kernel's own image is left out
 				items = append(items, item{module: d})
 			}
 		}

@@ -12,104 +12,105 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Scanner scans guests. InProcess is one, package worker/broker has the other.
+// Scanner scans guests. It is implemented by InProcess and by package worker/broker.
 type Scanner interface {
-	// Scan scans a guest. The result says what became of the guest, and has neither
-	// findings nor errors: on was told of these. The error is that of an interruption, of
-	// a guest that is gone or of an engine that is gone; what was found until then was told
-	// of. When Scan returns, nobody calls on any more.
+	// Scan scans a guest. The result says what became of the guest. It has neither findings
+	// nor errors, because on was told of these. Scan returns an error if it was
+	// interrupted, or if the guest or the engine is gone; on was told of everything found
+	// until then. No method of on is called after Scan has returned.
 	Scan(ctx context.Context, t Target, r Request, on Events) (finding.Scan, error)
 }
 
-// Kept is a Scanner that keeps something for one guest between short scans of it. Its
-// owner calls Close, when no scan is under way and none comes.
+// Kept is a Scanner that keeps something for one guest between short scans. Its owner calls
+// Close after the last scan has ended.
 type Kept interface {
 	Scanner
+	// Close releases what was kept.
 	Close()
 }
 
 // Target is the guest to scan. The caller owns the source and keeps it open.
 type Target struct {
 	Name, UUID string
-	State      string // of the domain: "running", "paused"; StateImage for a file
+	State      string // of the domain, such as "running" or "paused"; StateImage for a file
 	Source     source.Source
-	Domain     Domain // as libvirt knows it; nil where nobody knows it, as of a memory image
+	Domain     Domain // the domain in libvirt; nil if there is none, as for a memory image
 }
 
 // Domain is what a scan asks of the domain that its guest runs in.
 type Domain interface {
-	Paused() bool // now
+	// Paused reports whether the domain is paused now.
+	Paused() bool
 }
 
 // StateImage is the state of a memory image.
 const StateImage = "image"
 
-// paused tells whether the guest is known to stand still.
+// paused reports whether the guest is known to stand still.
 func (t *Target) paused() bool {
 	return t.State == StateImage || t.Domain != nil && t.Domain.Paused()
 }
 
-// Request says what to scan of a guest, and how far. It is data, which means the same to
-// a scanner in another process.
+// Request says what to scan of a guest, and how. It is only data and means the same to a
+// scanner in another process.
 type Request struct {
-	PIDs        []uint64         // only these; none for all processes and the drivers
-	Focus       []Focused        // these processes, and what is new in them; nil for everything
+	PIDs        []uint64         // scan only these; if there are none, all processes and the drivers
+	Focus       []Focused        // scan only what is new in these processes; nil for everything
 	Jobs        int              // images in work at once; 0 for DefaultJobs
-	MinCoverage float64          // share of a file's bytes, 0 to 1, below which it counts as unread
-	Content     bool             // findings come with what they were found in
-	Looked      bool             // Events.Looked is wanted
-	PageIn      *PageIn          // has the guest read in pages of mapped images that are in no memory; nil for not
-	At          introspect.Place // of the guest's kernel where it was found before; zero to search for it
+	MinCoverage float64          // share of a file's bytes, 0 to 1; a file with less in memory counts as unread
+	Content     bool             // findings come with the content that they were found in
+	Looked      bool             // call Events.Looked
+	PageIn      *PageIn          // make the guest read in pages of mapped images that are not in memory; nil for not
+	At          introspect.Place // where the guest's kernel was found before; zero to search for it
 }
 
 // Defaults of a Request.
 const (
 	DefaultJobs = 2
-	// DefaultMinCoverage is the coverage that a scan should have: Windows trims the pages
-	// that programs do not use, so that no running system has all of its images in memory,
-	// but of a file that is mostly missing nothing can be said.
+	// DefaultMinCoverage is the coverage that a scan should have. Windows trims pages that
+	// programs do not use, so no running system has all of its images in memory. But
+	// nothing can be said of a file that is mostly missing.
 	DefaultMinCoverage = 0.5
 )
 
 // PageIn bounds what is asked of one guest. Zeros stand for the defaults of package pagein.
 type PageIn struct {
-	Pages        int           // in all
-	ProcessPages int           // by faults of one process
+	Pages        int           // in the whole scan
+	ProcessPages int           // by page faults in one process
 	Wait         time.Duration // for a process that does not run
-	Time         time.Duration // in all
+	Time         time.Duration // in the whole scan
 }
 
-// Events is told of a scan as it goes on. Its methods are called by several goroutines at
-// once.
+// Events is told of a scan while it goes on. Several goroutines call its methods at once.
 type Events interface {
-	// Found takes a finding over. The bytes of its content are the scanner's and valid
-	// until Found returns.
+	// Found takes over a finding. The bytes of its content belong to the scanner and are
+	// valid until Found returns.
 	Found(ctx context.Context, f Found)
-	// Looked is told of each image of a process that was looked at, and whether all of its
-	// file was in memory and the engine read it.
+	// Looked is told of each image of a process that was looked at. whole says that all of
+	// its file was in memory and that the engine read it in full.
 	Looked(p introspect.Identity, image ImageKey, whole bool)
-	// Unread is told of what could not be read or scanned.
+	// Unread is told of something that could not be read or scanned.
 	Unread(u finding.Unread)
 	// Progress is told how far the scan is.
 	Progress(p Progress)
 }
 
-// Found is a finding as it comes from a scan: nothing is decided about it yet.
+// Found is a finding as it comes from a scan. Nothing is decided about it yet.
 type Found struct {
 	Finding finding.Finding     // with its Subject
-	Process *introspect.Process // that it is in; nil for the kernel
+	Process *introspect.Process // the process it is in; nil for the kernel
 	Content Content
 }
 
-// Content is what something was found in. All of it may be empty where it was not asked
-// for, or where what was found is known from an earlier scan.
+// Content is the bytes that something was found in. It may be empty if the request does not
+// ask for it, or if the finding is known from an earlier scan.
 type Content struct {
 	Scanned  []byte       // what the engine saw: a rebuilt file, or memory
-	Memory   []byte       // the image as it is mapped, absent pages as zeros; nil where Scanned is memory
-	Fidelity *pe.Fidelity // of a rebuilt file, else nil
+	Memory   []byte       // the mapped image, with absent pages as zeros; nil if Scanned is memory
+	Fidelity *pe.Fidelity // of a rebuilt file; else nil
 }
 
-// Progress is how far a scan is.
+// Progress says how far a scan is.
 type Progress struct {
 	Domain   string
 	Done     int // images
@@ -117,9 +118,9 @@ type Progress struct {
 	Findings int
 }
 
-// Engine is what a scan needs of a scanning engine. It is called by several goroutines
-// at once.
+// Engine is what a scan needs of a scanning engine. Several goroutines call it at once.
 type Engine interface {
+	// Scan returns what the engine says of data. name describes the data in errors.
 	Scan(ctx context.Context, name string, data []byte) (clam.Result, error)
 }
 
@@ -133,13 +134,14 @@ type Means struct {
 // InProcess scans in the calling process, with all of its rights.
 type InProcess struct {
 	Means
-	Opener Opener // nil for introspect.OpenAt with the profiles
+	Opener Opener // nil to use introspect.OpenAt with the profiles
 }
 
-// Opener opens the guests that InProcess scans, for those who keep them between scans.
+// Opener opens the guests that InProcess scans. It allows a caller to keep a guest between
+// scans.
 type Opener interface {
-	// Open is the guest that a source has, whose kernel may be at a place. It reads what is
-	// there now, and may be used until the next Open.
+	// Open returns the guest in a source. Its kernel may be at the given place. The guest
+	// reads present memory and may be used until the next Open.
 	Open(ctx context.Context, src source.Source, at introspect.Place) (*introspect.Guest, error)
 }
 
@@ -150,5 +152,5 @@ func (p InProcess) open(ctx context.Context, t *Target, at introspect.Place) (*i
 	return introspect.OpenAt(ctx, t.Source, p.Profiles, at)
 }
 
-// Close implements Kept: nothing is kept.
+// Close implements Kept. It does nothing, because nothing is kept.
 func (InProcess) Close() {}

@@ -14,7 +14,7 @@ import (
 
 // follower follows one domain from its start to its end.
 type follower struct {
-	svc          *Service
+	svc        *Service
 	name, uuid string
 	log        *slog.Logger
 	cancel     context.CancelFunc
@@ -166,11 +166,11 @@ func (f *follower) open(ctx context.Context) error {
 	}
 	k := g.Kernel()
 	f.log.Info("kernel found", "build", k.Version, "source", src.Info().Kind, "located", k.Located, "inferred", k.Inferred)
-	s, err := newGuestWatch(f, src, g)
+	w, err := newGuestWatch(f, src, g)
 	if err != nil {
 		return err
 	}
-	return s.run(ctx)
+	return w.run(ctx)
 }
 
 // Between two looks for a guest's kernel.

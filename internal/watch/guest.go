@@ -78,28 +78,28 @@ func newGuestWatch(f *follower, src source.Source, g *introspect.Guest) (*guestW
 	if err != nil {
 		return nil, err
 	}
-	s := &guestWatch{f: f, src: src, guest: g, pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
+	w := &guestWatch{f: f, src: src, guest: g, pulse: pulse, wake: make(chan struct{}, 1), hook: make(chan struct{}, 1),
 		procs: make(map[introspect.Identity]*tracked)}
-	s.kept = f.svc.opt.Scanners.Keep(s.means(true))
-	return s, nil
+	w.kept = f.svc.opt.Scanners.Keep(w.means(true))
+	return w, nil
 }
 
 // run watches. It returns why that ended.
-func (s *guestWatch) run(ctx context.Context) error {
-	s.f.mu.Lock()
-	s.f.guest = s
-	s.f.mu.Unlock()
+func (w *guestWatch) run(ctx context.Context) error {
+	w.f.mu.Lock()
+	w.f.guest = w
+	w.f.mu.Unlock()
 	defer func() {
-		s.f.mu.Lock()
-		s.f.guest = nil
-		s.f.mu.Unlock()
-		s.kept.Close()
+		w.f.mu.Lock()
+		w.f.guest = nil
+		w.f.mu.Unlock()
+		w.kept.Close()
 	}()
-	if err := s.enumerate(ctx, true); err != nil {
+	if err := w.enumerate(ctx, true); err != nil {
 		return err
 	}
-	k := s.guest.Kernel()
-	s.f.set(func(st *DomainStatus) { st.State, st.Reason, st.Build = "watched", "", k.Version })
+	k := w.guest.Kernel()
+	w.f.set(func(st *DomainStatus) { st.State, st.Reason, st.Build = "watched", "", k.Version })
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	part := func(f func(context.Context) error) {
@@ -109,29 +109,29 @@ func (s *guestWatch) run(ctx context.Context) error {
 			cancel(f(ctx))
 		}()
 	}
-	part(s.look)
-	part(s.sweepLoop)
+	part(w.look)
+	part(w.sweepLoop)
 	for range urgent {
-		part(s.work)
+		part(w.work)
 	}
-	s.hooks(ctx, &wg)
+	w.hooks(ctx, &wg)
 	<-ctx.Done()
 	wg.Wait()
-	s.holds.Release(warner{s.f.log})
+	w.holds.Release(warner{w.f.log})
 	return context.Cause(ctx)
 }
 
 // others are the processes of the guest as they were a moment ago.
-func (s *guestWatch) others() []introspect.Process {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.list
+func (w *guestWatch) others() []introspect.Process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.list
 }
 
 // hooks has the module say when an address space is used that was not seen before. Where
 // it cannot, looking at the lists does.
-func (s *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
-	c, ok := s.src.(source.Controller)
+func (w *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
+	c, ok := w.src.(source.Controller)
 	if !ok {
 		return
 	}
@@ -142,7 +142,7 @@ func (s *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
 		}
 	}
 	if err != nil {
-		s.f.log.Warn("no hooks in the guest; it is looked at all the same", "error", err)
+		w.f.log.Warn("no hooks in the guest; it is looked at all the same", "error", err)
 		return
 	}
 	wg.Add(1)
@@ -154,7 +154,7 @@ func (s *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
 				return // a guest that has gone is noticed by those who read it
 			}
 			select {
-			case s.hook <- struct{}{}:
+			case w.hook <- struct{}{}:
 			default:
 			}
 		}
@@ -162,8 +162,8 @@ func (s *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
 }
 
 // look looks for what is new until something breaks.
-func (s *guestWatch) look(ctx context.Context) error {
-	o := &s.f.svc.opt
+func (w *guestWatch) look(ctx context.Context) error {
+	o := &w.f.svc.opt
 	interval := o.Poll
 	t := time.NewTimer(interval)
 	defer t.Stop()
@@ -175,27 +175,27 @@ func (s *guestWatch) look(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.hook:
+		case <-w.hook:
 			hooked = true
-		case <-s.f.poke:
+		case <-w.f.poke:
 		case <-t.C:
 		}
-		if s.f.wasReset() {
+		if w.f.wasReset() {
 			return fmt.Errorf("%w: the guest was reset", errAgain)
 		}
 		now := time.Now()
-		changed, err := s.pulse.Beat()
+		changed, err := w.pulse.Beat()
 		if err == nil && changed {
-			err = s.newcomers(ctx)
+			err = w.newcomers(ctx)
 		}
 		if err == nil && !now.Before(nextSpaces) {
 			nextSpaces = now.Add(spacesEvery)
-			err = s.moved()
+			err = w.moved()
 		}
 		// A hook tells of address spaces that no list may have.
 		if err == nil && (!now.Before(nextAll) || hooked && now.After(nextAll.Add(hookedEvery-allEvery))) {
 			nextAll = now.Add(allEvery)
-			err = s.enumerate(ctx, false)
+			err = w.enumerate(ctx, false)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -211,12 +211,12 @@ func (s *guestWatch) look(ctx context.Context) error {
 		}
 		if now.After(nextBetter) {
 			nextBetter = now.Add(betterEvery)
-			if s.better(ctx) {
+			if w.better(ctx) {
 				return fmt.Errorf("%w: the module is there now", errAgain)
 			}
 		}
 		interval = o.Poll
-		if s.f.Paused() {
+		if w.f.Paused() {
 			interval = pausedEvery
 		}
 		// Where a look is dear, half of the share at most goes into looking.
@@ -233,15 +233,15 @@ func (s *guestWatch) look(ctx context.Context) error {
 
 // better tells whether a guest that is read through QEMU can be read through the module by
 // now.
-func (s *guestWatch) better(ctx context.Context) bool {
-	if s.src.Info().Kind != source.KindQEMU || !s.f.svc.moduleThere() {
+func (w *guestWatch) better(ctx context.Context) bool {
+	if w.src.Info().Kind != source.KindQEMU || !w.f.svc.moduleThere() {
 		return false
 	}
-	h, err := s.f.svc.host()
+	h, err := w.f.svc.host()
 	if err != nil {
 		return false
 	}
-	src, err := h.Open(ctx, s.f.current())
+	src, err := h.Open(ctx, w.f.current())
 	if err != nil {
 		return false
 	}
@@ -250,78 +250,78 @@ func (s *guestWatch) better(ctx context.Context) bool {
 }
 
 // newcomers takes up the processes at the end of the list.
-func (s *guestWatch) newcomers(ctx context.Context) error {
-	s.guest.Refresh()
-	procs, _, err := s.guest.Newest(ctx, s.known)
-	s.mu.Lock()
-	if len(procs) > 0 && len(s.list) < maxListed {
-		s.list = append(slices.Clone(s.list), procs...) // who reads the old one goes on doing so
+func (w *guestWatch) newcomers(ctx context.Context) error {
+	w.guest.Refresh()
+	procs, _, err := w.guest.Newest(ctx, w.known)
+	w.mu.Lock()
+	if len(procs) > 0 && len(w.list) < maxListed {
+		w.list = append(slices.Clone(w.list), procs...) // who reads the old one goes on doing so
 	}
-	s.mu.Unlock()
+	w.mu.Unlock()
 	for i := range procs {
-		s.add(&procs[i], false)
+		w.add(&procs[i], false)
 	}
 	return err
 }
 
-func (s *guestWatch) known(id introspect.Identity) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.procs[id] != nil
+func (w *guestWatch) known(id introspect.Identity) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.procs[id] != nil
 }
 
 // add takes a process up that is not known yet.
-func (s *guestWatch) add(p *introspect.Process, old bool) {
+func (w *guestWatch) add(p *introspect.Process, old bool) {
 	id := p.Identity()
 	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.procs[id] != nil || len(s.procs) >= maxListed { // more is a lie; all says so
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.procs[id] != nil || len(w.procs) >= maxListed { // more is a lie; all says so
 		return
 	}
 	n := &tracked{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[scan.ImageKey]bool)}
-	s.procs[id] = n
+	w.procs[id] = n
 	if old || n.ended {
 		return
 	}
 	n.due = now
-	s.f.svc.count(func(c *Counts) { c.Newcomers++ })
-	s.f.log.Debug("new process", "pid", p.PID, "process", p.Name)
-	s.poke()
+	w.f.svc.count(func(c *Counts) { c.Newcomers++ })
+	w.f.log.Debug("new process", "pid", p.PID, "process", p.Name)
+	w.poke()
 }
 
-func (s *guestWatch) poke() {
+func (w *guestWatch) poke() {
 	select {
-	case s.wake <- struct{}{}:
+	case w.wake <- struct{}{}:
 	default:
 	}
 }
 
 // moved takes note of address spaces that changed and of processes that ended.
-func (s *guestWatch) moved() error {
-	c, err := s.pulse.Spaces()
+func (w *guestWatch) moved() error {
+	c, err := w.pulse.Spaces()
 	if err != nil {
 		return err
 	}
 	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, id := range c.Exited {
-		if p := s.procs[id]; p != nil {
+		if p := w.procs[id]; p != nil {
 			p.ended, p.due = true, time.Time{}
 		}
 	}
 	for _, id := range c.Spaces {
-		p := s.procs[id]
+		p := w.procs[id]
 		// The sweep of everything sees to what was there when the watch began.
-		if p == nil || p.ended || p.acted || p.old && !s.swept {
+		if p == nil || p.ended || p.acted || p.old && !w.swept {
 			continue
 		}
 		if p.due.IsZero() || p.due.After(now) {
 			p.due = later(later(now, p.after), p.last.Add(max(minRescan, rescanEffort*p.took)))
 		}
 	}
-	s.poke()
+	w.poke()
 	return nil
 }
 
@@ -334,16 +334,16 @@ func later(a, b time.Time) time.Time {
 
 // enumerate enumerates the processes in full: new ones that the pulse did not tell of, or that
 // no list has, and those that are gone.
-func (s *guestWatch) enumerate(ctx context.Context, first bool) error {
-	s.guest.Refresh()
-	procs, _, err := s.guest.Processes(ctx)
+func (w *guestWatch) enumerate(ctx context.Context, first bool) error {
+	w.guest.Refresh()
+	procs, _, err := w.guest.Processes(ctx)
 	if err != nil {
 		return err
 	}
 	// What has only just come when the watch begins is still coming into memory.
 	young := func(*introspect.Process) bool { return true }
 	if first {
-		now, err := s.guest.Time()
+		now, err := w.guest.Time()
 		known := err == nil && !now.IsZero()
 		young = func(p *introspect.Process) bool { return known && now.Sub(p.Created) < revisits[len(revisits)-1] }
 	}
@@ -356,35 +356,35 @@ func (s *guestWatch) enumerate(ctx context.Context, first bool) error {
 		}
 		id := p.Identity()
 		there[id] = true
-		s.add(p, !young(p))
+		w.add(p, !young(p))
 		if p.Exited.IsZero() {
 			living = append(living, id)
 		}
 	}
-	s.mu.Lock()
-	for id, p := range s.procs {
+	w.mu.Lock()
+	for id, p := range w.procs {
 		if !there[id] && !p.busy {
-			delete(s.procs, id)
+			delete(w.procs, id)
 		}
 	}
 	n := len(living)
-	s.list = procs
-	s.mu.Unlock()
-	s.f.set(func(st *DomainStatus) { st.Processes = n })
+	w.list = procs
+	w.mu.Unlock()
+	w.f.set(func(st *DomainStatus) { st.Processes = n })
 	if !slices.ContainsFunc(living, func(id introspect.Identity) bool { return id.PID == 4 }) {
 		return errors.New("the guest has no System process any more")
 	}
-	return s.pulse.Watch(living)
+	return w.pulse.Watch(living)
 }
 
 // next is the process whose time it is, marked busy, or how long there is none.
-func (s *guestWatch) next() (*tracked, time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (w *guestWatch) next() (*tracked, time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	now := time.Now()
 	wait := time.Hour
 	var best *tracked
-	for _, p := range s.procs {
+	for _, p := range w.procs {
 		if p.busy || p.due.IsZero() {
 			continue
 		}
@@ -404,27 +404,27 @@ func (s *guestWatch) next() (*tracked, time.Duration) {
 }
 
 // work sweeps processes that are due.
-func (s *guestWatch) work(ctx context.Context) error {
+func (w *guestWatch) work(ctx context.Context) error {
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
 	for {
-		p, wait := s.next()
+		p, wait := w.next()
 		if p == nil {
 			t.Reset(wait)
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case <-s.wake:
+			case <-w.wake:
 			case <-t.C:
 			}
 			continue
 		}
-		s.poke() // another one may be due, too
+		w.poke() // another one may be due, too
 		begin := time.Now()
-		err := s.scanProcess(ctx, p)
-		s.mu.Lock()
+		err := w.scanProcess(ctx, p)
+		w.mu.Lock()
 		p.busy, p.last, p.took = false, time.Now(), time.Since(begin)
-		s.mu.Unlock()
+		w.mu.Unlock()
 		if err != nil {
 			return err
 		}

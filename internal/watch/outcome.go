@@ -17,7 +17,7 @@ const endTime = 30 * time.Second
 
 // conclude ends the account of a scan, of one process or, where p is nil, of everything, and
 // counts and logs what came of it.
-func (s *guestWatch) conclude(ctx context.Context, acc respond.Account, p *tracked, trigger string, d *finding.Scan) {
+func (w *guestWatch) conclude(ctx context.Context, acc respond.Account, p *tracked, trigger string, d *finding.Scan) {
 	fresh := respond.Fresh(d.Findings)
 	if p == nil || len(fresh) > 0 {
 		// What was found is recorded also when the service is being stopped.
@@ -30,7 +30,7 @@ func (s *guestWatch) conclude(ctx context.Context, acc respond.Account, p *track
 		if k.Code == finding.OutcomeKilled {
 			killed++
 		}
-		s.f.log.Warn("kill", "pid", k.Target.PID, "process", k.Target.Name, "outcome", k.Code, "reason", k.Reason, "method", k.Method,
+		w.f.log.Warn("kill", "pid", k.Target.PID, "process", k.Target.Name, "outcome", k.Code, "reason", k.Reason, "method", k.Method,
 			"requested", k.Requested, "applied", k.Applied, "dead", k.Dead)
 	}
 	for i := range fresh {
@@ -41,14 +41,14 @@ func (s *guestWatch) conclude(ctx context.Context, acc respond.Account, p *track
 		if p != nil && !p.old {
 			args = append(args, "since_seen_ms", time.Since(p.first).Milliseconds())
 		}
-		s.f.log.Warn("finding", args...)
+		w.f.log.Warn("finding", args...)
 	}
-	s.f.svc.count(func(c *Counts) { c.Findings += len(fresh); c.Kills += killed })
-	s.f.set(func(st *DomainStatus) { st.Findings += len(fresh); st.Kills += killed })
+	w.f.svc.count(func(c *Counts) { c.Findings += len(fresh); c.Kills += killed })
+	w.f.set(func(st *DomainStatus) { st.Findings += len(fresh); st.Kills += killed })
 	if acted && p != nil {
-		s.mu.Lock()
+		w.mu.Lock()
 		p.acted, p.due = true, time.Time{}
-		s.mu.Unlock()
+		w.mu.Unlock()
 	}
 }
 

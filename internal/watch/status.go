@@ -62,23 +62,23 @@ func (s *Service) Status() Status {
 
 func (f *follower) state() DomainStatus {
 	f.mu.Lock()
-	st, s := f.status, f.guest
+	st, w := f.status, f.guest
 	if st.State == "watched" && f.domain.Paused {
 		st.State = "paused"
 	}
 	f.mu.Unlock()
-	if s != nil {
-		st.Due = s.waiting()
+	if w != nil {
+		st.Due = w.waiting()
 	}
 	return st
 }
 
 // waiting is how many processes are due.
-func (s *guestWatch) waiting() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (w *guestWatch) waiting() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	n, now := 0, time.Now()
-	for _, p := range s.procs {
+	for _, p := range w.procs {
 		if p.busy || !p.due.IsZero() && p.due.Before(now) {
 			n++
 		}

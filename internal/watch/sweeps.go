@@ -27,12 +27,12 @@ const (
 const retrySweep = 30 * time.Second
 
 // sweepLoop sweeps all of the guest, now and then.
-func (s *guestWatch) sweepLoop(ctx context.Context) error {
-	o := &s.f.svc.opt
+func (w *guestWatch) sweepLoop(ctx context.Context) error {
+	o := &w.f.svc.opt
 	trigger := TriggerStart
 	for {
 		wait := o.Interval + rand.N(o.Jitter+1)
-		ok, err := s.sweep(ctx, trigger)
+		ok, err := w.sweep(ctx, trigger)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -44,7 +44,7 @@ func (s *guestWatch) sweepLoop(ctx context.Context) error {
 			trigger = TriggerTimer
 		}
 		next := time.Now().Add(wait)
-		s.f.set(func(st *DomainStatus) { st.NextSweep = &next })
+		w.f.set(func(st *DomainStatus) { st.NextSweep = &next })
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -54,76 +54,76 @@ func (s *guestWatch) sweepLoop(ctx context.Context) error {
 }
 
 // sweep makes one sweep of everything, when the budget has room for it.
-func (s *guestWatch) sweep(ctx context.Context, trigger string) (ok bool, err error) {
-	b := s.f.svc.budget
+func (w *guestWatch) sweep(ctx context.Context, trigger string) (ok bool, err error) {
+	b := w.f.svc.budget
 	if err := acquire(ctx, b.domains); err != nil {
 		return false, err
 	}
 	defer release(b.domains)
-	s.f.set(func(st *DomainStatus) { st.Sweeping = true })
-	defer s.f.set(func(st *DomainStatus) { st.Sweeping = false })
+	w.f.set(func(st *DomainStatus) { st.Sweeping = true })
+	defer w.f.set(func(st *DomainStatus) { st.Sweeping = false })
 	// A cache of its own: a page is as old as the sweep at most.
-	src := source.NewCache(s.src, cachePages)
-	acc := s.f.svc.opt.Accounts.Account(s.f.name, s.f.uuid, true)
-	d, err := s.scan(ctx, s.f.svc.opt.Scanners.Scanner(s.means(false)), src, s.request(), acc)
+	src := source.NewCache(w.src, cachePages)
+	acc := w.f.svc.opt.Accounts.Account(w.f.name, w.f.uuid, true)
+	d, err := w.scan(ctx, w.f.svc.opt.Scanners.Scanner(w.means(false)), src, w.request(), acc)
 	if ctx.Err() != nil && len(d.Findings) == 0 {
 		return false, ctx.Err()
 	}
-	s.conclude(ctx, acc, nil, trigger, &d)
-	s.f.svc.opt.Results.Flush()
-	s.f.svc.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
+	w.conclude(ctx, acc, nil, trigger, &d)
+	w.f.svc.opt.Results.Flush()
+	w.f.svc.count(func(c *Counts) { c.Sweeps++; c.Errors += len(d.Errors) })
 	if d.Status == finding.StatusFailed {
-		s.f.log.Warn("sweep failed", "trigger", trigger, "reason", d.Reason)
+		w.f.log.Warn("sweep failed", "trigger", trigger, "reason", d.Reason)
 		return false, err
 	}
 	now := time.Now()
-	s.f.set(func(st *DomainStatus) { st.LastSweep, st.Status = &now, d.Status })
-	s.f.log.Info("swept", "trigger", trigger, "status", d.Status, "processes", d.Processes, "images", d.Images, "files", d.Files,
+	w.f.set(func(st *DomainStatus) { st.LastSweep, st.Status = &now, d.Status })
+	w.f.log.Info("swept", "trigger", trigger, "status", d.Status, "processes", d.Processes, "images", d.Images, "files", d.Files,
 		"findings", len(d.Findings), "errors", len(d.Errors), "seconds", d.Timing.Total)
 	for i, e := range d.Errors {
 		if i == 10 {
-			s.f.log.Warn("more could not be read", "errors", len(d.Errors)-i)
+			w.f.log.Warn("more could not be read", "errors", len(d.Errors)-i)
 			break
 		}
-		s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
+		w.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.swept = err == nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.swept = err == nil
 	return err == nil, err
 }
 
 // request is what all scans of this guest have in common.
-func (s *guestWatch) request() scan.Request {
-	req := s.f.svc.opt.Request
-	req.Looked, req.At = true, s.guest.Kernel().Place()
+func (w *guestWatch) request() scan.Request {
+	req := w.f.svc.opt.Request
+	req.Looked, req.At = true, w.guest.Kernel().Place()
 	return req
 }
 
 // scan has a scanner scan the guest through a source, and responds to what it finds.
-func (s *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc respond.Account) (finding.Scan, error) {
-	o := &s.f.svc.opt
-	d := s.f.current()
-	t := scan.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Domain: s.f}
+func (w *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc respond.Account) (finding.Scan, error) {
+	o := &w.f.svc.opt
+	d := w.f.current()
+	t := scan.Target{Name: d.Name, UUID: d.UUID, State: d.State, Source: src, Domain: w.f}
 	return respond.Scan(ctx, by, t, req, respond.Options{Policy: o.Policy, Kill: o.Kill, Profiles: o.Profiles,
-		Kills: respond.KillLock(ctx, o.Runtime, d.UUID), Holder: &s.holds, Recorder: acc, Known: &s.reported, Observer: s})
+		Kills: respond.KillLock(ctx, o.Runtime, d.UUID), Holder: &w.holds, Recorder: acc, Known: &w.reported, Observer: w})
 }
 
 // means are what this guest's scans are done with: urgent ones, of what is new, wait for no
 // others.
-func (s *guestWatch) means(urgent bool) scan.Means {
-	svc := s.f.svc
+func (w *guestWatch) means(urgent bool) scan.Means {
+	svc := w.f.svc
 	return scan.Means{Profiles: svc.opt.Profiles, Engine: slotted{svc.engine, svc.budget, urgent}, Memory: svc.opt.Results}
 }
 
 // Progress implements respond.Observer.
-func (s *guestWatch) Progress(scan.Progress) {}
+func (w *guestWatch) Progress(scan.Progress) {}
 
 // Looked implements respond.Observer: it remembers an image that was looked at.
-func (s *guestWatch) Looked(id introspect.Identity, image scan.ImageKey, whole bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if known := s.procs[id]; known != nil {
+func (w *guestWatch) Looked(id introspect.Identity, image scan.ImageKey, whole bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if known := w.procs[id]; known != nil {
 		if len(known.images) >= maxImages {
 			clear(known.images) // it is looked at again
 		}
@@ -133,36 +133,36 @@ func (s *guestWatch) Looked(id introspect.Identity, image scan.ImageKey, whole b
 
 // scanProcess sweeps what is new in one process: its program alone when it has just come,
 // so that a verdict on it waits for nothing else, and then the rest.
-func (s *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
+func (w *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 	steps := []bool{false}
 	if p.step == 0 && !p.old {
 		steps = []bool{true, false}
 	}
 	last, broke := p.old || p.step >= len(revisits)-1, ""
 	for _, programOnly := range steps {
-		s.guest.Refresh()
-		now, _ := s.guest.ProcessAt(p.id.EPROCESS)
+		w.guest.Refresh()
+		now, _ := w.guest.ProcessAt(p.id.EPROCESS)
 		if now.Identity() != p.id || !now.Exited.IsZero() {
-			s.mu.Lock()
+			w.mu.Lock()
 			p.ended, p.due = true, time.Time{}
-			s.mu.Unlock()
+			w.mu.Unlock()
 			return nil
 		}
-		acc := s.f.svc.opt.Accounts.Account(s.f.name, s.f.uuid, false)
-		d, err := s.scanNew(ctx, &now, p, programOnly, acc)
+		acc := w.f.svc.opt.Accounts.Account(w.f.name, w.f.uuid, false)
+		d, err := w.scanNew(ctx, &now, p, programOnly, acc)
 		if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || ctx.Err() != nil && len(d.Findings) == 0 {
 			return err
 		}
 		switch {
 		case d.Reason != "":
 			broke = d.Reason
-		case !last || s.hasEnded(p.id):
+		case !last || w.hasEnded(p.id):
 			d.Errors = d.Errors[:0] // it is looked at again, or its end is why
 		}
-		s.conclude(ctx, acc, p, TriggerNew, &d)
-		s.f.svc.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
+		w.conclude(ctx, acc, p, TriggerNew, &d)
+		w.f.svc.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
 		for _, e := range d.Errors {
-			s.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
+			w.f.log.Warn("not read in full", "what", e.What, "error", e.Error)
 		}
 		if err != nil {
 			return err
@@ -171,12 +171,12 @@ func (s *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 			break
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if broke != "" && p.broken < maxBroken && !p.acted {
 		p.after = time.Now().Add(brokenRetry << p.broken)
 		p.broken, p.due = p.broken+1, p.after
-		s.f.log.Warn("sweep of a process broke off; it is made again", "pid", p.id.PID, "process", p.name, "reason", broke)
+		w.f.log.Warn("sweep of a process broke off; it is made again", "pid", p.id.PID, "process", p.name, "reason", broke)
 		return nil
 	}
 	p.broken = 0
@@ -186,23 +186,23 @@ func (s *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 	return nil
 }
 
-func (s *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tracked, programOnly bool, acc respond.Account) (finding.Scan, error) {
-	focus := scan.Focused{ID: p.id, Parent: subject.Parent(now, s.others()), Program: programOnly}
-	s.mu.Lock()
+func (w *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tracked, programOnly bool, acc respond.Account) (finding.Scan, error) {
+	focus := scan.Focused{ID: p.id, Parent: subject.Parent(now, w.others()), Program: programOnly}
+	w.mu.Lock()
 	for image, whole := range p.images {
 		if !programOnly && (whole || p.old || p.step >= len(revisits)) { // the rest of it is for sweeps of everything
 			focus.Known = append(focus.Known, image)
 		}
 	}
-	s.mu.Unlock()
-	req := s.request()
+	w.mu.Unlock()
+	req := w.request()
 	req.Focus = []scan.Focused{focus}
-	return s.scan(ctx, s.kept, s.src, req, acc)
+	return w.scan(ctx, w.kept, w.src, req, acc)
 }
 
 // hasEnded tells whether a process has ended by now.
-func (s *guestWatch) hasEnded(id introspect.Identity) bool {
-	st, err := s.guest.Recheck(id)
+func (w *guestWatch) hasEnded(id introspect.Identity) bool {
+	st, err := w.guest.Recheck(id)
 	return err != nil || st.Exiting
 }
 

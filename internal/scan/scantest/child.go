@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KillChild kills the one worker that this process has.
+// KillChild kills the only child process that this process has. The test fails if there is
+// none or more than one.
 func KillChild(t testing.TB) {
 	t.Helper()
 	self := strconv.Itoa(os.Getpid())

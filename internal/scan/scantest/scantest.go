@@ -22,14 +22,15 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Malware is in the code of the guest's malware.exe (testdata/ntguest/user/malware.c), and
-// Signature what engines call it.
+// Malware is text in the code of the guest's malware.exe (testdata/ntguest/user/malware.c).
+// Signature is the name that the engines here have for it.
 const (
 	Malware   = "VMAV-TEST-MALWARE"
 	Signature = "Vmav.Test.Malware"
 )
 
-// Engine starts a clamd that knows the guest's malware and its implants.
+// Engine starts a clamd that knows the guest's malware and its implants. It is closed when
+// the test ends.
 func Engine(t testing.TB) *clam.Engine {
 	t.Helper()
 	var text string
@@ -48,7 +49,7 @@ func Engine(t testing.TB) *clam.Engine {
 	return e
 }
 
-// Finder is an engine for tests that are not about one: it looks for the malware itself.
+// Finder is an engine for tests that need no real one. It looks for the malware itself.
 type Finder struct{}
 
 // Identity implements scan.Identified.
@@ -68,7 +69,8 @@ type Silent struct{}
 // Scan implements scan.Engine.
 func (Silent) Scan(context.Context, string, []byte) (clam.Result, error) { return clam.Result{}, nil }
 
-// Guest writes a test guest's memory to a file and opens it.
+// Guest writes a test guest's memory to a file and opens it. The source is closed when the
+// test ends.
 func Guest(t testing.TB, opts ntguest.Options) (source.Source, *ntguest.Truth) {
 	t.Helper()
 	m, err := ntguest.Lay(opts)
@@ -87,7 +89,7 @@ func Guest(t testing.TB, opts ntguest.Options) (source.Source, *ntguest.Truth) {
 	return src, m.Truth
 }
 
-// Focus finds the guest's malware, as a scan can be focused on it.
+// Focus finds the process of the guest's malware for a focused scan.
 func Focus(t testing.TB, src source.Source) scan.Focused {
 	t.Helper()
 	g, err := introspect.Open(context.Background(), src, winstruct.BuiltIn())
@@ -107,14 +109,14 @@ func Focus(t testing.TB, src source.Source) scan.Focused {
 	return scan.Focused{}
 }
 
-// Means are the built-in profiles, an engine, and a memory that knows nothing.
+// Means returns the built-in profiles, an engine, and an empty memory.
 func Means(e scan.Engine) scan.Means {
 	return scan.Means{Profiles: winstruct.BuiltIn(), Engine: e, Memory: scan.NewCache()}
 }
 
 // Heard keeps what it is told of a scan. It implements scan.Events.
 type Heard struct {
-	OnFound    func(scan.Found) // nil for none, as the others
+	OnFound    func(scan.Found) // nil for none, like the others
 	OnLooked   func(introspect.Identity)
 	OnProgress func(scan.Progress)
 
@@ -154,7 +156,7 @@ func (h *Heard) Progress(p scan.Progress) {
 	}
 }
 
-// Scan has a scanner scan a guest. The result has what was heard.
+// Scan lets a scanner scan a guest, and returns a result with what was heard.
 func (h *Heard) Scan(ctx context.Context, s scan.Scanner, t scan.Target, req scan.Request) (finding.Scan, error) {
 	d, err := s.Scan(ctx, t, req, h)
 	finding.Sort(h.Findings)
@@ -165,7 +167,7 @@ func (h *Heard) Scan(ctx context.Context, s scan.Scanner, t scan.Target, req sca
 	return d, err
 }
 
-// Scan is Heard.Scan with a Heard of its own.
+// Scan is Heard.Scan with a new Heard.
 func Scan(ctx context.Context, s scan.Scanner, t scan.Target, req scan.Request) (finding.Scan, error) {
 	return new(Heard).Scan(ctx, s, t, req)
 }

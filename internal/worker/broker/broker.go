@@ -10,18 +10,18 @@ import (
 	"vmav.dev/vmav/internal/scan"
 )
 
-// Errors of a scan that a worker did not live to finish; test with errors.Is.
+// Errors of a scan whose worker ended before its end. Test for them with errors.Is.
 var (
-	// ErrViolation reports a worker that the kernel ended for a system call that no
-	// worker makes: it had been taken over, or there is a mistake in vmav.
+	// ErrViolation reports that the kernel killed the worker for a system call that no
+	// worker makes. The worker had been taken over, or vmav has a bug.
 	ErrViolation = errors.New("the worker made a system call that no worker makes, and was ended: it may have been taken over by the guest")
-	// ErrMisbehaved reports a worker that was ended because what it sent is nothing that
-	// a worker sends.
+	// ErrMisbehaved reports that the broker killed the worker because it sent something
+	// that no worker sends.
 	ErrMisbehaved = errors.New("the worker does not keep to the protocol, and was ended: it may have been taken over by the guest")
-	// ErrNoSandbox reports that no sandbox could be made, so that nothing was read.
+	// ErrNoSandbox reports that no sandbox could be made, so nothing was read.
 	ErrNoSandbox = errors.New("the worker could not be sandboxed, so nothing was read (--no-sandbox does without)")
-	// ErrStuck reports a worker that was ended because it was silent or at work for too
-	// long.
+	// ErrStuck reports that the broker killed the worker because it was silent or at work
+	// for too long.
 	ErrStuck = errors.New("the worker was ended")
 )
 
@@ -32,21 +32,21 @@ const (
 	DefaultTotal   = 12 * time.Hour
 )
 
-// Runner runs workers, which scan guests. The zero Runner is ready to use, by several at
-// once.
+// Runner runs workers, which scan guests. The zero Runner is ready to use, also by several
+// goroutines at once.
 type Runner struct {
-	User    string        // that workers of root run as; "" for User, and nobody where there is none
+	User    string        // user that root's workers run as; "" for User, or nobody if there is no such user
 	Memory  uint64        // bytes that a worker may map; 0 for DefaultMemory
-	Silence time.Duration // a worker that asks for nothing in this time is stuck; 0 for DefaultSilence
-	Total   time.Duration // for one guest, whatever it is doing; 0 for DefaultTotal
-	// Notes, unless nil, is told once what this host's sandbox lacks, and of each worker
-	// that ended by itself while it waited for work.
+	Silence time.Duration // a worker that asks for nothing for this long is stuck; 0 for DefaultSilence
+	Total   time.Duration // bound on one job, whatever the worker does; 0 for DefaultTotal
+	// Notes is told once what this host's sandbox lacks, and of each worker that ended by
+	// itself while it waited for work. It may be nil.
 	Notes Notes
 
-	Rest time.Duration // a kept worker ends when it had no work in this time; 0 for DefaultRest
+	Rest time.Duration // a kept worker ends after this time without work; 0 for DefaultRest
 
-	// Args are further arguments of the worker's command line, which inside.Main does not look
-	// at. Tests put other code in a worker's place by them.
+	// Args are further arguments of the worker's command line, which inside.Main ignores.
+	// Tests use them to run other code in place of a worker.
 	Args []string
 
 	once sync.Once
@@ -59,12 +59,12 @@ type Notes interface {
 	Note(text string)
 }
 
-// Scanner makes a scanner that scans each guest in a worker of its own. A worker that ends
-// early costs the rest of its scan: what it had reported until then was told of, the result
-// says how it ended, and is not complete.
+// Scanner returns a scanner that scans each guest in a worker of its own. If a worker ends
+// early, the rest of its scan is lost. What it had reported remains, and the result says
+// how it ended and is not complete.
 func (r *Runner) Scanner(m scan.Means) scan.Scanner { return &oneShot{r, m} }
 
-// oneShot implements scan.Scanner for scans that have a worker each.
+// oneShot implements scan.Scanner with a new worker for each scan.
 type oneShot struct {
 	r *Runner
 	m scan.Means
@@ -76,8 +76,8 @@ func (o *oneShot) Scan(ctx context.Context, t scan.Target, req scan.Request, on 
 	return k.Scan(ctx, t, req, on)
 }
 
-// work has a worker do a job.
-func (r *Runner) work(ctx context.Context, c *child, j *job, text []byte) {
+// work lets a worker do a job, within the bounds of the Runner.
+func (r *Runner) work(ctx context.Context, c *child, j *job) {
 	silence, total := r.Silence, r.Total
 	if silence == 0 {
 		silence = DefaultSilence
@@ -85,9 +85,9 @@ func (r *Runner) work(ctx context.Context, c *child, j *job, text []byte) {
 	if total == 0 {
 		total = DefaultTotal
 	}
-	c.do(ctx, task{j, text}, silence, total)
+	c.do(ctx, j, silence, total)
 	if j.control != nil {
-		j.control.Close() // what is pending is cancelled
+		j.control.Close() // cancels what is pending
 	}
 }
 

@@ -22,41 +22,41 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// User is the system user that workers of root run as.
+// User is the system user that root's workers run as.
 const User = "_vmav"
 
-// maxThreads bounds the threads of that user, all its workers together.
+// maxThreads bounds the threads of that user, in all its workers together.
 const maxThreads = 4096
 
-// child is a worker's process, seen from the broker. It does one job after the other.
+// child is the process of a worker, seen from the broker. It does one job after the other.
 type child struct {
 	cmd    *exec.Cmd
 	src    source.Source // of its guest
 	memory uint64        // bytes that it may map
 	lanes  []*wire.Lane
 	window *window.Window
-	said   output         // on stderr
-	exited chan struct{} // closed with the state set
+	said   output        // on stderr
+	exited chan struct{} // closed when the process has ended and its state is set
 	shared bool          // it maps guest memory
 	user   string        // whose rights it has, "" for the broker's own
 	note   func(landlockABI int)
 
 	kept  *Kept       // whose worker it is
-	alarm *time.Timer // that ends it where it waits for work for too long
+	alarm *time.Timer // ends it if it waits for work for too long
 
-	jobs    chan task      // has one while there is one that the worker has not asked for yet
-	serving sync.WaitGroup // those who answer
+	jobs    chan *job      // holds a job that the worker has not asked for yet
+	serving sync.WaitGroup // the goroutines that answer its questions
 
-	mu     sync.Mutex
+	mu      sync.Mutex
 	servers []*laneServer // by lane
-	task   *task     // that the worker is at; nil for none
-	asks   bool      // it has asked for a job
-	open   int       // other questions, that are being answered
-	heard  time.Time // when the last answer was given
-	ended  error     // why it was ended; the first reason counts
+	job     *job          // job that the worker is doing; nil for none
+	asks    bool          // it has asked for a job
+	open    int           // number of other questions that are being answered
+	heard   time.Time     // when the last answer was given
+	ended   error         // why the broker ended it; the first reason counts
 }
 
-// output keeps the beginning of what a process says: a crash is explained first.
+// output keeps the beginning of what a process writes. The beginning explains a crash.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -77,9 +77,9 @@ func (w *output) String() string {
 	return w.buf.String()
 }
 
-// start starts a worker with so many lanes, for a guest. The caller releases it.
+// start starts a worker with n lanes for a guest. The caller calls release.
 func start(n int, memory uint64, userName string, src source.Source, args []string) (_ *child, err error) {
-	c := &child{src: src, memory: memory, exited: make(chan struct{}), jobs: make(chan task, 1)}
+	c := &child{src: src, memory: memory, exited: make(chan struct{}), jobs: make(chan *job, 1)}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -107,7 +107,7 @@ func start(n int, memory uint64, userName string, src source.Source, args []stri
 		if c.user, attr.Credential, err = credential(userName); err != nil {
 			return nil, err
 		}
-		// A network of its own, with nothing in it.
+		// It gets a network of its own that is empty.
 		attr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 		threads = maxThreads
 	}
@@ -119,7 +119,7 @@ func start(n int, memory uint64, userName string, src source.Source, args []stri
 	command := append([]string{"vmav", wire.Marker, strconv.Itoa(n), strconv.FormatUint(memory, 10), strconv.FormatUint(threads, 10), shared}, args...)
 	err = c.launch(command, pass, attr)
 	if errors.Is(err, unix.EPERM) && attr.Cloneflags != 0 {
-		attr.Cloneflags = 0 // a root that may make no namespaces; the filter does without
+		attr.Cloneflags = 0 // root may not make namespaces here; the filter works without them
 		err = c.launch(command, pass, attr)
 	}
 	if err != nil {
@@ -134,22 +134,23 @@ func (c *child) launch(args []string, files []*os.File, attr *syscall.SysProcAtt
 		SysProcAttr: attr, WaitDelay: 5 * time.Second}
 	started := make(chan error)
 	go func() {
-		// The death signal comes when the thread that started the process ends, so this
-		// one is kept for as long as the process lives.
+		// The process gets its death signal when the thread that started it ends. So this
+		// thread lives as long as the process.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := c.cmd.Start()
 		started <- err
 		if err == nil {
-			_ = c.cmd.Wait() // the state says it all
+			_ = c.cmd.Wait() // the state says how it ended
 			close(c.exited)
 		}
 	}()
 	return <-started
 }
 
-// share has the worker map guest memory itself, where the source can share it: where it
-// lies is put into the window. nil where it cannot.
+// share returns a descriptor of guest memory, if the source can share it, for the worker to
+// map. It puts the places of the memory into mem. It returns nil if the worker must read
+// through the broker.
 func share(src source.Source, mem []byte) *os.File {
 	s, ok := src.(source.Sharer)
 	if !ok {
@@ -157,7 +158,7 @@ func share(src source.Source, mem []byte) *os.File {
 	}
 	f, runs, err := s.Share()
 	if err != nil {
-		return nil // what is wrong with the guest is found when it is read
+		return nil // if the guest has a problem, a read will find it
 	}
 	if !window.EncodeRanges(mem, runs) {
 		f.Close()
@@ -166,8 +167,8 @@ func share(src source.Source, mem []byte) *os.File {
 	return f
 }
 
-// credential is the user that a worker of root runs as: the one that is there for it, else
-// nobody.
+// credential returns the user that root's workers run as: the named one, or nobody if that
+// does not exist.
 func credential(name string) (string, *syscall.Credential, error) {
 	if name == "" {
 		name = User
@@ -194,8 +195,7 @@ func credential(name string) (string, *syscall.Credential, error) {
 	return u.Username, &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}, nil
 }
 
-// release gives back what the process was talked to through. Nobody uses its lanes any
-// more.
+// release closes the lanes and the window. Nobody uses them any longer.
 func (c *child) release() {
 	for _, l := range c.lanes {
 		unix.Close(l.FD)
@@ -206,7 +206,7 @@ func (c *child) release() {
 	}
 }
 
-// exitError says how the process ended, which has.
+// exitError says how the process ended. It must have ended.
 func (c *child) exitError() error {
 	last := strings.TrimSpace(c.said.String())
 	first, _, _ := strings.Cut(last, "\n")

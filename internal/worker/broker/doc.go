@@ -1,14 +1,15 @@
-// Package broker is the side of a worker that has rights: it starts the worker's process,
-// hands it scans to do (package wire), and answers its questions from the device, the
-// profiles' files, the engine and what is remembered. Runner makes scanners of it
+// Package broker is the side of a worker that has rights. It starts the worker's process,
+// gives it jobs (package wire), and answers its questions from the device, the profiles'
+// files, the engine and the memory of earlier scans. Runner makes scanners of it
 // (scan.Scanner).
 //
-// Who parses is taken to be lost: the broker believes a worker no size, index or claim that
-// it can check, and what it cannot check is of that worker's own guest. docs/ARCHITECTURE.md
-// says what a worker that was taken over can still do.
+// The broker assumes that a process that parses has been taken over. It believes no size,
+// index or claim of a worker that it can check. What it cannot check concerns only that
+// worker's own guest. docs/ARCHITECTURE.md says what a worker that was taken over can still
+// do.
 //
-// A worker's end, for whatever reason, is an error of that scan, with a name, and leaves
-// what was told of before. The broker owns the process and ends it; nothing outlives the
-// scan, but the workers of a Kept until it is closed. The package parses nothing that a guest
-// wrote, and must import neither inside nor respond.
+// The end of a worker, whatever its reason, is an error of its scan. What was reported
+// before remains. The broker owns the process and ends it. Nothing outlives the scan except
+// the workers of a Kept, which live until it is closed. The package parses nothing that a
+// guest wrote. It must import neither inside nor respond.
 package broker

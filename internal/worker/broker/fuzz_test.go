@@ -82,7 +82,7 @@ func FuzzQuestions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data, text []byte) {
 		clear(window[:1<<16])
 		copy(window, text)
-		c := &child{jobs: make(chan task, 1), exited: make(chan struct{}), note: func(int) {}}
+		c := &child{jobs: make(chan *job, 1), exited: make(chan struct{}), note: func(int) {}}
 		var all []*job
 		m := scan.Means{Profiles: profiles, Engine: scantest.Silent{}, Memory: scan.NewCache()}
 		h := &scantest.Heard{OnLooked: func(id introspect.Identity) {
@@ -96,12 +96,11 @@ func FuzzQuestions(f *testing.F) {
 			s.ctx = context.Background()
 			all = append(all, s)
 		}
-		job, err := all[1].encode()
-		if err != nil {
+		if err := all[1].encode(); err != nil {
 			t.Fatal(err)
 		}
-		c.task = &task{all[0], nil}
-		c.jobs <- task{all[1], job}
+		c.job = all[0]
+		c.jobs <- all[1]
 		v := newLaneServer(window)
 		c.servers = []*laneServer{v}
 		for _, b := range packets(data) {

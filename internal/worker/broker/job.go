@@ -16,37 +16,38 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// job is one scan, seen from the broker.
+// job is one scan as a worker does it, seen from the broker.
 type job struct {
 	target  scan.Target
-	src     source.Source // the target's, uncached: a worker has a cache of its own
+	src     source.Source // the target's source, uncached, because a worker has its own cache
 	means   scan.Means
 	results scan.Results
 	req     scan.Request
 	on      scan.Events
 	ctx     context.Context // ends with the job
-	over    chan struct{}   // closed when the worker has reported the result
+	text    []byte          // as a worker gets it
+	over    chan struct{}   // closed after the worker has reported the result
 	budget  atomic.Int64    // bytes of content that may still be kept
-	waiting sync.Mutex      // held by who waits for an event
+	waiting sync.Mutex      // held while somebody waits for an event
 
 	mu        sync.Mutex
-	infected  map[[32]byte]string // what the engine said of contents of this guest
-	user      string              // that the worker runs as; "" for the broker's own
-	abi       int                 // of Landlock
-	taken     bool                // the job is, by a worker that is sandboxed
+	infected  map[[32]byte]string // signatures that the engine found in contents of this guest
+	user      string              // user that the worker runs as; "" for the broker's own
+	abi       int                 // version of Landlock
+	taken     bool                // a sandboxed worker has taken the job
 	control   source.Control      // of page-ins
 	pageIns   int
-	near      []winstruct.Entry // as the worker was told
-	reported  int               // bytes
-	found     int               // findings
-	last      finding.Unread    // that was reported
-	looked    int               // images
-	overflown bool              // more findings than are kept
+	near      []winstruct.Entry // list that the worker was given
+	reported  int               // bytes of findings and unread things
+	found     int               // number of findings
+	last      finding.Unread    // last thing that was reported
+	looked    int               // number of images that were looked at
+	overflown bool              // there were more findings than are kept
 	progress  int
-	charged   [wire.LastKind + 1]int // questions, by kind
+	charged   [wire.LastKind + 1]int // number of questions, by kind
 	result    wire.Result
 	done      bool
-	fatal     error // what no scan goes on after: the guest or the engine is gone
+	fatal     error // error that ends any scan: the guest or the engine is gone
 }
 
 func newJob(t scan.Target, m scan.Means, results scan.Results, req scan.Request, on scan.Events) *job {
@@ -56,37 +57,38 @@ func newJob(t scan.Target, m scan.Means, results scan.Results, req scan.Request,
 	return j
 }
 
-// encode is the job as it is handed out.
-func (j *job) encode() ([]byte, error) {
+// encode sets the text of the job.
+func (j *job) encode() (err error) {
 	_, near := j.means.Profiles.(introspect.Neighbours)
 	t := &j.target
 	out := wire.Job{Name: t.Name, UUID: t.UUID, State: t.State, Info: j.src.Info(), Near: near, Secret: j.results.Secret(), Request: j.req}
 	if j.req.PageIn != nil {
 		_, out.Controlled = j.src.(source.Controller)
 	}
-	return out.Encode()
+	j.text, err = out.Encode()
+	return err
 }
 
-// greeted notes whose rights the worker has that took the job.
+// greeted notes what confines the worker that took the job.
 func (j *job) greeted(user string, abi int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.taken, j.user, j.abi = true, user, abi
 }
 
-// unread tells of something that could not be read.
+// unread reports something that could not be read.
 func (j *job) unread(what string, err error) {
 	j.on.Unread(finding.Unread{What: what, Error: err.Error()})
 }
 
-// conclude makes the result of what came. Nobody else uses the job any more.
+// conclude makes the result of the job. Nobody else uses the job any longer.
 func (j *job) conclude(ctx context.Context, c *child) (finding.Scan, error) {
 	if j.done {
 		d := j.adoptedResult()
 		if j.result.Ended == "" {
 			return d, nil
 		}
-		if j.fatal != nil { // what ended it came through here
+		if j.fatal != nil { // the error came through the broker, which knows its type
 			return d, j.fatal
 		}
 		return d, &wire.RemoteError{Text: j.result.Ended}
@@ -109,7 +111,7 @@ func (j *job) conclude(ctx context.Context, c *child) (finding.Scan, error) {
 	return d, nil
 }
 
-// adoptedResult is the worker's result, as far as it is for the worker to say.
+// adoptedResult returns the worker's result, without what is not for the worker to say.
 func (j *job) adoptedResult() finding.Scan {
 	d, own := j.result.Scan, scan.Empty(j.target)
 	d.Name, d.UUID, d.State, d.Source = own.Name, own.UUID, own.State, own.Source
@@ -117,8 +119,8 @@ func (j *job) adoptedResult() finding.Scan {
 	return d
 }
 
-// admit tells whether there is room for one more finding, of so many bytes. The first
-// for which there is none is an error of the scan.
+// admit reports whether there is room for one more finding of size bytes. The first finding
+// without room is an error of the scan.
 func (j *job) admit(f *finding.Finding, size int) bool {
 	j.mu.Lock()
 	if j.reported += size; j.reported <= wire.MaxReported && j.found < wire.MaxFindings {

@@ -15,44 +15,44 @@ import (
 
 // Bounds on workers that wait for work.
 const (
-	// DefaultRest is how long one waits: the next one has a process to start and the
-	// guest's kernel to find before it looks at anything.
+	// DefaultRest is how long a worker waits for work. A new worker has to start a process
+	// and find the guest's kernel before it looks at anything.
 	DefaultRest = 5 * time.Minute
-	maxResting  = 16 // of all guests; more end who has waited longest
+	maxResting  = 16 // for all guests; if there are more, those that have waited longest end
 )
 
-// After a worker has died the next one is started at once; if that dies, too, the others
-// come ever more slowly, until there was no death for a while: a guest may know how to
-// kill them.
+// After a worker has died, the next one is started at once. If that dies too, further ones
+// are started ever more slowly, until no worker has died for a while: a guest may know how
+// to kill them.
 const (
 	firstDelay  = 50 * time.Millisecond
 	lastDelay   = 2 * time.Second
 	forgetAfter = time.Minute
 )
 
-// Kept scans one guest again and again in workers that live on between the scans: each costs
-// neither a process nor a search for the kernel. It is for several scans at once, which have
-// a worker each. All that a worker may do in one scan is bounded as it is for a worker of
-// one scan alone, and what it reports is of that guest alone.
+// Kept scans one guest again and again in workers that live on between the scans. Such a
+// scan needs neither a new process nor a search for the kernel. Several scans may run at
+// once, each in a worker of its own. What a worker may do in one scan is bounded as for a
+// worker that does only one, and what it reports concerns only that guest.
 //
-// A worker's end costs the scan under way, as it does with Runner.Scanner; the next scan has
-// another one. The guest's source outlives the Kept.
+// The end of a worker ends the scan that is under way, as with Runner.Scanner. The next
+// scan gets another worker. The guest's source must outlive the Kept.
 type Kept struct {
-	r    *Runner
-	m    scan.Means
-	single bool // it is for one scan
+	r      *Runner
+	m      scan.Means
+	single bool // it does one scan only
 
 	mu     sync.Mutex
-	deaths int       // one soon after the other
-	last   time.Time // of them
+	deaths int       // number of deaths, each soon after the one before
+	last   time.Time // time of the last death
 }
 
-// Keep makes a Kept of a guest, for scans that are focused on some processes. No worker is
-// started before the first. One of everything takes long, and more memory than is to be
-// kept: that is for Scanner.
+// Keep returns a Kept for one guest and for scans that are focused on some processes. The
+// first scan starts the first worker. Scans of everything belong to Scanner: they take
+// long, and need more memory than a kept worker should hold. The caller closes the Kept.
 func (r *Runner) Keep(m scan.Means) scan.Kept { return &Kept{r: r, m: m} }
 
-// Scan implements scan.Scanner. The target's source is the same in each call.
+// Scan implements scan.Scanner. The target's source must be the same in each call.
 func (k *Kept) Scan(ctx context.Context, t scan.Target, req scan.Request, on scan.Events) (finding.Scan, error) {
 	if req.Jobs <= 0 {
 		req.Jobs = scan.DefaultJobs
@@ -60,22 +60,21 @@ func (k *Kept) Scan(ctx context.Context, t scan.Target, req scan.Request, on sca
 	return k.run(ctx, newJob(t, k.m, scoped(k.m.Memory, t).For(ctx, k.m.Engine), req, on))
 }
 
-// run has a worker do a job. The error is that of Scan.
+// run lets a worker do a job. It returns the error of Scan.
 func (k *Kept) run(ctx context.Context, j *job) (finding.Scan, error) {
 	failed := func(err error) finding.Scan {
 		d := scan.Empty(j.target)
 		d.Reason = err.Error()
 		return d
 	}
-	text, err := j.encode()
-	if err != nil {
+	if err := j.encode(); err != nil {
 		return failed(err), nil
 	}
 	c, err := k.takeWorker(ctx, j)
 	if err != nil {
 		return failed(err), ctx.Err()
 	}
-	k.r.work(ctx, c, j, text)
+	k.r.work(ctx, c, j)
 	d, err := j.conclude(ctx, c)
 	switch {
 	case j.done && k.single:
@@ -93,7 +92,7 @@ func (k *Kept) run(ctx context.Context, j *job) (finding.Scan, error) {
 	return d, err
 }
 
-// takeWorker is a worker for a job: one that waits for work, or another one.
+// takeWorker returns a worker for a job: one that waits for work, or a new one.
 func (k *Kept) takeWorker(ctx context.Context, j *job) (*child, error) {
 	for {
 		c := k.r.takeResting(k)
@@ -115,8 +114,8 @@ func (k *Kept) takeWorker(ctx context.Context, j *job) (*child, error) {
 	return c, err
 }
 
-// end ends a worker that has nothing to do. One that has ended by itself, or had to be
-// ended, is worth a word: nothing asked it to.
+// end ends a worker that has nothing to do. If the worker has ended by itself or had to be
+// ended, Notes is told of it.
 func (k *Kept) end(c *child) {
 	if !c.living() {
 		k.died()
@@ -134,14 +133,14 @@ func (k *Kept) putBack(c *child) {
 	}
 }
 
-// Close ends the guest's workers. No scan is under way, and none comes.
+// Close ends the guest's workers. No scan may be under way or follow.
 func (k *Kept) Close() {
 	for c := k.r.takeResting(k); c != nil; c = k.r.takeResting(k) {
 		k.end(c)
 	}
 }
 
-// died notes a death.
+// died notes the death of a worker.
 func (k *Kept) died() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -170,7 +169,8 @@ func (k *Kept) pause(ctx context.Context) error {
 	}
 }
 
-// delay is how long after the last of so many deaths in a row the next worker may start.
+// delay returns how long after the last of a number of deaths in a row the next worker may
+// start.
 func delay(deaths int) time.Duration {
 	if deaths < 2 {
 		return 0
@@ -182,10 +182,11 @@ func delay(deaths int) time.Duration {
 type pool struct {
 	mu      sync.Mutex
 	living  map[*child]bool
-	resting []*child // who has waited longest comes first
+	resting []*child // the worker that has waited longest comes first
 }
 
-// addResting puts a worker among those that wait for work, and returns those that are too many.
+// addResting puts a worker among those that wait for work. It returns those that are too
+// many.
 func (r *Runner) addResting(c *child) (tooMany []*child) {
 	rest := r.Rest
 	if rest == 0 {
@@ -209,7 +210,7 @@ func (r *Runner) addResting(c *child) (tooMany []*child) {
 	return tooMany
 }
 
-// takeResting takes the worker of k that worked last, nil where none waits.
+// takeResting takes the worker of k that was used last. It returns nil if none waits.
 func (r *Runner) takeResting(k *Kept) *child {
 	r.pool.mu.Lock()
 	defer r.pool.mu.Unlock()
@@ -223,7 +224,8 @@ func (r *Runner) takeResting(k *Kept) *child {
 	return nil
 }
 
-// removeResting takes a worker out of those that wait, and tells whether it was one.
+// removeResting removes a worker from those that wait. It reports whether it was one of
+// them.
 func (r *Runner) removeResting(c *child) bool {
 	r.pool.mu.Lock()
 	defer r.pool.mu.Unlock()
@@ -234,8 +236,8 @@ func (r *Runner) removeResting(c *child) bool {
 	return i >= 0
 }
 
-// Used is the processor time that the living workers took. That of those that have ended
-// is in the broker's account of its children.
+// Used returns the processor time of the living workers. The time of workers that have
+// ended is in the account of this process's children.
 func (r *Runner) Used() (sum time.Duration) {
 	r.pool.mu.Lock()
 	defer r.pool.mu.Unlock()

@@ -13,16 +13,10 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// task is a job for a worker.
-type task struct {
-	*job
-	text []byte // as it is handed out
-}
-
-// layoutPeriod is how long a worker may map guest memory as it was laid out before.
+// layoutPeriod bounds how long a worker may map guest memory in an old layout.
 const layoutPeriod = 20 * time.Millisecond
 
-// begin has the broker answer the worker, until that has ended.
+// begin starts to answer the worker's questions, until the worker has ended.
 func (c *child) begin() {
 	for _, l := range c.lanes {
 		v := newLaneServer(l.Window)
@@ -42,9 +36,10 @@ func (c *child) begin() {
 	}
 }
 
-// follow keeps the layout of guest memory. A worker that maps it does not see that change:
-// a batch does, and has the pages taken away that are guest memory no more. This is so for
-// a worker that has nothing to do as well, which may be one that was taken over.
+// follow keeps the layout of guest memory up to date. A worker that maps the memory does
+// not notice a change of the layout. A batch read does notice it, and removes pages that
+// are no longer guest memory. This is also done for a worker that has nothing to do,
+// because it may have been taken over.
 func (c *child) follow() {
 	t := time.NewTicker(layoutPeriod)
 	defer t.Stop()
@@ -58,14 +53,14 @@ func (c *child) follow() {
 	}
 }
 
-// serve answers the questions of one lane until the worker is gone. A worker that asks
-// what none of ours does is ended.
+// serve answers the questions of one lane until the worker is gone. It ends a worker that
+// asks what no worker of ours asks.
 func (c *child) serve(l *wire.Lane, v *laneServer) {
 	for {
 		q, err := l.Receive()
 		if err != nil {
-			// The other end is closed, which the process's state explains; or it is a
-			// message out of bounds.
+			// Either the other end is closed, which the process's state explains, or the
+			// message is out of bounds.
 			if !errors.Is(err, io.EOF) {
 				c.end(fmt.Errorf("%w: it sent %w", ErrMisbehaved, err))
 			}
@@ -88,17 +83,17 @@ func (c *child) serve(l *wire.Lane, v *laneServer) {
 // errGone ends the service of a worker that has ended.
 var errGone = errors.New("the worker is gone")
 
-// answer serves one question. An error means that no worker of ours would ask it.
+// answer answers one question. It returns an error if no worker of ours asks this.
 func (c *child) answer(v *laneServer, q wire.Frame) (wire.Frame, error) {
 	if q.Code == wire.AskJob {
 		return c.handJob(v, q)
 	}
 	c.mu.Lock()
-	if c.task == nil {
+	if c.job == nil {
 		c.mu.Unlock()
 		return wire.Frame{}, errors.New("a question that is part of no job")
 	}
-	v.job = c.task.job
+	v.job = c.job
 	c.open++
 	c.mu.Unlock()
 	a, r, err := v.answer(q)
@@ -112,9 +107,9 @@ func (c *child) answer(v *laneServer, q wire.Frame) (wire.Frame, error) {
 	if c.open > 0 {
 		return wire.Frame{}, errors.New("its result, and has other questions")
 	}
-	// Nobody uses the job any more.
+	// Nobody uses the job any longer.
 	j := v.job
-	c.task = nil
+	c.job = nil
 	for _, v := range c.servers {
 		v.forget()
 	}
@@ -123,50 +118,50 @@ func (c *child) answer(v *laneServer, q wire.Frame) (wire.Frame, error) {
 	return a, nil
 }
 
-// handJob gives the worker a job, when there is one.
+// handJob gives the worker a job once there is one.
 func (c *child) handJob(v *laneServer, q wire.Frame) (wire.Frame, error) {
 	abi, err := wire.ParseGreeting(q)
 	if err != nil {
 		return wire.Frame{}, err
 	}
 	c.mu.Lock()
-	if c.task != nil || c.asks {
+	if c.job != nil || c.asks {
 		c.mu.Unlock()
 		return wire.Frame{}, errors.New("a question for a second job")
 	}
 	c.asks = true
 	c.mu.Unlock()
-	var t task
+	var j *job
 	select {
-	case t = <-c.jobs:
+	case j = <-c.jobs:
 	case <-c.exited:
 		return wire.Frame{}, errGone
 	}
-	t.greeted(c.user, abi)
+	j.greeted(c.user, abi)
 	c.note(abi)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.asks, c.task, c.heard = false, &t, time.Now()
-	return wire.Frame{N: copy(v.window, t.text)}, nil
+	c.asks, c.job, c.heard = false, j, time.Now()
+	return wire.Frame{N: copy(v.window, j.text)}, nil
 }
 
-// do has the worker do a job, and ends it where it must. Behind it nobody but the caller
-// uses the job.
-func (c *child) do(ctx context.Context, t task, silence, total time.Duration) {
+// do lets the worker do a job, and ends the worker if it must. After it has returned, only
+// the caller uses the job.
+func (c *child) do(ctx context.Context, j *job, silence, total time.Duration) {
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
-	t.ctx = work
+	j.ctx = work
 	begin := time.Now()
 	c.mu.Lock()
 	c.heard = begin
 	c.mu.Unlock()
-	c.jobs <- t
+	c.jobs <- j
 	tick := time.NewTicker(min(silence, total)/8 + 1)
 	defer tick.Stop()
 	interrupted := ctx.Done()
 	for {
 		select {
-		case <-t.over:
+		case <-j.over:
 			return
 		case <-c.exited:
 			cancel()
@@ -190,7 +185,7 @@ func (c *child) do(ctx context.Context, t task, silence, total time.Duration) {
 	}
 }
 
-// end ends the worker for a reason.
+// end ends the worker and notes the reason.
 func (c *child) end(why error) {
 	c.mu.Lock()
 	if c.ended == nil {
@@ -200,7 +195,7 @@ func (c *child) end(why error) {
 	_ = c.cmd.Process.Kill()
 }
 
-// living tells whether the worker can do another job.
+// living reports whether the worker can do another job.
 func (c *child) living() bool {
 	select {
 	case <-c.exited:
@@ -212,7 +207,7 @@ func (c *child) living() bool {
 	return c.ended == nil
 }
 
-// endReason is the reason of the worker's end. It waits for that.
+// endReason waits until the worker has ended, and returns the reason.
 func (c *child) endReason() error {
 	<-c.exited
 	c.mu.Lock()
@@ -223,7 +218,7 @@ func (c *child) endReason() error {
 	return c.exitError()
 }
 
-// stop ends the worker, unless it has ended, and gives back what it was talked to through.
+// stop ends the worker if it has not ended, and releases what the broker had for it.
 func (c *child) stop() {
 	_ = c.cmd.Process.Kill()
 	<-c.exited
@@ -231,7 +226,7 @@ func (c *child) stop() {
 	c.release()
 }
 
-// used is the processor time that the process took, 0 once it has ended.
+// used returns the processor time of the process, or 0 after it has ended.
 func (c *child) used() time.Duration {
 	// The clock of a process by its id: clock_getcpuclockid(3), CPUCLOCK_SCHED in
 	// include/linux/posix-timers_types.h.

@@ -8,11 +8,11 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// A worker reports which images it has looked at, so that the next scan of the same
-// process need not. What it says holds for its own guest alone, as far as the broker is
-// asked to note it: one that lies leaves out what it could call clean as well.
+// A worker reports which images it has looked at, so that the next scan of the same process
+// can leave them out. The report concerns only its own guest. A worker that lies here gains
+// nothing: it could as well call these images clean.
 
-// looked tells of what was looked at.
+// looked passes on which images were looked at.
 func (v *laneServer) looked(q wire.Frame) (wire.Frame, error) {
 	if !v.req.Looked || q.N == 0 || q.N%wire.LookedSize != 0 {
 		return wire.Frame{}, fmt.Errorf("%d bytes of images that were seen", q.N)
@@ -37,7 +37,7 @@ func (v *laneServer) looked(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, nil
 }
 
-// about tells whether the job is about a process.
+// about reports whether the job covers a process.
 func (j *job) about(p introspect.Identity) bool {
 	for i := range j.req.Focus {
 		if j.req.Focus[i].ID == p {

@@ -8,12 +8,12 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// A worker remembers through its broker. What the broker hands out and takes in is this
-// guest's alone (scan.Cache.Scope), secret and records: a worker that was taken over can
-// deceive later scans of the guest that it came from, and no others. What the engine said
-// of a content it cannot touch.
+// A worker remembers through its broker. The secret and the records that the broker gives
+// out and takes in belong to this guest alone (scan.Cache.Scope). So a worker that was taken
+// over can deceive later scans of its own guest, but not of others. It cannot change what
+// the engine said of a content.
 
-// scoped is a memory for one guest.
+// scoped returns a memory for one guest.
 func scoped(m scan.Memory, t scan.Target) scan.Memory {
 	if c, ok := m.(*scan.Cache); ok {
 		return c.Scope(t.UUID + "/" + t.Name)

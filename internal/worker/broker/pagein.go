@@ -13,10 +13,11 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// eventWait is how long the broker waits for an event before the worker asks again.
+// eventWait bounds how long the broker waits for an event before the worker asks again.
 const eventWait = 50 * time.Millisecond
 
-// pageInControl is the broker's control of page-ins, made when the first is asked for.
+// pageInControl returns the broker's control of page-ins. It opens the control on the first
+// call.
 func (j *job) pageInControl() (source.Control, error) {
 	host, ok := j.src.(source.Controller)
 	if !ok || j.req.PageIn == nil {
@@ -34,7 +35,7 @@ func (j *job) pageInControl() (source.Control, error) {
 	return j.control, nil
 }
 
-// refused is an error that a worker of ours can run into.
+// refused is an error that a worker of ours can cause.
 type refused struct{ error }
 
 func (r *refused) Unwrap() error { return r.error }
@@ -70,7 +71,7 @@ func (v *laneServer) act(q wire.Frame) (wire.Frame, error) {
 		ctx, cancel := context.WithTimeout(v.ctx, eventWait)
 		defer cancel()
 		var ev source.Event
-		v.waiting.Lock() // one caller at a time
+		v.waiting.Lock() // only one caller at a time
 		ev, err = c.Event(ctx)
 		v.waiting.Unlock()
 		if errors.Is(err, context.DeadlineExceeded) && v.ctx.Err() == nil {
@@ -86,8 +87,8 @@ func (v *laneServer) act(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, nil
 }
 
-// checkAction tells whether an action is one that workers are checkAction: a read of a page of user
-// space, by whom the guest's own kernel decides.
+// checkAction fails if an action is not one that workers may ask for: a read of a page of
+// user space, which the guest's own kernel decides on.
 func (v *laneServer) checkAction(a *source.Action) error {
 	const userSpace = 1 << 47
 	most := v.req.PageIn.Pages
@@ -103,7 +104,7 @@ func (v *laneServer) checkAction(a *source.Action) error {
 		return fmt.Errorf("an action that it was not lent: %v", a.Kind)
 	case len(a.Guards) == 0 || len(a.Guards) > source.MaxGuards:
 		return fmt.Errorf("a page-in with %d guards", len(a.Guards))
-	case asked > 4*most: // some come to nothing, and are asked for in another process
+	case asked > 4*most: // some fail, and are asked for again in another process
 		return fmt.Errorf("more than %d page-ins", 4*most)
 	}
 	return nil

@@ -14,15 +14,15 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// laneServer is what the broker keeps for one lane.
+// laneServer answers the questions of one lane.
 type laneServer struct {
-	*job    // under way under way
+	*job    // that is under way; nil for none
 	window  []byte
 	reqs    []source.Request
 	answers []byte
-	more    []byte // what is left of an answer
-	content []byte // what has come of the next scan or finding
-	sum     hash.Hash
+	more    []byte    // rest of the last answer
+	content []byte    // what has arrived of the next scan's or finding's content
+	sum     hash.Hash // of content
 }
 
 func newLaneServer(window []byte) *laneServer {
@@ -35,8 +35,8 @@ func (v *laneServer) forget() {
 	v.sum.Reset()
 }
 
-// answer serves one question, of which the last one of a job comes with its result. An
-// error means that no worker of ours would ask it.
+// answer answers one question. The answer to the last question of a job comes with the
+// job's result. answer returns an error if no worker of ours asks this.
 func (v *laneServer) answer(q wire.Frame) (wire.Frame, *wire.Result, error) {
 	if err := v.charge(q.Code); err != nil {
 		return wire.Frame{}, nil, err
@@ -89,9 +89,9 @@ func (v *laneServer) reply(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, fmt.Errorf("a question of kind %d", q.Code)
 }
 
-// quota is how often a worker may ask what costs the broker, libvirt or QEMU more than
-// it costs the worker. A scan asks most of it once, for profiles as often as near builds
-// are tried (introspect).
+// quota bounds how often a worker may ask questions that cost the broker, libvirt or QEMU
+// more than they cost the worker. A scan asks most of them once. It asks for profiles as
+// often as it tries near builds (introspect).
 var quota = map[byte]int{wire.AskRanges: 1000, wire.AskRegisters: 100, wire.AskProfile: 100, wire.AskNear: 10, wire.AskNearOpen: 100, wire.AskRemember: 1 << 17}
 
 func (j *job) charge(kind byte) error {
@@ -107,7 +107,7 @@ func (j *job) charge(kind byte) error {
 	return nil
 }
 
-// markFatal remembers an error that no scan goes on after.
+// markFatal remembers an error after which no scan goes on. It returns the error.
 func (j *job) markFatal(err error) error {
 	if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || errors.Is(err, clam.ErrEngineGone) {
 		j.mu.Lock()
@@ -119,7 +119,7 @@ func (j *job) markFatal(err error) error {
 	return err
 }
 
-// document is an answer in JSON.
+// document returns an answer in JSON, or the failure err.
 func (v *laneServer) document(x any, err error) (wire.Frame, error) {
 	if err == nil {
 		var text []byte
@@ -133,8 +133,8 @@ func (v *laneServer) document(x any, err error) (wire.Frame, error) {
 	return wire.Failure(err), nil
 }
 
-// decode reads what a worker put into its window. It is copied first: the worker can
-// still change it.
+// decode parses what a worker put into its window. It copies it first, because the worker
+// can still change it.
 func (v *laneServer) decode(q wire.Frame, x any) error {
 	if err := json.Unmarshal(bytes.Clone(v.window[:q.N]), x); err != nil {
 		return fmt.Errorf("what is not JSON: %w", err)
@@ -155,7 +155,7 @@ func (v *laneServer) ranges() (wire.Frame, error) {
 	return wire.Frame{N: len(b)}, nil
 }
 
-// read has the source fill the window itself.
+// read lets the source fill the window.
 func (v *laneServer) read(q wire.Frame) (wire.Frame, error) {
 	var err error
 	if v.reqs, err = wire.ParseReads(q.Args, v.window, v.reqs); err != nil {

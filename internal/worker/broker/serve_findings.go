@@ -13,8 +13,8 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// takeContent adds a piece to the content. It is hashed here, from a copy that the worker
-// cannot reach: what is remembered of a content must be of that content.
+// takeContent adds a piece to the content. It hashes a copy that the worker cannot reach,
+// because what is remembered of a content must be true of that content.
 func (v *laneServer) takeContent(q wire.Frame) (wire.Frame, error) {
 	if v.budget.Add(-int64(q.N)) < 0 {
 		v.budget.Add(int64(q.N))
@@ -27,7 +27,8 @@ func (v *laneServer) takeContent(q wire.Frame) (wire.Frame, error) {
 	return wire.Frame{}, nil
 }
 
-// wholeContent takes the content where all of it has come, with its SHA-256.
+// wholeContent returns the content and its SHA-256. It fails if not all of the content has
+// arrived.
 func (v *laneServer) wholeContent(size uint64) ([]byte, [32]byte, error) {
 	if size != uint64(len(v.content)) {
 		return nil, [32]byte{}, fmt.Errorf("%d bytes of content where it says %d", len(v.content), size)
@@ -51,7 +52,7 @@ func (v *laneServer) scan(q wire.Frame) (wire.Frame, error) {
 	if len(q.Args) < 8 {
 		return wire.Frame{}, errors.New("a scan without a size")
 	}
-	if a, err := v.takeContent(q); err != nil || a.Code != wire.StatusOK { // the last piece comes along
+	if a, err := v.takeContent(q); err != nil || a.Code != wire.StatusOK { // the question brings the last piece along
 		return a, err
 	}
 	data, sum, err := v.wholeContent(binary.LittleEndian.Uint64(q.Args))
@@ -71,8 +72,8 @@ func (v *laneServer) scan(q wire.Frame) (wire.Frame, error) {
 	return v.document(&wire.Scanned{Result: res, SHA256: sum, Known: !fresh}, nil)
 }
 
-// found takes a finding over. One of a signature must be what the engine said of that
-// content: who reports another was taken over.
+// found takes over a finding. The engine must have said a signature of this very content. A
+// worker that reports another one has been taken over.
 func (v *laneServer) found(q wire.Frame) (wire.Frame, error) {
 	defer v.dropContent()
 	if len(q.Args) != 8 {

@@ -14,8 +14,7 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// packer is a finder that has profiles as files, which then are parsed by the worker
-// alone.
+// packer is a finder that has profiles as files. Only the worker parses them.
 type packer interface {
 	FindPacked(winstruct.Identity) ([]byte, error)
 }
@@ -44,7 +43,7 @@ func pack(p *winstruct.Profile) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// large is an answer in pieces.
+// large returns the first piece of an answer that comes in pieces.
 func (v *laneServer) large(data []byte, err error) wire.Frame {
 	if err == nil && len(data) > wire.MaxAnswer {
 		err = fmt.Errorf("an answer of %d bytes is too large", len(data))

@@ -12,14 +12,14 @@ import (
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// Sandbox says what keeps this host's workers in.
+// Sandbox says what confines the workers of this host.
 type Sandbox struct {
-	User     string // that they run as; "" for the user that runs vmav
-	Landlock int    // version of the kernel's Landlock, 0 where it has none
+	User     string // user that they run as; "" for the user that runs vmav
+	Landlock int    // version of the kernel's Landlock; 0 if it has none
 }
 
-// Try makes a worker with nothing to do. It fails with the reason why this host can make
-// none.
+// Try starts a worker with nothing to do, and ends it. The error says why this host cannot
+// run workers.
 func (r *Runner) Try(ctx context.Context) (Sandbox, error) {
 	t := scan.Target{Name: "nothing", State: scan.StateImage, Source: noGuest{}}
 	m := scan.Means{Profiles: winstruct.BuiltIn(), Engine: noEngine{}}
@@ -47,14 +47,14 @@ func (noGuest) Registers(context.Context) ([]source.Registers, error) {
 func (noGuest) Info() source.Info { return source.Info{Kind: source.KindImage, Name: "nothing"} }
 func (noGuest) Close() error      { return nil }
 
-// noEngine is never asked.
+// noEngine is an engine that is never asked.
 type noEngine struct{}
 
 func (noEngine) Scan(context.Context, string, []byte) (clam.Result, error) {
 	return clam.Result{}, clam.ErrNoEngine
 }
 
-// noEvents hears nothing of a scan.
+// noEvents ignores what it is told of a scan.
 type noEvents struct{}
 
 func (noEvents) Found(context.Context, scan.Found)               {}

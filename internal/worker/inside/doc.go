@@ -1,7 +1,7 @@
-// Package inside is the worker's side: a process without rights that scans one guest after
-// it has given up everything (package confine). Guest memory, profiles, the engine and what
-// is remembered come from the broker, through lanes (package wire).
+// Package inside is the worker's side: a process without rights that scans one guest. It
+// gives up all its rights first (package confine). Guest memory, profiles, the engine and
+// the memory of earlier scans come from the broker, through lanes (package wire).
 //
-// It parses what hostile guests wrote, so it must not import what has rights: neither
-// kill, respond, history, evidence, notify nor the broker, and neither os/exec nor net.
+// It parses what hostile guests wrote. So it must not import what has rights: kill,
+// respond, history, evidence, notify, the broker, os/exec or net.
 package inside

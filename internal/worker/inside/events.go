@@ -15,14 +15,14 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// events tells the broker of a scan as it goes on. It implements scan.Events. Findings and
-// progress go at once; what was looked at and what was unread goes at the end, in few
-// messages.
+// events tells the broker of a scan while it goes on. It implements scan.Events. Findings
+// and progress are sent at once. What was looked at and what was unread is sent at the end,
+// in few messages.
 type events struct {
 	lanes   lanes
-	content bool // findings take along what they were found in
+	content bool // findings are sent with their content
 
-	told atomic.Int64 // when the broker heard of the progress last, nanoseconds since 1970
+	told atomic.Int64 // when progress was last sent, in nanoseconds since 1970
 
 	mu     sync.Mutex
 	err    error // of the first finding that could not be reported
@@ -54,7 +54,7 @@ func (e *events) report(f scan.Found) error {
 		}
 	}
 	text, err := json.Marshal(wire.Found{Finding: f.Finding, Process: f.Process, Fidelity: c.Fidelity, Scanned: len(c.Scanned)})
-	if err == nil && len(text) > wire.WindowSize { // the record of a file's conflicts can be long
+	if err == nil && len(text) > wire.WindowSize { // the list of a file's conflicts can be long
 		text, err = json.Marshal(wire.Found{Finding: f.Finding, Process: f.Process, Scanned: len(c.Scanned)})
 	}
 	if err != nil {
@@ -88,12 +88,12 @@ func (e *events) Looked(p introspect.Identity, m scan.ImageKey, whole bool) {
 	}
 }
 
-// progressPeriod is how often a worker tells how far it is: each time costs the broker and
-// the worker a turn.
+// progressPeriod is how often a worker sends its progress. Each message costs the broker
+// and the worker some time.
 const progressPeriod = 20 * time.Millisecond
 
-// Progress implements scan.Events. It tells of the first image and the last, and now and
-// then between them.
+// Progress implements scan.Events. It sends the progress after the first image and the
+// last, and at intervals in between.
 func (e *events) Progress(p scan.Progress) {
 	now, before := time.Now().UnixNano(), e.told.Load()
 	if p.Done < p.Total && (now-before < int64(progressPeriod) || !e.told.CompareAndSwap(before, now)) {
@@ -101,11 +101,11 @@ func (e *events) Progress(p scan.Progress) {
 	}
 	args := binary.LittleEndian.AppendUint32(nil, uint32(p.Done))
 	args = binary.LittleEndian.AppendUint32(args, uint32(p.Total))
-	// What comes next on a broken lane says so, too.
+	// If the lane is broken, the next message on it fails too.
 	_ = e.lanes.ask(wire.AskProgress, nil, args, nil)
 }
 
-// flush tells what was kept until the end of the scan.
+// flush sends what was kept until the end of the scan.
 func (e *events) flush() error {
 	if err := e.lanes.sendUnread(e.unread); err != nil {
 		return fmt.Errorf("report errors: %w", err)
@@ -121,7 +121,7 @@ func (e *events) flush() error {
 	return nil
 }
 
-// sendUnread sends what could not be read, as much at a time as fits.
+// sendUnread sends what could not be read, as much at a time as fits into the window.
 func (ls lanes) sendUnread(all []finding.Unread) error {
 	for len(all) > 0 {
 		var text []byte
@@ -135,7 +135,7 @@ func (ls lanes) sendUnread(all []finding.Unread) error {
 				break
 			}
 		}
-		if len(text) > wire.WindowSize { // one alone: its text is a guest's
+		if len(text) > wire.WindowSize { // a single one, with text of a guest
 			one := finding.Unread{What: wire.Clip(all[0].What), Error: wire.Clip(all[0].Error)}
 			all = append([]finding.Unread{one}, all[1:]...)
 			continue

@@ -19,12 +19,12 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// IsWorker tells whether a program's arguments make it a worker. It then calls Main and
-// nothing else.
+// IsWorker reports whether a program's arguments make it a worker. If so, the program must
+// call Main and do nothing else.
 func IsWorker(args []string) bool { return len(args) >= 2 && args[1] == wire.Marker }
 
-// Main is a worker from its start to its end. It returns the exit status; the error, for
-// stderr, says why it is not 0.
+// Main runs a worker from its start to its end. It returns the exit status and, if that is
+// not 0, an error for stderr that says why.
 func Main(args []string) (int, error) {
 	ls, mapped, abi, err := enter(args)
 	if err != nil {
@@ -36,8 +36,9 @@ func Main(args []string) (int, error) {
 	return 0, nil
 }
 
-// enter opens the lanes, maps what is shared and closes all else. What it reads before is
-// the broker's: numbers. mapped is nil where guest memory is not shared.
+// enter opens the lanes, maps what is shared, closes everything else and enters the
+// sandbox. What it reads before that are numbers from the broker. mapped is nil if guest
+// memory is not shared.
 func enter(args []string) (_ lanes, mapped *window.Guest, abi int, err error) {
 	var num [4]uint64
 	if len(args) < 2+len(num) {
@@ -74,8 +75,8 @@ func enter(args []string) (_ lanes, mapped *window.Guest, abi int, err error) {
 	return ls, mapped, abi, nil
 }
 
-// mapGuest maps guest memory, and closes the descriptor: by the module's more can be done
-// than to map it.
+// mapGuest maps guest memory and closes the descriptor, because the module's descriptor
+// allows more than to map memory.
 func mapGuest(fd int, mem []byte) (*window.Guest, error) {
 	runs, err := window.DecodeRanges(mem)
 	if err != nil {
@@ -88,25 +89,25 @@ func mapGuest(fd int, mem []byte) (*window.Guest, error) {
 	return g, nil
 }
 
-// worker is a worker behind its door, with what it keeps from job to job.
+// worker is this process in its sandbox, with what it keeps from job to job.
 type worker struct {
 	lanes  lanes
 	mapped *window.Guest
-	abi    int // of Landlock
+	abi    int // version of Landlock
 
 	profiles   winstruct.Finder // of the job
 	src        *source.Cache    // of the guest; nil before the first job
-	controlled bool             // it has pages read in
+	controlled bool             // src can ask for page-ins
 	guest      *introspect.Guest
 }
 
-// work does the broker's jobs, one after the other, until that ends the worker or is gone.
+// work does one job after the other until the broker is gone.
 func work(ls lanes, mapped *window.Guest, abi int) error {
 	w := &worker{lanes: ls, mapped: mapped, abi: abi}
 	for {
 		j, err := w.next()
 		if errors.Is(err, io.EOF) {
-			return nil // nobody wants anything any more
+			return nil // there are no more jobs
 		}
 		if err != nil {
 			return fmt.Errorf("ask for work: %w", err)
@@ -124,7 +125,7 @@ func (w *worker) next() (*wire.Job, error) {
 	return j, err
 }
 
-// do does a job and reports what came of it.
+// do does a job and reports the result.
 func (w *worker) do(j *wire.Job) error {
 	ls := w.lanes
 	e, on := newEngine(ls), &events{lanes: ls}
@@ -164,11 +165,11 @@ func (w *worker) finder(j *wire.Job) winstruct.Finder {
 	return profiles{w.lanes}
 }
 
-// cachePages bounds the page cache of a worker's single reads: 16 MiB.
+// cachePages bounds the page cache for single reads: 16 MiB.
 const cachePages = 4096
 
-// target is the guest as a job's scan sees it. No page that was read for another job is
-// kept.
+// target returns the guest as a job's scan sees it. It drops all pages that were read for
+// another job.
 func (w *worker) target(j *wire.Job) scan.Target {
 	if w.src == nil || w.controlled != j.Controlled {
 		g := &remote{w.lanes, j.Info, w.mapped}
@@ -182,8 +183,8 @@ func (w *worker) target(j *wire.Job) scan.Target {
 	return scan.Target{Name: j.Name, UUID: j.UUID, State: j.State, Source: w.src}
 }
 
-// Open implements scan.Opener. The guest's kernel is looked for once, and not at all where
-// the broker knows where it is.
+// Open implements scan.Opener. It searches for the guest's kernel only once, and not at all
+// if the broker knows where it is.
 func (w *worker) Open(ctx context.Context, src source.Source, at introspect.Place) (*introspect.Guest, error) {
 	if w.guest == nil {
 		g, err := introspect.OpenAt(ctx, src, w.profiles, at)

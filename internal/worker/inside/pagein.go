@@ -10,13 +10,15 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// controlled is a guest whose pages can be asked for. It implements source.Controller.
+// controlled is a guest that can be asked to read in pages. It implements
+// source.Controller.
 type controlled struct{ *remote }
 
-// Control implements source.Controller. All controls of a worker are one in the broker.
+// Control implements source.Controller. All controls of a worker are one control in the
+// broker.
 func (c controlled) Control() (source.Control, error) { return &control{lanes: c.lanes}, nil }
 
-// control is a source.Control of which the broker has the other end.
+// control is a source.Control whose other end is in the broker.
 type control struct{ lanes lanes }
 
 // SetHooks implements source.Control.
@@ -61,5 +63,5 @@ func (c *control) Event(ctx context.Context) (ev source.Event, err error) {
 	}
 }
 
-// Close implements source.Control. The broker's end closes with the worker.
+// Close implements source.Control. The broker closes its control when the job ends.
 func (c *control) Close() error { return nil }

@@ -16,11 +16,11 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// profiles finds profiles through the broker, which sends their files. They are parsed
+// profiles finds profiles through the broker, which sends their files. The files are parsed
 // here. It implements winstruct.Finder.
 type profiles struct{ lanes lanes }
 
-// askWhole takes an answer with all its pieces.
+// askWhole asks a question whose answer may come in pieces, and returns the whole answer.
 func (ls lanes) askWhole(kind byte, args []byte) ([]byte, error) {
 	l := <-ls
 	defer func() { ls <- l }()
@@ -80,11 +80,10 @@ func (p profiles) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	return got, nil
 }
 
-// neighbours offers the profiles of near builds, too. It implements
-// introspect.Neighbours.
+// neighbours also offers the profiles of near builds. It implements introspect.Neighbours.
 type neighbours struct{ profiles }
 
-// Near implements introspect.Neighbours. The name of an entry is its place in the list.
+// Near implements introspect.Neighbours. The name of an entry is its index in the list.
 func (n neighbours) Near(version string) []winstruct.Entry {
 	text, err := n.lanes.askWhole(wire.AskNear, []byte(version))
 	if err != nil {
@@ -112,8 +111,9 @@ func (n neighbours) Open(e winstruct.Entry) (*winstruct.Profile, error) {
 
 var _ introspect.Neighbours = neighbours{}
 
-// sendContent sends content, piece by piece, for the next question on the lane. What it leaves for
-// that one to take along is in the window: up to last bytes.
+// sendContent sends content piece by piece for the next question on the lane. It leaves the
+// last piece, of up to last bytes, in the window for that question to take along, and
+// returns its size.
 func sendContent(l *wire.Lane, data []byte, last int) (n int, err error) {
 	for len(data) > last {
 		n := copy(l.Window, data)
@@ -129,15 +129,16 @@ func sendContent(l *wire.Lane, data []byte, last int) (n int, err error) {
 	return copy(l.Window, data), nil
 }
 
-// engine has the broker's engine scan. It implements scan.Engine, scan.Memory and scan.Results:
-// what the broker knows of a content need not have been scanned for this guest.
+// engine lets the broker's engine scan. It implements scan.Engine, scan.Memory and
+// scan.Results. What the broker already knows of a content is not scanned again for this
+// guest.
 type engine struct {
 	lanes  lanes
-	local  scan.Results // of this scan
+	local  scan.Results // what this scan remembers itself
 	secret [32]byte
 
 	mu    sync.Mutex
-	known map[[32]byte]bool // contents that the broker had a result of
+	known map[[32]byte]bool // contents that the broker had a result for
 }
 
 func newEngine(ls lanes) *engine {

@@ -12,11 +12,12 @@ import (
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// lanes are the lanes of a worker that are free.
+// lanes are the free lanes of a worker.
 type lanes chan *wire.Lane
 
-// ask takes a free lane for one exchange. answer looks at what came, in the lane, and
-// keeps nothing of it.
+// ask takes a free lane for one exchange. n fills the window and returns the number of
+// bytes; it may be nil. answer reads the answer in the lane and keeps no part of it; it may
+// be nil.
 func (ls lanes) ask(kind byte, n func(l *wire.Lane) int, args []byte, answer func(l *wire.Lane, f wire.Frame) error) error {
 	l := <-ls
 	defer func() { ls <- l }()
@@ -34,8 +35,8 @@ func (ls lanes) ask(kind byte, n func(l *wire.Lane) int, args []byte, answer fun
 	return err
 }
 
-// remote is the guest as the broker reads it for a worker. It implements source.Source
-// and BatchReader.
+// remote is the guest as a worker reads it, through the broker. It implements source.Source
+// and source.BatchReader.
 type remote struct {
 	lanes  lanes
 	info   source.Info
@@ -76,7 +77,8 @@ func (g *remote) batch(reqs []source.Request) error {
 			reqs = reqs[1:]
 			continue
 		}
-		// Of what is mapped hardly anything fails; without a mapping they go together.
+		// If memory is mapped, a request rarely gets here, so it goes alone. Otherwise
+		// requests go together.
 		n, bytes := 0, 0
 		for n < len(reqs) && n < wire.MaxReads && bytes+len(reqs[n].P) <= wire.WindowSize && (n == 0 || g.mapped == nil) {
 			reqs[n].Err = nil
@@ -99,7 +101,7 @@ func (g *remote) batch(reqs []source.Request) error {
 	return nil
 }
 
-// exchange has the broker serve requests that fit a window together.
+// exchange lets the broker serve requests that fit into a window together.
 func (g *remote) exchange(reqs []source.Request) error {
 	l := <-g.lanes
 	defer func() { g.lanes <- l }()
@@ -141,7 +143,7 @@ func (g *remote) exchange(reqs []source.Request) error {
 	return nil
 }
 
-// Ranges implements source.Source. It is guest RAM as the broker has it now.
+// Ranges implements source.Source. It returns guest RAM as the broker has it now.
 func (g *remote) Ranges() (out []source.Range) {
 	err := g.lanes.ask(wire.AskRanges, nil, nil, func(l *wire.Lane, f wire.Frame) error {
 		for p := l.Window[:f.N]; len(p) >= 16; p = p[16:] {
@@ -164,5 +166,5 @@ func (g *remote) Registers(ctx context.Context) (out []source.Registers, err err
 // Info implements source.Source.
 func (g *remote) Info() source.Info { return g.info }
 
-// Close implements source.Source. The guest is the broker's to close.
+// Close implements source.Source. It does nothing, because the broker closes the guest.
 func (g *remote) Close() error { return nil }

@@ -10,25 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// budget is what all domains together may use: how many are swept in full at once, how
-// many scans the engine has at once, and which share of a processor that takes. What is
-// new in a guest waits for none of it but an engine's slot, of which one is its own; its
-// cost is charged to the others.
+// budget is what all domains together may use: how many are swept at once, how many scans
+// the engine has at once, and which share of a processor that takes. A scan of what is new
+// in a guest waits only for a slot of the engine, of which one is reserved for such scans.
+// Its cost is charged to the sweeps.
 type budget struct {
 	domains  chan struct{}
-	bulk     chan struct{} // scans of sweeps of everything
-	slots    chan struct{} // scans
+	bulk     chan struct{} // scans of the engine for sweeps
+	slots    chan struct{} // scans of the engine
 	share    float64       // processors; 0 for no bound
 	scanners Scanners
 
 	mu     sync.Mutex
 	since  time.Time
 	before time.Duration // used at since
-	engine time.Duration // that scans took, for clamd's own use
+	engine time.Duration // time that the engine's scans took, which clamd computed in
 }
 
-// slice is how far the share may be exceeded before sweeps wait, and how often what was
-// not used is forgotten.
+// slice is the time for which the share may be exceeded before sweeps wait, and after which
+// unused time is forgotten.
 const slice = time.Second
 
 func newBudget(o *Options) *budget {
@@ -46,11 +46,11 @@ func newBudget(o *Options) *budget {
 	return b
 }
 
-// sweepMemory is what one sweep of everything may need, in bytes: its workers' buffers and
-// the files it keeps.
+// sweepMemory is what one sweep may need, in bytes: the buffers of its goroutines and the
+// files that it keeps.
 const sweepMemory = 512 << 20
 
-// acquire takes one of a channel's places; give gives it back.
+// acquire takes one of a channel's places. release gives it back.
 func acquire(ctx context.Context, places chan struct{}) error {
 	select {
 	case places <- struct{}{}:
@@ -62,9 +62,9 @@ func acquire(ctx context.Context, places chan struct{}) error {
 
 func release(places chan struct{}) { <-places }
 
-// used is the processor time that this process and those that sweep for it took. One that
-// ends at this moment may count twice, which the next look at it sets right; not at all
-// would look as if it had computed later.
+// used returns the processor time that this process and those that scan for it took. A
+// process that ends at this moment may count twice; the next call corrects that. If it did
+// not count at all, its time would seem to have been used later.
 func (b *budget) used() time.Duration {
 	sum := b.scanners.Used()
 	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
@@ -76,14 +76,14 @@ func (b *budget) used() time.Duration {
 	return sum
 }
 
-// scanned charges the time that a scan took: the engine computes in it.
+// scanned charges the time that a scan of the engine took.
 func (b *budget) scanned(d time.Duration) {
 	b.mu.Lock()
 	b.engine += d
 	b.mu.Unlock()
 }
 
-// owed is how long to wait for the use since the last slice to be within the share.
+// owed returns how long to wait until the use since the last slice is within the share.
 func (b *budget) owed(now time.Time, use time.Duration) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -92,7 +92,7 @@ func (b *budget) owed(now time.Time, use time.Duration) time.Duration {
 	spent := use - b.before
 	allowed := time.Duration(float64(elapsed) * b.share)
 	if spent < allowed && elapsed > slice {
-		b.since, b.before = now, use // what was not used is not saved up
+		b.since, b.before = now, use // unused time is not saved up
 		return 0
 	}
 	if over := spent - allowed; over > 0 {
@@ -101,7 +101,7 @@ func (b *budget) owed(now time.Time, use time.Duration) time.Duration {
 	return 0
 }
 
-// pace holds a sweep of everything back while the share is used up.
+// pace holds a sweep back while the share is used up.
 func (b *budget) pace(ctx context.Context) error {
 	if b.share <= 0 {
 		return ctx.Err()

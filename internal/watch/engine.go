@@ -12,7 +12,7 @@ import (
 	"vmav.dev/vmav/internal/clam"
 )
 
-// engine is a ClamAV engine that is opened again when it went away. Scans wait for it:
+// engine is a ClamAV engine that is opened again when it went away. Scans wait for it, so
 // nothing is lost while clamd restarts.
 type engine struct {
 	opt clam.Options
@@ -21,24 +21,24 @@ type engine struct {
 	mu       sync.Mutex
 	current  *clam.Engine
 	identity string    // of current
-	asked    time.Time // when it was told
+	asked    time.Time // when the identity was asked for
 	err      error     // why there is no engine
 	closed   bool
-	opening  chan struct{} // closed when the attempt under way is over; nil for none
+	opening  chan struct{} // closed when the present attempt to open is over; nil for none
 }
 
-// maxDeaths is how often clamd may go away under one file until that is given up: the file
-// may be what it dies of.
+// maxDeaths is how often clamd may go away while it scans one file, until the scan of that
+// file fails. The file may be the cause.
 const maxDeaths = 3
 
-// errNoEngine is of an engine that was closed.
+// errNoEngine is the error of an engine that was closed.
 var errNoEngine = fmt.Errorf("the service ends: %w", os.ErrClosed)
 
 func newEngine(opt clam.Options, log *slog.Logger) *engine {
 	return &engine{opt: opt, log: log}
 }
 
-// get returns the engine, when there is one.
+// get returns the engine. It waits until there is one.
 func (e *engine) get(ctx context.Context) (*clam.Engine, error) {
 	wait := 100 * time.Millisecond
 	for {
@@ -79,7 +79,7 @@ func (e *engine) get(ctx context.Context) (*clam.Engine, error) {
 	}
 }
 
-// open makes one attempt.
+// open makes one attempt to open an engine.
 func (e *engine) open(over chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
@@ -102,7 +102,7 @@ func (e *engine) open(over chan struct{}) {
 	e.current, e.err, e.identity = c, nil, ""
 	info := c.Info()
 	if !info.Private && e.opt.Socket == "" {
-		e.opt.Socket = info.Socket // the host has one: a private one is no stand-in while it restarts
+		e.opt.Socket = info.Socket // the host has a clamd: do not use a private one while it restarts
 	}
 	e.log.Info("engine", "version", info.Version, "database", info.Database, "private", info.Private)
 }
@@ -121,13 +121,14 @@ func (e *engine) lost(c *clam.Engine, why error) {
 	}
 }
 
-// errOutdated is why a private engine is replaced.
+// errOutdated is the reason why a private engine is replaced.
 var errOutdated = errors.New("its signature files have changed")
 
-// checkEvery is how often the engine is asked whether it is there, and with which signatures.
+// checkEvery is how often the engine is asked whether it is there, and with which
+// signatures.
 const checkEvery = 5 * time.Second
 
-// tend keeps an engine ready, so that the next scan need not wait for one, and says when its
+// tend keeps an engine ready, so that the next scan need not wait for one. It logs when the
 // signatures change.
 func (e *engine) tend(ctx context.Context) {
 	var was clam.Info
@@ -160,9 +161,9 @@ func (e *engine) tend(ctx context.Context) {
 	}
 }
 
-// Identity implements scan.Identified, so that results are good for the signatures that they
-// were had with. While an engine is away it is that of the last one, whose results still
-// serve; before the first one it waits, as a scan would.
+// Identity implements scan.Identified, so that results count only with the signatures that
+// they came from. While the engine is away, it returns the identity of the last one, whose
+// results are still good. Before the first engine is open it waits, as a scan would.
 func (e *engine) Identity(ctx context.Context) string {
 	e.mu.Lock()
 	c, id, age := e.current, e.identity, time.Since(e.asked)
@@ -185,11 +186,11 @@ func (e *engine) Identity(ctx context.Context) string {
 	return id
 }
 
-// identityLife is for how long an identity is believed: it is asked for by each sweep, and
-// what is new in a guest is not to wait for it.
+// identityLife is how long an identity is believed. Each scan asks for it, and a scan of
+// what is new in a guest should not wait for it.
 const identityLife = 2 * time.Second
 
-// state is the engine's version, or why there is none.
+// state returns the engine's version, or the reason why there is none.
 func (e *engine) state() (string, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -202,6 +203,7 @@ func (e *engine) state() (string, error) {
 	return "", e.err
 }
 
+// Close closes the engine. Scans that wait for one fail.
 func (e *engine) Close() {
 	e.mu.Lock()
 	c := e.current
@@ -212,7 +214,7 @@ func (e *engine) Close() {
 	}
 }
 
-// Scan implements scan.Engine. It waits for clamd where that is away.
+// Scan implements scan.Engine. It waits for clamd if that is away.
 func (e *engine) Scan(ctx context.Context, name string, data []byte) (clam.Result, error) {
 	for deaths := 0; ; {
 		c, err := e.get(ctx)
@@ -230,17 +232,17 @@ func (e *engine) Scan(ctx context.Context, name string, data []byte) (clam.Resul
 	}
 }
 
-// slotted is the engine with a bound on the scans under way.
+// slotted is the engine with a bound on the scans that it has at once.
 type slotted struct {
 	*engine
 	budget *budget
-	urgent bool
+	urgent bool // the scans are not a sweep's
 }
 
 // Scan implements scan.Engine.
 func (s slotted) Scan(ctx context.Context, name string, data []byte) (clam.Result, error) {
 	if !s.urgent {
-		// Scans of everything are held back here, and nowhere else.
+		// This is the only place where sweeps are held back.
 		if err := s.budget.pace(ctx); err != nil {
 			return clam.Result{}, err
 		}

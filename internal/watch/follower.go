@@ -19,13 +19,13 @@ type follower struct {
 	log        *slog.Logger
 	cancel     context.CancelFunc
 	done       chan struct{}
-	poke       chan struct{} // has one when the domain's state changed
+	poke       chan struct{} // holds a token when the domain's state changed
 
 	mu     sync.Mutex
 	domain domain.Domain
-	reset  bool // the guest started anew since that was asked last
+	reset  bool // the guest was reset since the last call of wasReset
 	status DomainStatus
-	guest  *guestWatch // while its guest is watched
+	guest  *guestWatch // nil while its guest is not watched
 }
 
 func newFollower(s *Service, d domain.Domain) *follower {
@@ -42,14 +42,14 @@ func (f *follower) start(ctx context.Context) {
 
 func (f *follower) stop() { f.cancel() }
 
-// incarnation is libvirt's id of the domain's run.
+// incarnation returns libvirt's id of the domain's present run.
 func (f *follower) incarnation() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.domain.ID
 }
 
-// changed tells the follower of the domain's state.
+// changed tells the follower the domain's state.
 func (f *follower) changed(d domain.Domain, kind domain.EventKind) {
 	f.mu.Lock()
 	same := f.domain.State == d.State && kind != domain.EventReset
@@ -65,7 +65,7 @@ func (f *follower) changed(d domain.Domain, kind domain.EventKind) {
 	}
 }
 
-// current is the domain as it was heard of last.
+// current returns the domain as it was last reported.
 func (f *follower) current() domain.Domain {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,7 +84,7 @@ func (f *follower) Suspend(ctx context.Context) error {
 	return h.Suspend(ctx, f.current())
 }
 
-// wasReset tells whether the guest started anew since the last call.
+// wasReset reports whether the guest was reset since the last call.
 func (f *follower) wasReset() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -99,10 +99,10 @@ func (f *follower) set(change func(*DomainStatus)) {
 	f.mu.Unlock()
 }
 
-// Between two attempts to open a domain's memory.
+// Bounds of the time between two attempts to open a domain's memory.
 const firstOpen, lastOpen = 100 * time.Millisecond, 30 * time.Second
 
-// errAgain ends the watch of a guest is to be opened anew at once.
+// errAgain ends the watch of a guest that is to be opened again at once.
 var errAgain = errors.New("to be opened anew")
 
 func (f *follower) run(ctx context.Context) {
@@ -134,7 +134,7 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// sleep waits, until the domain's state changes at the latest. False means that ctx ended.
+// sleep waits for d, or until the domain's state changes. It returns false if ctx ended.
 func (f *follower) sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -147,8 +147,8 @@ func (f *follower) sleep(ctx context.Context, d time.Duration) bool {
 	return true
 }
 
-// open opens the domain's memory, waits for its kernel and watches it until something
-// breaks.
+// open opens the domain's memory, waits for its kernel, and watches the guest until
+// something breaks.
 func (f *follower) open(ctx context.Context) error {
 	h, err := f.svc.host()
 	if err != nil {
@@ -173,18 +173,18 @@ func (f *follower) open(ctx context.Context) error {
 	return w.run(ctx)
 }
 
-// Between two looks for a guest's kernel.
+// Times between two searches for a guest's kernel.
 const (
 	firstLook  = 50 * time.Millisecond
 	lastLook   = 5 * time.Second  // while it boots
-	otherLook  = 30 * time.Minute // while it is no Windows
-	lookEffort = 20               // a look's time is at most this part of the time between two
+	otherLook  = 30 * time.Minute // while it is not Windows
+	lookEffort = 20               // a search takes at most one part in this many of the time
 )
 
-// cachePages bounds a page cache of single reads: 16 MiB.
+// cachePages bounds a page cache for single reads: 16 MiB.
 const cachePages = 4096
 
-// find waits until the guest's kernel is up.
+// find waits until the guest's kernel is up, and returns the guest.
 func (f *follower) find(ctx context.Context, src source.Source) (*introspect.Guest, error) {
 	wait, said := firstLook, ""
 	cache := source.NewCache(src, cachePages)
@@ -204,7 +204,7 @@ func (f *follower) find(ctx context.Context, src source.Source) (*introspect.Gue
 		case errors.Is(err, introspect.ErrBooting):
 			f.set(func(s *DomainStatus) { s.State, s.Reason = "booting", err.Error() })
 		case errors.Is(err, introspect.ErrNotWindows):
-			// Boot loaders look like nothing at all; a Linux stays one.
+			// A boot loader looks like no system at all, but a Linux will not become a Windows.
 			limit = otherLook
 			f.set(func(s *DomainStatus) { s.State, s.Reason = "not Windows", err.Error() })
 		default:

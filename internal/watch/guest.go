@@ -15,62 +15,62 @@ import (
 )
 
 // guestWatch watches one guest, from the moment that its kernel was found until its source
-// breaks or it starts anew.
+// breaks or it is reset.
 type guestWatch struct {
 	f     *follower
 	src   source.Source
-	guest *introspect.Guest // reads what is there now
+	guest *introspect.Guest // reads present memory
 	kept  scan.Kept         // scans what is new
 	pulse *introspect.Pulse
-	wake  chan struct{} // has one when a process is due
-	hook  chan struct{} // has one when the module saw an address space
+	wake  chan struct{} // holds a token when a process is due
+	hook  chan struct{} // holds a token when the module saw a new address space
 
 	reported respond.Known  // findings that were recorded
 	holds    respond.Keeper // processes that are held
 
 	mu    sync.Mutex
 	procs map[introspect.Identity]*tracked
-	swept bool                 // everything was, once
-	list  []introspect.Process // as they were enumerated last
+	swept bool                 // there was a complete sweep
+	list  []introspect.Process // as they were last enumerated
 }
 
-// tracked is what is known of one process of the guest.
+// tracked is what the watch knows of one process of the guest.
 type tracked struct {
 	id     introspect.Identity
 	name   string
-	first  time.Time // seen
-	old    bool      // there before the watch began
-	due    time.Time // to be swept; zero for not
-	step   int       // of revisits
-	busy   bool
+	first  time.Time // when it was first seen
+	old    bool      // it was there before the watch began
+	due    time.Time // when it is to be scanned; zero for never
+	step   int       // index into revisits
+	busy   bool      // it is being scanned
 	ended  bool
-	acted  bool                   // what a verdict asked for was done to it
-	broken int                    // sweeps in a row that ended before their end
-	after  time.Time              // not to be swept before, because of these
-	last   time.Time              // sweep's end
-	took   time.Duration          // by it
-	images map[scan.ImageKey]bool // looked at, and whether all of the file was there
+	acted  bool                   // a verdict's action was done to it
+	broken int                    // scans of it in a row that broke off
+	after  time.Time              // earliest time of the next scan after these
+	last   time.Time              // end of the last scan of it
+	took   time.Duration          // duration of that scan
+	images map[scan.ImageKey]bool // images that were looked at, and whether all of the file was in memory
 }
 
-// revisits says when a new process is looked at again after it came: programs and their
-// DLLs come into memory page by page while they run, and packers unpack.
+// revisits says when a new process is scanned again after it came. Programs and their DLLs
+// come into memory page by page while they run, and packers unpack their code.
 var revisits = []time.Duration{0, 30 * time.Millisecond, 150 * time.Millisecond, 700 * time.Millisecond, 3 * time.Second, 10 * time.Second}
 
 // Intervals of the watch of a guest.
 const (
-	spacesEvery  = 100 * time.Millisecond // address spaces are looked at
-	allEvery     = 2 * time.Second        // processes are enumerated in full: hidden ones, too
-	hookedEvery  = 500 * time.Millisecond // the same, where the module saw an address space
-	pausedEvery  = time.Second            // anything at all, while the domain is paused
-	betterEvery  = time.Minute            // the module is looked for, where it was not there
-	minRescan    = 100 * time.Millisecond // between two sweeps of one process
-	rescanEffort = 10                     // a process's sweeps take at most this part of the time
-	urgent       = 2                      // processes in work at once
-	maxFaults    = 100                    // failed looks in a row until the guest is opened anew
-	maxListed    = 1 << 16                // processes of a guest
-	maxImages    = 4096                   // of one process that are remembered
-	brokenRetry  = 100 * time.Millisecond // until a sweep of a process that broke off is made again; twice as long each time
-	maxBroken    = 6                      // of these in a row
+	spacesEvery  = 100 * time.Millisecond // look at the address spaces
+	allEvery     = 2 * time.Second        // enumerate all processes, including hidden ones
+	hookedEvery  = 500 * time.Millisecond // the same, after the module saw a new address space
+	pausedEvery  = time.Second            // look at anything, while the domain is paused
+	betterEvery  = time.Minute            // look for the module, if it was not there
+	minRescan    = 100 * time.Millisecond // between two scans of one process
+	rescanEffort = 10                     // scans of a process take at most one part in this many of the time
+	urgent       = 2                      // processes that are scanned at once
+	maxFaults    = 100                    // failed looks in a row until the guest is opened again
+	maxListed    = 1 << 16                // processes of a guest that are tracked
+	maxImages    = 4096                   // images of one process that are remembered
+	brokenRetry  = 100 * time.Millisecond // until a scan of a process that broke off is repeated; doubled each time
+	maxBroken    = 6                      // scans in a row that break off
 )
 
 func newGuestWatch(f *follower, src source.Source, g *introspect.Guest) (*guestWatch, error) {
@@ -84,7 +84,7 @@ func newGuestWatch(f *follower, src source.Source, g *introspect.Guest) (*guestW
 	return w, nil
 }
 
-// run watches. It returns why that ended.
+// run watches the guest. It returns why the watch ended.
 func (w *guestWatch) run(ctx context.Context) error {
 	w.f.mu.Lock()
 	w.f.guest = w
@@ -121,15 +121,15 @@ func (w *guestWatch) run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// others are the processes of the guest as they were a moment ago.
+// others returns the processes of the guest as they were a moment ago.
 func (w *guestWatch) others() []introspect.Process {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.list
 }
 
-// hooks has the module say when an address space is used that was not seen before. Where
-// it cannot, looking at the lists does.
+// hooks asks the module to report when an address space is used that was not seen before.
+// If the module cannot, the lists are looked at all the same.
 func (w *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
 	c, ok := w.src.(source.Controller)
 	if !ok {
@@ -151,7 +151,7 @@ func (w *guestWatch) hooks(ctx context.Context, wg *sync.WaitGroup) {
 		defer ctl.Close()
 		for {
 			if _, err := ctl.Event(ctx); err != nil {
-				return // a guest that has gone is noticed by those who read it
+				return // the goroutines that read the guest notice if it has gone
 			}
 			select {
 			case w.hook <- struct{}{}:
@@ -192,7 +192,7 @@ func (w *guestWatch) look(ctx context.Context) error {
 			nextSpaces = now.Add(spacesEvery)
 			err = w.moved()
 		}
-		// A hook tells of address spaces that no list may have.
+		// A hook reports address spaces that may be in no list.
 		if err == nil && (!now.Before(nextAll) || hooked && now.After(nextAll.Add(hookedEvery-allEvery))) {
 			nextAll = now.Add(allEvery)
 			err = w.enumerate(ctx, false)
@@ -219,7 +219,7 @@ func (w *guestWatch) look(ctx context.Context) error {
 		if w.f.Paused() {
 			interval = pausedEvery
 		}
-		// Where a look is dear, half of the share at most goes into looking.
+		// If a look is expensive, looking takes at most half of the share.
 		cost = (7*cost + time.Since(now)) / 8
 		if o.CPU > 0 {
 			interval = max(interval, time.Duration(float64(2*cost)*100/o.CPU))
@@ -231,8 +231,8 @@ func (w *guestWatch) look(ctx context.Context) error {
 	}
 }
 
-// better tells whether a guest that is read through QEMU can be read through the module by
-// now.
+// better reports whether a guest that is read through QEMU can now be read through the
+// module.
 func (w *guestWatch) better(ctx context.Context) bool {
 	if w.src.Info().Kind != source.KindQEMU || !w.f.svc.moduleThere() {
 		return false
@@ -249,13 +249,13 @@ func (w *guestWatch) better(ctx context.Context) bool {
 	return src.Info().Kind != source.KindQEMU
 }
 
-// newcomers takes up the processes at the end of the list.
+// newcomers takes up the processes at the end of the guest's list.
 func (w *guestWatch) newcomers(ctx context.Context) error {
 	w.guest.Refresh()
 	procs, _, err := w.guest.Newest(ctx, w.known)
 	w.mu.Lock()
 	if len(procs) > 0 && len(w.list) < maxListed {
-		w.list = append(slices.Clone(w.list), procs...) // who reads the old one goes on doing so
+		w.list = append(slices.Clone(w.list), procs...) // somebody may still read the old slice
 	}
 	w.mu.Unlock()
 	for i := range procs {
@@ -270,13 +270,13 @@ func (w *guestWatch) known(id introspect.Identity) bool {
 	return w.procs[id] != nil
 }
 
-// add takes a process up that is not known yet.
+// add takes up a process that is not tracked yet.
 func (w *guestWatch) add(p *introspect.Process, old bool) {
 	id := p.Identity()
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.procs[id] != nil || len(w.procs) >= maxListed { // more is a lie; all says so
+	if w.procs[id] != nil || len(w.procs) >= maxListed { // a guest with more lies
 		return
 	}
 	n := &tracked{id: id, name: p.Name, first: now, old: old, ended: !p.Exited.IsZero(), images: make(map[scan.ImageKey]bool)}
@@ -297,7 +297,7 @@ func (w *guestWatch) poke() {
 	}
 }
 
-// moved takes note of address spaces that changed and of processes that ended.
+// moved notes which address spaces changed and which processes ended.
 func (w *guestWatch) moved() error {
 	c, err := w.pulse.Spaces()
 	if err != nil {
@@ -313,7 +313,7 @@ func (w *guestWatch) moved() error {
 	}
 	for _, id := range c.Spaces {
 		p := w.procs[id]
-		// The sweep of everything sees to what was there when the watch began.
+		// The first sweep scans the processes that were there when the watch began.
 		if p == nil || p.ended || p.acted || p.old && !w.swept {
 			continue
 		}
@@ -332,15 +332,15 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// enumerate enumerates the processes in full: new ones that the pulse did not tell of, or that
-// no list has, and those that are gone.
+// enumerate lists all processes. It takes up those that the pulse did not report or that
+// are in no list, and drops those that are gone.
 func (w *guestWatch) enumerate(ctx context.Context, first bool) error {
 	w.guest.Refresh()
 	procs, _, err := w.guest.Processes(ctx)
 	if err != nil {
 		return err
 	}
-	// What has only just come when the watch begins is still coming into memory.
+	// A process that was new when the watch began is still coming into memory.
 	young := func(*introspect.Process) bool { return true }
 	if first {
 		now, err := w.guest.Time()
@@ -352,7 +352,7 @@ func (w *guestWatch) enumerate(ctx context.Context, first bool) error {
 	for i := range procs {
 		p := &procs[i]
 		if slices.Contains(p.Flags, introspect.FlagPartial) && p.PID == 0 {
-			continue // not even its record could be read
+			continue // not even its EPROCESS could be read
 		}
 		id := p.Identity()
 		there[id] = true
@@ -377,7 +377,8 @@ func (w *guestWatch) enumerate(ctx context.Context, first bool) error {
 	return w.pulse.Watch(living)
 }
 
-// next is the process whose time it is, marked busy, or how long there is none.
+// next returns the process that is due, marked as busy. If there is none, it returns nil
+// and the time to wait.
 func (w *guestWatch) next() (*tracked, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -392,7 +393,7 @@ func (w *guestWatch) next() (*tracked, time.Duration) {
 			wait = min(wait, p.due.Sub(now))
 			continue
 		}
-		// Who was never looked at comes first, then who waits longest.
+		// A process that was never scanned comes first, then the one that waits longest.
 		if best == nil || p.step < best.step && p.step == 0 || p.due.Before(best.due) && (p.step > 0) == (best.step > 0) {
 			best = p
 		}
@@ -403,7 +404,7 @@ func (w *guestWatch) next() (*tracked, time.Duration) {
 	return best, wait
 }
 
-// work sweeps processes that are due.
+// work scans processes that are due.
 func (w *guestWatch) work(ctx context.Context) error {
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
@@ -419,7 +420,7 @@ func (w *guestWatch) work(ctx context.Context) error {
 			}
 			continue
 		}
-		w.poke() // another one may be due, too
+		w.poke() // another process may be due too
 		begin := time.Now()
 		err := w.scanProcess(ctx, p)
 		w.mu.Lock()

@@ -8,12 +8,12 @@ import (
 	"vmav.dev/vmav/internal/domain"
 )
 
-// Once sweeps some domains in full, each as soon as its kernel is up, and ends when that is
-// done, when none of them runs any more, or when ctx ends. It is what stands in for a
-// service: it takes no socket and no lock of one. pending is called with the names that are
-// still to be done, now and then; it returns further ones.
+// Once sweeps some domains, each as soon as its kernel is up. It ends when that is done,
+// when none of the domains runs any longer, or when ctx ends. It stands in for a service
+// and takes neither its socket nor its lock. Once calls pending now and then; pending
+// returns the names of further domains.
 func (s *Service) Once(ctx context.Context, names []string, pending func() []string) error {
-	// Libvirt may not know the domain yet, or not answer while it starts.
+	// libvirt may not know the domain yet, or not answer while it starts.
 	const grace = time.Minute
 	s.opt.Include, s.opt.Exclude = patterns(names), nil
 	ctx, cancel := context.WithCancel(ctx)
@@ -59,11 +59,12 @@ func (s *Service) Once(ctx context.Context, names []string, pending func() []str
 	}
 }
 
-// notWindows is for how long a domain may look like no Windows, or not be readable, before
-// that is believed: boot loaders look like nothing.
+// notWindows is how long a domain may look as if it were not Windows, or be unreadable,
+// before that is believed. Boot loaders look like no system at all.
 const notWindows = 5 * time.Minute
 
-// done tells whether each of some domains was swept, does not run, or is no Windows.
+// done reports whether each domain was swept, does not run, or is not Windows. asked has
+// the times when the domains were asked for.
 func (s *Service) done(asked map[string]time.Time, grace time.Duration) bool {
 	states := make(map[string]DomainStatus)
 	for _, d := range s.Status().Domains {
@@ -82,7 +83,7 @@ func (s *Service) done(asked map[string]time.Time, grace time.Duration) bool {
 	return true
 }
 
-// patterns are patterns that match these names alone.
+// patterns returns patterns that match exactly the given names.
 func patterns(names []string) []string {
 	out := make([]string, len(names))
 	for i, n := range names {

@@ -23,25 +23,25 @@ import (
 type Options struct {
 	URI      string
 	Backend  domain.Backend
-	Include  []string // patterns of names with * and ?, case aside; none for all
+	Include  []string // patterns of names, with * and ?, in any case; none for all domains
 	Exclude  []string
 	Profiles winstruct.Finder
 	Engine   clam.Options
 	Policy   verdict.Policy
 	Kill     kill.Options // for kills and holds
 
-	Request  scan.Request     // how each guest is scanned; which part of it is for the service to say
-	Results  *scan.Cache      // of results; nil for one of this run
-	Scanners Scanners         // do the scans; nil for this process itself
-	Accounts respond.Accounts // record the scans; nil for nobody
+	Request  scan.Request     // how each guest is scanned; the service sets what is scanned
+	Results  *scan.Cache      // results of earlier scans; nil for a cache of this run
+	Scanners Scanners         // make the scanners; nil to scan in this process
+	Accounts respond.Accounts // record the scans; nil to record nothing
 
 	Poll     time.Duration // between two looks at a guest's process list; 0 for DefaultPoll
-	Interval time.Duration // between two sweeps of everything in a domain; 0 for DefaultInterval
-	Jitter   time.Duration // up to this is added to Interval
+	Interval time.Duration // between two sweeps of a domain; 0 for DefaultInterval
+	Jitter   time.Duration // maximum of a random time that is added to Interval
 
-	Domains int     // sweeps of everything that run at once; 0 for one for two processors
-	CPU     float64 // percent of one processor that sweeps of everything keep the service below; 0 for no bound
-	Memory  int64   // bytes that the service aims to stay below; 0 for no bound
+	Domains int     // sweeps that run at once; 0 for one per two processors
+	CPU     float64 // percent of one processor; sweeps wait while the service uses more; 0 for no bound
+	Memory  int64   // bytes that the service tries to stay below; 0 for no bound
 	Slots   int     // scans that clamd has at once; 0 for DefaultSlots
 
 	Runtime string // directory of locks and of the socket
@@ -50,12 +50,12 @@ type Options struct {
 
 // Scanners makes the scanners of a Service. Its methods are called concurrently.
 type Scanners interface {
-	// Scanner makes one for scans of everything in a guest.
+	// Scanner returns a scanner for sweeps.
 	Scanner(m scan.Means) scan.Scanner
-	// Keep makes one for scans of what is new in one guest, again and again.
+	// Keep returns a scanner for frequent scans of what is new in one guest.
 	Keep(m scan.Means) scan.Kept
-	// Used is the processor time of what computes for the scanners in other processes and has
-	// not ended.
+	// Used returns the processor time of other processes that compute for the scanners and
+	// have not ended.
 	Used() time.Duration
 }
 
@@ -93,9 +93,9 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// wanted tells whether a domain is to be watched.
+// wanted reports whether a domain is to be watched.
 func (o *Options) wanted(name string) bool {
-	name = strings.ReplaceAll(strings.ToLower(name), "/", "_") // a pattern's * is to match them, too
+	name = strings.ReplaceAll(strings.ToLower(name), "/", "_") // so that a pattern's * matches it too
 	matches := func(patterns []string) bool {
 		return slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(strings.ToLower(p), name); return ok })
 	}
@@ -109,7 +109,7 @@ func (inProcess) Scanner(m scan.Means) scan.Scanner { return scan.InProcess{Mean
 func (inProcess) Keep(m scan.Means) scan.Kept       { return scan.InProcess{Means: m} }
 func (inProcess) Used() time.Duration               { return 0 }
 
-// nobody records nothing.
+// nobody records nothing. It implements respond.Accounts and respond.Account.
 type nobody struct{}
 
 func (nobody) Account(string, string, bool) respond.Account                    { return nobody{} }

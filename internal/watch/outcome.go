@@ -11,16 +11,16 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// endTime is how long the end of a scan may take to be recorded when the service is being
-// stopped.
+// endTime bounds how long the service, when it is stopped, waits for the end of a scan to
+// be recorded.
 const endTime = 30 * time.Second
 
-// conclude ends the account of a scan, of one process or, where p is nil, of everything, and
-// counts and logs what came of it.
+// conclude ends the account of a scan of one process, or of a sweep if p is nil. It counts
+// and logs the result.
 func (w *guestWatch) conclude(ctx context.Context, acc respond.Account, p *tracked, trigger string, d *finding.Scan) {
 	fresh := respond.Fresh(d.Findings)
 	if p == nil || len(fresh) > 0 {
-		// What was found is recorded also when the service is being stopped.
+		// Record what was found even if the service is being stopped.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
 		defer cancel()
 		acc.End(ctx, d)
@@ -52,7 +52,7 @@ func (w *guestWatch) conclude(ctx context.Context, acc respond.Account, p *track
 	}
 }
 
-// warner writes warnings into the log.
+// warner writes warnings to the log.
 type warner struct{ log *slog.Logger }
 
 // Warn implements respond.Warner.

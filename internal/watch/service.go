@@ -26,20 +26,20 @@ type Service struct {
 	counts    Counts
 }
 
-// Counts are what a Service did since it started.
+// Counts are what a Service has done since it started.
 type Counts struct {
-	Sweeps      int `json:"sweeps"`      // of everything in a domain
-	Newcomers   int `json:"newcomers"`   // processes that came
-	Incremental int `json:"incremental"` // sweeps of what was new
+	Sweeps      int `json:"sweeps"`      // scans of everything in a guest
+	Newcomers   int `json:"newcomers"`   // new processes
+	Incremental int `json:"incremental"` // scans of what was new
 	Findings    int `json:"findings"`
-	Kills       int `json:"kills"` // processes that were ended
+	Kills       int `json:"kills"` // processes that were killed
 	Errors      int `json:"errors"`
 }
 
-// ErrRunning reports that a service watches already.
+// ErrRunning reports that another service is running.
 var ErrRunning = errors.New("a service is running already")
 
-// New makes a service. Run runs it.
+// New makes a service, which Run runs.
 func New(opt Options) (*Service, error) {
 	if err := opt.complete(); err != nil {
 		return nil, err
@@ -47,8 +47,8 @@ func New(opt Options) (*Service, error) {
 	return &Service{opt: opt, budget: newBudget(&opt), engine: newEngine(opt.Engine, opt.Log), begin: time.Now(), followers: make(map[string]*follower)}, nil
 }
 
-// Run watches until ctx ends. What is under way then is stopped, and what it did to a
-// guest undone, before Run returns.
+// Run watches until ctx ends. Before it returns, it stops what is under way and undoes what
+// that did to a guest.
 func (s *Service) Run(ctx context.Context) error {
 	only, err := lock.Try(filepath.Join(s.opt.Runtime, "watch.lock"))
 	if errors.Is(err, lock.ErrHeld) {
@@ -134,7 +134,7 @@ func (s *Service) follow(ctx context.Context, d domain.Domain, kind domain.Event
 	}
 	f := s.followers[d.UUID]
 	if f != nil && f.incarnation() != d.ID {
-		s.drop(f, "started anew") // its end was missed
+		s.drop(f, "started anew") // the end of its last run was missed
 		f = nil
 	}
 	if f == nil {
@@ -168,9 +168,9 @@ func (s *Service) stopAll() {
 	}
 }
 
-// heed looks at domains of which a hook said something: their events may be late, or lost
-// with the connection. libvirt answers for a domain when the operation that the hook is part
-// of is over, so this waits where nothing else does.
+// heed looks at domains that a hook has reported. Their events may be late, or lost with
+// the connection. libvirt answers for a domain only when the operation that the hook is
+// part of is over. So heed waits for it, in a goroutine where nothing else has to.
 func (s *Service) heed(ctx context.Context, hints <-chan Hint) {
 	for {
 		var h Hint
@@ -182,7 +182,7 @@ func (s *Service) heed(ctx context.Context, hints <-chan Hint) {
 		s.opt.Log.Debug("hook", "domain", h.Domain, "operation", h.Operation)
 		host, err := s.host()
 		if err != nil {
-			continue // the list that follows a connection has it
+			continue // the domain is in the list that follows a connection
 		}
 		d, err := host.Find(h.Domain)
 		if err == nil && d.Running && ctx.Err() == nil {
@@ -191,7 +191,7 @@ func (s *Service) heed(ctx context.Context, hints <-chan Hint) {
 	}
 }
 
-// host is the connection to libvirt of now.
+// host returns the present connection to libvirt.
 func (s *Service) host() (*domain.Host, error) {
 	s.mu.Lock()
 	w := s.watcher
@@ -208,5 +208,5 @@ func (s *Service) count(f func(*Counts)) {
 	s.mu.Unlock()
 }
 
-// SocketPath is where the service listens.
+// SocketPath returns the path of the service's socket in a runtime directory.
 func SocketPath(runtime string) string { return filepath.Join(runtime, "vmav.sock") }

@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The socket carries one JSON object a line: requests to the service, and one answer for
-// each.
+// request is what a client sends. The socket carries one JSON object per line: requests to
+// the service, and one answer for each.
 type request struct {
 	Op   string `json:"op"` // opStatus or opHint
 	Hint *Hint  `json:"hint,omitempty"`
@@ -36,8 +36,8 @@ const (
 	opHint   = "hint"
 )
 
-// Hint is what a hook of libvirt says: something is about to happen, or has happened, to a
-// domain.
+// Hint is what a hook of libvirt reports: something is about to happen, or has happened, to
+// a domain.
 type Hint struct {
 	Domain    string `json:"domain"`
 	Operation string `json:"operation"`
@@ -48,11 +48,11 @@ type Hint struct {
 const (
 	maxLine    = 64 << 10 // bytes of a request
 	maxClients = 64
-	idle       = 30 * time.Second
-	maxName    = 4096 // bytes of a domain's name
+	idle       = 30 * time.Second // how long a client may be silent
+	maxName    = 4096             // bytes of a domain's name
 )
 
-// Check tells whether a hint is one that libvirt can have given.
+// Check returns an error if libvirt cannot have given this hint.
 func (h *Hint) Check() error {
 	for what, text := range map[string]string{"domain": h.Domain, "operation": h.Operation, "sub-operation": h.Sub} {
 		switch {
@@ -68,19 +68,21 @@ func (h *Hint) Check() error {
 	return nil
 }
 
-// group may use the socket beside root and the service's own user.
+// group is the system group that may use the socket, beside root and the service's own
+// user.
 const group = "vmav"
 
+// socket is the service's side of the socket.
 type socket struct {
 	l     *net.UnixListener
 	s     *Service
 	hints chan Hint
-	gids  []uint32
+	gids  []uint32 // groups that may use it
 	wg    sync.WaitGroup
 }
 
-// listen makes the socket. The caller holds the service's lock, so that one that is there
-// is a dead service's.
+// listen makes the socket. The caller holds the service's lock, so an existing socket
+// belongs to a dead service.
 func (s *Service) listen() (*socket, error) {
 	path := SocketPath(s.opt.Runtime)
 	if err := os.MkdirAll(s.opt.Runtime, 0o755); err != nil {
@@ -89,7 +91,7 @@ func (s *Service) listen() (*socket, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("make the socket: %w", err)
 	}
-	// Nobody gets in before it has its mode.
+	// Nobody can connect before it has its mode.
 	temp := filepath.Join(s.opt.Runtime, fmt.Sprintf(".sock-%d", os.Getpid()))
 	_ = os.Remove(temp)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
@@ -133,7 +135,7 @@ func (k *socket) accept() {
 			return
 		}
 		if err != nil {
-			time.Sleep(10 * time.Millisecond) // out of descriptors
+			time.Sleep(10 * time.Millisecond) // there are no free descriptors
 			continue
 		}
 		select {
@@ -195,15 +197,15 @@ func (k *socket) answer(line []byte) answer {
 		}
 		select {
 		case k.hints <- *r.Hint:
-		default: // so many that libvirt's own events must do
+		default: // there are too many; libvirt's own events have to do
 		}
 		return answer{}
 	}
 	return answer{Error: fmt.Sprintf("request: no operation %.40q", r.Op)}
 }
 
-// allowed checks who is at the other end: root, the service's own user, or a member of the
-// group.
+// allowed checks who is at the other end. It must be root, the service's own user, or a
+// member of the group.
 func (k *socket) allowed(c *net.UnixConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -226,8 +228,9 @@ func (k *socket) allowed(c *net.UnixConn) error {
 	return fmt.Errorf("user %d is neither root nor in group %s", cred.Uid, group)
 }
 
-// supplementary are a process's further groups. It may have ended, and its id be another's;
-// the socket's mode has let nobody in who is not in the group.
+// supplementary returns the supplementary groups of a process. The process may have ended
+// and its id be that of another; but the socket's mode has already kept out everybody who
+// is not in the group.
 func supplementary(pid int) []uint32 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -236,13 +239,13 @@ func supplementary(pid int) []uint32 {
 	return parseGroups(string(text))
 }
 
-// Client is a connection to a service.
+// Client is a connection to a service. It is for one goroutine.
 type Client struct {
 	c  *net.UnixConn
 	in *bufio.Scanner
 }
 
-// ErrNoService reports that no service listens.
+// ErrNoService reports that no service is running.
 var ErrNoService = errors.New("no service runs")
 
 // Dial connects to the service of a runtime directory. The caller closes the Client.
@@ -291,7 +294,7 @@ func (c *Client) ask(ctx context.Context, r request) (answer, error) {
 	return a, nil
 }
 
-// Status asks the service how it is.
+// Status asks the service for its state.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	a, err := c.ask(ctx, request{Op: opStatus})
 	if err == nil && a.Status == nil {
@@ -300,7 +303,7 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return a.Status, err
 }
 
-// Tell hands a hook's event over. It does not wait for the service to look at it.
+// Tell passes on an event of a hook. It does not wait for the service to look at it.
 func (c *Client) Tell(ctx context.Context, h Hint) error {
 	if d, ok := ctx.Deadline(); ok {
 		_ = c.c.SetDeadline(d)

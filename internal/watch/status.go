@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Status is what a Service says of itself.
+// Status is the state of a Service.
 type Status struct {
 	PID       int            `json:"pid"`
 	Since     time.Time      `json:"since"`
@@ -20,7 +20,7 @@ type Status struct {
 	Domains   []DomainStatus `json:"domains"`
 }
 
-// DomainStatus is what a Service says of one domain.
+// DomainStatus is the state of one domain of a Service.
 type DomainStatus struct {
 	Name      string     `json:"name"`
 	UUID      string     `json:"uuid"`
@@ -29,16 +29,16 @@ type DomainStatus struct {
 	Build     string     `json:"build,omitempty"`
 	Source    string     `json:"source,omitempty"`
 	Processes int        `json:"processes"`
-	Sweeping  bool       `json:"sweeping"`         // everything, now
-	Status    string     `json:"status,omitempty"` // of the last sweep of everything
+	Sweeping  bool       `json:"sweeping"`         // a sweep is under way
+	Status    string     `json:"status,omitempty"` // result of the last sweep
 	LastSweep *time.Time `json:"last_sweep,omitempty"`
 	NextSweep *time.Time `json:"next_sweep,omitempty"`
 	Findings  int        `json:"findings"`
 	Kills     int        `json:"kills"`
-	Due       int        `json:"due"` // processes that wait to be looked at
+	Due       int        `json:"due"` // processes that wait to be scanned
 }
 
-// Status says how the service and its domains are.
+// Status returns the state of the service and of its domains.
 func (s *Service) Status() Status {
 	out := Status{PID: os.Getpid(), Since: s.begin.UTC(), URI: s.opt.URI, CPU: s.budget.used().Seconds(), Domains: []DomainStatus{}}
 	version, err := s.engine.state()
@@ -73,7 +73,7 @@ func (f *follower) state() DomainStatus {
 	return st
 }
 
-// waiting is how many processes are due.
+// waiting returns how many processes are due.
 func (w *guestWatch) waiting() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -16,17 +16,17 @@ import (
 	"vmav.dev/vmav/internal/subject"
 )
 
-// Triggers of sweeps, as they are recorded.
+// Triggers of scans, as they are logged.
 const (
-	TriggerStart = "watch: start"    // of everything, when the watch of a guest begins
-	TriggerNew   = "watch: new"      // of what is new
-	TriggerTimer = "watch: interval" // of everything, now and then
+	TriggerStart = "watch: start"    // a sweep at the beginning of the watch of a guest
+	TriggerNew   = "watch: new"      // a scan of what is new
+	TriggerTimer = "watch: interval" // a sweep at intervals
 )
 
-// retrySweep is when a sweep of everything that failed is made again.
+// retrySweep is the time after which a sweep that failed is repeated.
 const retrySweep = 30 * time.Second
 
-// sweepLoop sweeps all of the guest, now and then.
+// sweepLoop sweeps the guest at intervals.
 func (w *guestWatch) sweepLoop(ctx context.Context) error {
 	o := &w.f.svc.opt
 	trigger := TriggerStart
@@ -53,7 +53,7 @@ func (w *guestWatch) sweepLoop(ctx context.Context) error {
 	}
 }
 
-// sweep makes one sweep of everything, when the budget has room for it.
+// sweep scans everything in the guest, once the budget has room for it.
 func (w *guestWatch) sweep(ctx context.Context, trigger string) (ok bool, err error) {
 	b := w.f.svc.budget
 	if err := acquire(ctx, b.domains); err != nil {
@@ -62,7 +62,7 @@ func (w *guestWatch) sweep(ctx context.Context, trigger string) (ok bool, err er
 	defer release(b.domains)
 	w.f.set(func(st *DomainStatus) { st.Sweeping = true })
 	defer w.f.set(func(st *DomainStatus) { st.Sweeping = false })
-	// A cache of its own: a page is as old as the sweep at most.
+	// The sweep has its own cache, so that no page is older than the sweep.
 	src := source.NewCache(w.src, cachePages)
 	acc := w.f.svc.opt.Accounts.Account(w.f.name, w.f.uuid, true)
 	d, err := w.scan(ctx, w.f.svc.opt.Scanners.Scanner(w.means(false)), src, w.request(), acc)
@@ -93,14 +93,14 @@ func (w *guestWatch) sweep(ctx context.Context, trigger string) (ok bool, err er
 	return err == nil, err
 }
 
-// request is what all scans of this guest have in common.
+// request returns what all scans of this guest have in common.
 func (w *guestWatch) request() scan.Request {
 	req := w.f.svc.opt.Request
 	req.Looked, req.At = true, w.guest.Kernel().Place()
 	return req
 }
 
-// scan has a scanner scan the guest through a source, and responds to what it finds.
+// scan lets a scanner scan the guest through a source, and responds to what it finds.
 func (w *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Source, req scan.Request, acc respond.Account) (finding.Scan, error) {
 	o := &w.f.svc.opt
 	d := w.f.current()
@@ -109,8 +109,8 @@ func (w *guestWatch) scan(ctx context.Context, by scan.Scanner, src source.Sourc
 		Kills: respond.KillLock(ctx, o.Runtime, d.UUID), Holder: &w.holds, Recorder: acc, Known: &w.reported, Observer: w})
 }
 
-// means are what this guest's scans are done with: urgent ones, of what is new, wait for no
-// others.
+// means returns the means of this guest's scans. Urgent scans, of what is new, do not wait
+// for others.
 func (w *guestWatch) means(urgent bool) scan.Means {
 	svc := w.f.svc
 	return scan.Means{Profiles: svc.opt.Profiles, Engine: slotted{svc.engine, svc.budget, urgent}, Memory: svc.opt.Results}
@@ -119,20 +119,20 @@ func (w *guestWatch) means(urgent bool) scan.Means {
 // Progress implements respond.Observer.
 func (w *guestWatch) Progress(scan.Progress) {}
 
-// Looked implements respond.Observer: it remembers an image that was looked at.
+// Looked implements respond.Observer. It remembers an image that was looked at.
 func (w *guestWatch) Looked(id introspect.Identity, image scan.ImageKey, whole bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if known := w.procs[id]; known != nil {
 		if len(known.images) >= maxImages {
-			clear(known.images) // it is looked at again
+			clear(known.images) // they are scanned again
 		}
 		known.images[image] = whole
 	}
 }
 
-// scanProcess sweeps what is new in one process: its program alone when it has just come,
-// so that a verdict on it waits for nothing else, and then the rest.
+// scanProcess scans what is new in one process. If the process has just come, it first
+// scans the program alone, so that a verdict on the program does not wait for the rest.
 func (w *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 	steps := []bool{false}
 	if p.step == 0 && !p.old {
@@ -157,7 +157,7 @@ func (w *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 		case d.Reason != "":
 			broke = d.Reason
 		case !last || w.hasEnded(p.id):
-			d.Errors = d.Errors[:0] // it is looked at again, or its end is why
+			d.Errors = d.Errors[:0] // it is scanned again, or its end is the reason
 		}
 		w.conclude(ctx, acc, p, TriggerNew, &d)
 		w.f.svc.count(func(c *Counts) { c.Incremental++; c.Errors += len(d.Errors) })
@@ -190,7 +190,7 @@ func (w *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tr
 	focus := scan.Focused{ID: p.id, Parent: subject.Parent(now, w.others()), Program: programOnly}
 	w.mu.Lock()
 	for image, whole := range p.images {
-		if !programOnly && (whole || p.old || p.step >= len(revisits)) { // the rest of it is for sweeps of everything
+		if !programOnly && (whole || p.old || p.step >= len(revisits)) { // sweeps scan the rest of it
 			focus.Known = append(focus.Known, image)
 		}
 	}
@@ -200,13 +200,13 @@ func (w *guestWatch) scanNew(ctx context.Context, now *introspect.Process, p *tr
 	return w.scan(ctx, w.kept, w.src, req, acc)
 }
 
-// hasEnded tells whether a process has ended by now.
+// hasEnded reports whether a process has ended by now.
 func (w *guestWatch) hasEnded(id introspect.Identity) bool {
 	st, err := w.guest.Recheck(id)
 	return err != nil || st.Exiting
 }
 
-// moduleThere tells whether the module's device is there.
+// moduleThere reports whether the module's device exists.
 func (s *Service) moduleThere() bool {
 	_, err := os.Stat(memhook.Device)
 	return err == nil

@@ -11,20 +11,20 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// maxArmed is how many services are asked at once; the first whose thread comes serves.
-// Most of them wait for something most of the time. The module keeps source.MaxSaved
-// contexts, and one for each is needed should they all come.
+// maxArmed is how many services are asked to come at once. The first whose thread comes is
+// the surrogate. Most services wait most of the time. The module keeps source.MaxSaved
+// contexts, and each service that comes needs one.
 const maxArmed = source.MaxSaved - 2
 
-// candidate is a process that may serve as surrogate: what was verified of it.
+// candidate is a process that may serve as surrogate, with what was verified of it.
 type candidate struct {
-	action // on it, guarded by its identity
+	action // on the process, guarded by its identity
 	id     introspect.Identity
-	calls  map[string]entry
-	park   uint64
+	calls  map[string]entry // stubs of the system calls, by name
+	park   uint64           // address of a jump to itself
 }
 
-// Verdicts see a process as a candidate.
+// candidateSubject returns a process as the rules for surrogates see it.
 func (k *attempt) candidateSubject(p *introspect.Process) (verdict.Candidate, error) {
 	c := verdict.Candidate{Subject: subject.Of(p), Wow64: p.Wow64, HasUserMode: p.PEB != 0,
 		Protected: slices.Contains(p.Flags, introspect.FlagProtected)}
@@ -35,8 +35,9 @@ func (k *attempt) candidateSubject(p *introspect.Process) (verdict.Candidate, er
 	return c, err
 }
 
-// candidates are the processes that may serve, those with the most threads first. Why
-// a process whose program the policy names may not is told to why.
+// candidates returns the processes that may serve as surrogate, those with the most threads
+// first. For each other process whose program the policy names, it calls why with the
+// reason.
 func (k *attempt) candidates(ctx context.Context, ctl *control, lib *library, why func(string)) ([]*candidate, error) {
 	if err := k.shadowStacks(ctx); err != nil {
 		return nil, err
@@ -65,7 +66,7 @@ func (k *attempt) candidates(ctx context.Context, ctl *control, lib *library, wh
 	return out, nil
 }
 
-// candidate verifies that a process may serve and can.
+// candidate verifies that a process may serve as surrogate and can.
 func (k *attempt) candidate(ctx context.Context, ctl *control, lib *library, p *introspect.Process) (*candidate, error) {
 	subject, err := k.candidateSubject(p)
 	if no := k.opt.Policy.Surrogate(subject); no != "" {
@@ -111,11 +112,11 @@ func (k *attempt) candidate(ctx context.Context, ctl *control, lib *library, p *
 	return nil, fmt.Errorf("no jump to itself is in its memory to park a thread at (%d are known)", len(lib.parks))
 }
 
-// maxMappings bounds what is remembered of a guest's processes.
+// maxMappings bounds the processes whose mapping of the library is remembered.
 const maxMappings = 4096
 
-// mapping is where a process maps the library. It is looked up once for each process:
-// ntdll is never unmapped.
+// mapping returns where a process maps the library. It looks that up once for each process,
+// because ntdll is never unmapped.
 func (k *attempt) mapping(ctx context.Context, lib *library, p *introspect.Process, id introspect.Identity) (*introspect.VAD, error) {
 	k.mu.Lock()
 	v := k.mappings[id]
@@ -136,8 +137,8 @@ func (k *attempt) mapping(ctx context.Context, lib *library, p *introspect.Proce
 	return v, nil
 }
 
-// shadowStacks refuses guests that keep shadow stacks (CR4.CET): a call made up by
-// us has no return address on them.
+// shadowStacks fails if the guest keeps shadow stacks (CR4.CET). They do not have the
+// return address of a call that was made up here.
 func (k *attempt) shadowStacks(ctx context.Context) error {
 	const cet = 1 << 23
 	regs, err := k.host.Registers(ctx)

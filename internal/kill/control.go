@@ -10,30 +10,30 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// slack is what an outcome may be late beyond its action's own time before the module
-// is taken to have lost it.
+// slack is how late an outcome may be, beyond its action's own time, before the module is
+// assumed to have lost it.
 const slack = 5 * time.Second
 
 // errSilent reports an action without an outcome.
 var errSilent = errors.New("the module reported no outcome")
 
-// control hands the events of one source.Control to those who wait for them.
+// control passes the events of one source.Control to those who wait for them.
 type control struct {
 	ctl  source.Control
 	stop context.CancelFunc
 
 	mu     sync.Mutex
-	last   uint64              // cookie
+	last   uint64              // cookie of the last action
 	to     map[uint64]listener // by cookie
 	err    error               // why there are no more events
-	ended  chan struct{}       // closed then
+	ended  chan struct{}       // closed when there are no more events
 	reader sync.WaitGroup
 }
 
 // listener waits for the events of an action.
 type listener struct {
 	events chan<- source.Event
-	again  bool // its end is an event, too, after the one that it is applied
+	again  bool // after the event that the action is applied comes another one, of its end
 }
 
 func openControl(host source.Controller) (*control, error) {
@@ -70,21 +70,22 @@ func (c *control) read(ctx context.Context) {
 		}
 		c.mu.Unlock()
 		if to.events != nil {
-			to.events <- ev // there is room: one event an action, two of a hold
+			to.events <- ev // there is room: an action has one event, a hold two
 		}
 	}
 }
 
-// close ends the control: what is pending is cancelled, and a context that was not
-// given back is given back by the module.
+// close ends the control. The module cancels what is pending, and gives back each context
+// that was not given back.
 func (c *control) close() {
 	c.stop()
 	c.ctl.Close() // fails only where it is closed already
 	c.reader.Wait()
 }
 
-// start takes an action up, under a cookie of its own. Its outcome goes to a channel
-// that has room for it, which a hold's end needs as well. No other action of ours asks for more than one thread.
+// start starts an action under a new cookie. Its outcome goes to a channel that has room
+// for it; the channel of a hold also has room for the event of its end. No other action of
+// this package is for more than one thread.
 func (c *control) start(a source.Action, to chan<- source.Event) (cookie uint64, err error) {
 	c.mu.Lock()
 	c.last++
@@ -100,8 +101,8 @@ func (c *control) start(a source.Action, to chan<- source.Event) (cookie uint64,
 	return a.Cookie, nil
 }
 
-// do takes an action up and waits for its outcome. Where ctx ends first the action is
-// cancelled; if it was too late for that, its outcome counts.
+// do starts an action and waits for its outcome. If ctx ends first, do cancels the action.
+// If it is too late for that, its outcome counts.
 func (c *control) do(ctx context.Context, a source.Action) (source.Event, uint64, error) {
 	to := make(chan source.Event, 1)
 	cookie, err := c.start(a, to)
@@ -121,7 +122,7 @@ func (c *control) do(ctx context.Context, a source.Action) (source.Event, uint64
 	return ev, cookie, err
 }
 
-// wait waits for one event.
+// wait waits for one event, for timeout and slack at most.
 func (c *control) wait(ctx context.Context, from <-chan source.Event, timeout time.Duration) (source.Event, error) {
 	late := time.NewTimer(timeout + slack)
 	defer late.Stop()
@@ -137,7 +138,7 @@ func (c *control) wait(ctx context.Context, from <-chan source.Event, timeout ti
 		return source.Event{}, ctx.Err()
 	case <-c.ended:
 		select {
-		case ev := <-from: // it came before the end
+		case ev := <-from: // the event came before the end
 			return ev, nil
 		default:
 		}
@@ -149,7 +150,7 @@ func (c *control) wait(ctx context.Context, from <-chan source.Event, timeout ti
 	}
 }
 
-// notApplied says why an action whose outcome is ev did nothing.
+// notApplied says why an action with the outcome ev was not applied.
 func notApplied(ev source.Event) error {
 	switch ev.Kind {
 	case source.EventExpired:
@@ -164,8 +165,8 @@ func notApplied(ev source.Event) error {
 }
 
 var (
-	// errExpired reports an action that no thread came for in its time.
+	// errExpired reports an action for which no thread came in time.
 	errExpired = errors.New("no thread of it was in user mode in that time")
-	// errGuard reports an action that a guard forbade in the moment of delivery.
+	// errGuard reports an action that a guard forbade at the moment of delivery.
 	errGuard = errors.New("a condition did not hold in the moment of delivery")
 )

@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// directShare is the part of a kill's time that a thread of the target itself is
-	// waited for before a surrogate is looked for, where one is allowed. One that runs at all does so within
-	// a few of the guest's clock ticks.
+	// directShare is the part of a kill's time for which it waits for a thread of the
+	// target before it looks for a surrogate, if surrogates are allowed. A thread that runs
+	// at all comes within a few of the guest's clock ticks.
 	directShare = 4
 	directMax   = time.Second
 
-	currentProcess = ^uint64(0) // the pseudo handle that NtCurrentProcess is
+	currentProcess = ^uint64(0) // the pseudo handle NtCurrentProcess
 	userCode64     = 0x33       // selector of 64-bit user code on every x64 Windows
 )
 
-// direct redirects a thread of the target to NtTerminateProcess. Where that could not
-// be done, why says so and the outcome is not set.
+// direct redirects a thread of the target to NtTerminateProcess. If that was not possible,
+// why says so; the outcome is then set only if the kill is over.
 func (k *attempt) direct(ctx context.Context, ctl *control, lib *library) (why error) {
 	e, v, err := k.targetEntry(ctx, lib)
 	if err != nil {
@@ -61,7 +61,7 @@ func (k *attempt) direct(ctx context.Context, ctl *control, lib *library) (why e
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = errExpired
 		}
-		// Without surrogates the deadline is where it ends, and surrogate says so.
+		// Without surrogates the kill ends at the deadline, and surrogate sets the outcome.
 		if errors.Is(ctx.Err(), context.Canceled) || ctx.Err() != nil && len(k.opt.Policy.Surrogates) > 0 {
 			k.gaveUp(ctx, err)
 		}
@@ -74,7 +74,7 @@ func (k *attempt) direct(ctx context.Context, ctl *control, lib *library) (why e
 	return nil
 }
 
-// targetEntry is NtTerminateProcess in the target.
+// targetEntry returns the stub of NtTerminateProcess in the target.
 func (k *attempt) targetEntry(ctx context.Context, lib *library) (entry, *introspect.VAD, error) {
 	v, err := findMapping(ctx, k.guest, &k.target, lib.control)
 	if err != nil {
@@ -84,8 +84,9 @@ func (k *attempt) targetEntry(ctx context.Context, lib *library) (entry, *intros
 	return e, v, err
 }
 
-// guarded sets the outcome after a guard forbade an action, if the target is why: it has
-// ended, is another process, or is critical now. False means that it is not.
+// guarded is called after a guard forbade an action. It sets the outcome if the target is
+// the reason: it has ended, is another process, or is critical now. It returns false if the
+// target is not the reason.
 func (k *attempt) guarded() bool {
 	st, err := k.guest.Recheck(k.id)
 	switch {
@@ -105,7 +106,7 @@ func (k *attempt) guarded() bool {
 	return true
 }
 
-// gaveUp sets the outcome of a kill whose time is over or whose caller is gone.
+// gaveUp sets the outcome of a kill whose time is over or whose caller has given up.
 func (k *attempt) gaveUp(ctx context.Context, why error) {
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		k.end(finding.OutcomePending, "interrupted")
@@ -120,15 +121,15 @@ type action struct {
 	ctl    *control
 	p      *introspect.Process
 	guards []source.Guard
-	teb    uint64 // of the one thread that page faults are for, 0 for any
+	teb    uint64 // TEB of the thread that is to take page faults; 0 for any thread
 }
 
-// on is an action that lives as long as ctx does.
+// on returns an action that lives as long as ctx.
 func (a *action) on(kind source.ActionKind, ctx context.Context) source.Action {
 	return source.Action{Kind: kind, DTB: a.p.DTB, UserDTB: a.p.UserDTB, Timeout: remaining(ctx), Guards: a.guards}
 }
 
-// remaining is how long ctx still lives, in the bounds of an action's time.
+// remaining returns how long ctx lives, within the bounds of an action's time.
 func remaining(ctx context.Context) time.Duration {
 	end, ok := ctx.Deadline()
 	if !ok {
@@ -137,7 +138,7 @@ func remaining(ctx context.Context) time.Duration {
 	return min(max(time.Until(end), time.Millisecond), MaxTimeout)
 }
 
-// do runs an action and fails where it was not applied.
+// do runs an action and fails if it was not applied.
 func (a *action) do(ctx context.Context, act source.Action) (source.Event, error) {
 	ev, _, err := a.ctl.do(ctx, act)
 	if err == nil && ev.Kind != source.EventApplied {
@@ -146,9 +147,9 @@ func (a *action) do(ctx context.Context, act source.Action) (source.Event, error
 	return ev, err
 }
 
-// ensure makes pages of a process present for what code is the fault's error code of:
-// the guest itself gets them, by a page fault that a thread of the process takes. v is
-// the range that permits it.
+// ensure makes pages of a process present. A thread of the process takes a page fault, so
+// that the guest itself gets the pages. code is the error code of the fault, which says for
+// what access. v is the range that permits the access.
 func (a *action) ensure(ctx context.Context, v *introspect.VAD, va uint64, length int, code uint32) error {
 	if va < v.Start || uint64(length) > v.End-va+1 {
 		return fmt.Errorf("page in %#x: it lies outside its range", va)
@@ -164,7 +165,7 @@ func (a *action) ensure(ctx context.Context, v *introspect.VAD, va uint64, lengt
 	return nil
 }
 
-// again is how long the guest gets for one page before it is asked again.
+// again is how long the guest has for one page before it is asked once more.
 const again = 300 * time.Millisecond
 
 func (a *action) pageIn(ctx context.Context, va uint64, code uint32) error {
@@ -198,11 +199,12 @@ func (a *action) pageIn(ctx context.Context, va uint64, code uint32) error {
 	}
 }
 
-// pteDirty is the bit of a page table entry that says the page was written to. Only such
-// a page keeps what is written into it from outside when Windows takes it away.
+// pteDirty is the bit of a page table entry that says that the page was written to. Only
+// such a page keeps what is written into it from outside when Windows removes it from the
+// process.
 const pteDirty = 1 << 6
 
-// usable tells whether a page is there for an access.
+// usable reports whether a page is present for an access with an error code.
 func usable(m introspect.Mapping, code uint32) bool {
 	return m.User && (code&source.FaultFetch == 0 || m.Executable) &&
 		(code&source.FaultWrite == 0 || m.Writable && m.PTE&pteDirty != 0)

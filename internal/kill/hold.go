@@ -14,20 +14,20 @@ import (
 )
 
 const (
-	holdSpan = MaxTimeout            // the module lets go of a process by itself then
-	holdLook = 50 * time.Millisecond // how often a held process is looked at
+	holdSpan = MaxTimeout            // after this time the module releases a process by itself
+	holdLook = 50 * time.Millisecond // how often a held process is checked
 )
 
-// holdRenew is when a hold is renewed; tests have less time.
+// holdRenew is when a hold is renewed. Tests shorten it.
 var holdRenew = holdSpan - time.Minute
 
-// Held is a process that is held: no thread of it runs in user mode. It lasts until
-// Release, and no longer than this program: the module lets go when the control of a
-// client that has died is closed. While there is one, the guest's vCPUs are interrupted
-// about once a millisecond. Its methods are safe for concurrent use.
+// Held is a process that is held: no thread of it runs in user mode. The hold lasts until
+// Release, and no longer than this program, because the module releases the process when
+// the control of a dead client is closed. While a process is held, the guest's vCPUs are
+// interrupted about once per millisecond. The methods are safe for concurrent use.
 //
-// The module holds for ten minutes at most; a hold is renewed before, and between the
-// old and the new one the process can run for some milliseconds.
+// The module holds a process for ten minutes at most. The hold is renewed before that.
+// Between the old and the new hold the process can run for some milliseconds.
 type Held struct {
 	attempt *attempt
 	ctl     *control
@@ -38,12 +38,12 @@ type Held struct {
 	err error
 }
 
-// errReleased ends a hold that was to end.
+// errReleased is the reason of a hold that ended as it should.
 var errReleased = errors.New("released")
 
-// Hold holds a process, under every guard of a kill. p is the process as it was when
-// that was decided. The Held is nil where the process is not held; else the caller
-// releases it, which the end of ctx does not.
+// Hold holds a process, under every guard of a kill. p is the process as it was when the
+// hold was decided on. If the process is not held, the Held is nil. Otherwise the caller
+// releases it; the end of ctx does not.
 func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (*finding.Act, *Held) {
 	if opt.Timeout <= 0 {
 		opt.Timeout = DefaultTimeout
@@ -83,10 +83,10 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 	return act(), h
 }
 
-// hold has the module hold the target, and waits until it does. What comes of the hold
-// afterwards is in the channel.
+// hold asks the module to hold the target, and waits until it does. Later events of the
+// hold go to the returned channel.
 func (k *attempt) hold(ctx context.Context, ctl *control) (<-chan source.Event, error) {
-	events := make(chan source.Event, 2) // that it is applied, and that it has ended
+	events := make(chan source.Event, 2) // the hold is applied, and the hold has ended
 	a := source.Action{Kind: source.ActionHold, DTB: k.target.DTB, UserDTB: k.target.UserDTB, Timeout: holdSpan, Guards: k.guards.All()}
 	if _, err := ctl.start(a, events); err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func (k *attempt) hold(ctx context.Context, ctl *control) (<-chan source.Event, 
 // keep looks after a hold until it ends.
 func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
 	defer close(h.done)
-	defer func() { h.ctl.close() }() // lets go; the control is another after renew
+	defer func() { h.ctl.close() }() // releases the process; renew replaces the control
 	look := time.NewTicker(holdLook)
 	defer look.Stop()
 	renew := time.NewTimer(holdRenew)
@@ -119,7 +119,7 @@ func (h *Held) keep(ctx context.Context, events <-chan source.Event) {
 			end(source.ErrGone)
 			return
 		case <-look.C:
-			// Somebody else may end it. Its tables are no tables any more then.
+			// Somebody else may end the process. Its page tables are then used for other things.
 			if err := h.lives(); err != nil {
 				end(err)
 				return
@@ -147,7 +147,7 @@ func (h *Held) lives() error {
 	return err
 }
 
-// renew takes a second hold, by a control of its own, and gives the first up.
+// renew takes a second hold on a new control and gives up the first.
 func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
 	ctl, err := openControl(h.attempt.host)
 	if err != nil {
@@ -165,13 +165,13 @@ func (h *Held) renew(ctx context.Context) (<-chan source.Event, error) {
 	return events, nil
 }
 
-// Target is the process that is held, as it was when that began.
+// Target returns the held process, as it was when the hold began.
 func (h *Held) Target() finding.Process { return ProcessOf(&h.attempt.target) }
 
-// Done is closed once the process is held no more.
+// Done returns a channel that is closed once the process is no longer held.
 func (h *Held) Done() <-chan struct{} { return h.done }
 
-// Release lets go of the process, and says why it was not held any more, if so.
+// Release releases the process. If the hold had ended before, the error says why.
 func (h *Held) Release() error {
 	h.stop()
 	<-h.done

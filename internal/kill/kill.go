@@ -15,8 +15,8 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 )
 
-// Host is what a kill needs of a guest's host: its memory as it is now, to read and to
-// write, and actions on it.
+// Host is what a kill needs of a guest's host: to read and write the guest's present
+// memory, and to act on the guest.
 type Host interface {
 	source.Source
 	source.Writer
@@ -26,21 +26,21 @@ type Host interface {
 // ErrNoModule reports a guest that can only be read.
 var ErrNoModule = errors.New("killing takes the kvm-memhook module, and the guest is not read through it")
 
-// Engine kills processes of one guest. It is safe for concurrent use and owns neither
-// the guest nor its host.
+// Engine kills processes of one guest. It is safe for concurrent use. It owns neither the
+// guest nor its host.
 type Engine struct {
 	guest  *introspect.Guest
 	host   Host
 	domain string
 
 	mu       sync.Mutex
-	lib      *library                                // once it was found
-	mappings map[introspect.Identity]*introspect.VAD // where processes map it
+	lib      *library                                // nil until it is found
+	mappings map[introspect.Identity]*introspect.VAD // where processes map the library
 }
 
-// New makes an engine for a guest. src is the guest's source; a cache before it is
-// passed by, as what is read must be there now. It fails with ErrNoModule where src can
-// only read, and with introspect.ErrActions32 for a 32-bit guest.
+// New makes an engine for a guest. src is the guest's source. The engine does not use a
+// cache in front of it, because it must read present memory. New fails with ErrNoModule if
+// src can only read, and with introspect.ErrActions32 for a 32-bit guest.
 func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error) {
 	if k := g.Kernel(); k.Bits != 64 {
 		return nil, fmt.Errorf("domain %s: Windows %s is %d-bit: %w", domain, k.Version, k.Bits, introspect.ErrActions32)
@@ -53,10 +53,10 @@ func New(domain string, g *introspect.Guest, src source.Source) (*Engine, error)
 	return &Engine{guest: g.WithSource(src), host: host, domain: domain, mappings: make(map[introspect.Identity]*introspect.VAD)}, nil
 }
 
-// Status is the exit status that a killed process has: STATUS_VIRUS_INFECTED.
+// Status is the exit status of a killed process: STATUS_VIRUS_INFECTED.
 const Status finding.NTStatus = 0xc0000906
 
-// Refuse is the record of a kill that is not even tried.
+// Refuse returns the record of a kill that is not even tried.
 func Refuse(domain string, p *introspect.Process, why error) *finding.Kill {
 	return &finding.Kill{Domain: domain, Target: ProcessOf(p), Outcome: finding.Outcome{Code: finding.OutcomeRefused, Reason: why.Error()},
 		Requested: time.Now().UTC()}
@@ -68,24 +68,25 @@ const DefaultTimeout = 10 * time.Second
 // Options say how to kill.
 type Options struct {
 	Timeout time.Duration  // 0 for DefaultTimeout; at most MaxTimeout
-	Policy  verdict.Policy // which surrogates may serve; none where it names none
-	DryRun  bool           // verify all that can be, and touch nothing
-	Domain  Domain         // that the process runs in; nil where nobody knows it
+	Policy  verdict.Policy // names the programs that may serve as surrogates, if any
+	DryRun  bool           // verify everything that can be verified, and touch nothing
+	Domain  Domain         // the domain that the process runs in; nil if it is unknown
 }
 
 // Domain is what a kill asks of the domain that its guest runs in.
 type Domain interface {
-	Paused() bool // now: nothing runs there
+	// Paused reports whether the domain is paused now, so that nothing runs in it.
+	Paused() bool
 }
 
-// MaxTimeout bounds Options.Timeout: actions live ten minutes at most.
+// MaxTimeout bounds Options.Timeout. Actions live for ten minutes at most.
 const MaxTimeout = 10 * time.Minute
 
-// attempt is one kill, or one hold, under way.
+// attempt is one kill, or one hold, that is under way.
 type attempt struct {
 	*Engine
 	opt    Options
-	rec    *finding.Kill
+	rec    *finding.Kill // of a hold, too
 	begin  time.Time
 	target introspect.Process
 	id     introspect.Identity
@@ -93,10 +94,9 @@ type attempt struct {
 	procs  []introspect.Process
 }
 
-// Kill ends a process. p is the process as it was when that was decided. The record
-// says what was done and what became of it; there is no other result, as a guest that
-// does not let itself be read is an outcome, too. Where ctx ends, what is under way is
-// undone first.
+// Kill ends a process. p is the process as it was when the kill was decided on. The record
+// says what was done and what came of it. There is no error beside it, because a guest that
+// cannot be read is an outcome too. If ctx ends, Kill first undoes what is under way.
 func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *finding.Kill {
 	if opt.Timeout <= 0 {
 		opt.Timeout = DefaultTimeout
@@ -124,13 +124,13 @@ func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *
 	return k.rec
 }
 
-// ProcessOf is a process as the record of its kill names it.
+// ProcessOf returns a process in the form in which records name it.
 func ProcessOf(p *introspect.Process) finding.Process {
 	return finding.Process{PID: p.PID, Name: p.Name, Path: p.Path, EPROCESS: finding.Address(p.EPROCESS), DTB: finding.Address(p.DTB), Created: p.Created}
 }
 
-// end sets the outcome. What a pending kill waits for does not come where the domain is
-// paused, whatever else may be said of it.
+// end sets the outcome. If the kill is pending and the domain is paused, that is the
+// reason, whatever else may be said.
 func (k *attempt) end(o finding.Code, format string, args ...any) {
 	if o == finding.OutcomePending && k.opt.Domain != nil && k.opt.Domain.Paused() {
 		format, args = "the domain is paused", nil
@@ -138,7 +138,7 @@ func (k *attempt) end(o finding.Code, format string, args ...any) {
 	k.rec.Code, k.rec.Reason = o, fmt.Sprintf(format, args...)
 }
 
-// fail is end with an error as its reason; a guest that has gone is an outcome of its own.
+// fail is end with an error as the reason. A guest that has gone is an outcome of its own.
 func (k *attempt) fail(o finding.Code, doing string, err error) {
 	switch {
 	case errors.Is(err, source.ErrGone):
@@ -152,8 +152,8 @@ func (k *attempt) fail(o finding.Code, doing string, err error) {
 	}
 }
 
-// check holds the process against what was meant and every guard of a verdict. It
-// enumerates the guest's processes anew. False means that the outcome is set.
+// check compares the process with the one that was meant, and checks every guard of a
+// verdict. It lists the guest's processes again. If it returns false, the outcome is set.
 func (k *attempt) check(ctx context.Context, p *introspect.Process) bool {
 	k.guest.Refresh()
 	procs, _, err := k.guest.Processes(ctx)
@@ -209,7 +209,8 @@ func (k *attempt) check(ctx context.Context, p *introspect.Process) bool {
 	return true
 }
 
-// ended sets the outcome of a process that has: by us, if its status says so.
+// ended sets the outcome of a process that has ended. Its exit status says whether vmav
+// ended it.
 func (k *attempt) ended(st introspect.State) {
 	status := finding.NTStatus(st.ExitStatus)
 	k.rec.ExitStatus = &status
@@ -223,13 +224,13 @@ func (k *attempt) ended(st introspect.State) {
 	k.end(finding.OutcomeExited, "it ended by itself, with status %v", status)
 }
 
-// since is the time since the request.
+// since returns the time since the request.
 func (k *attempt) since() *finding.Milliseconds {
 	m := finding.Milliseconds(time.Since(k.begin))
 	return &m
 }
 
-// library is the guest's ntdll, found once.
+// library returns the guest's ntdll. It is found once.
 func (k *attempt) library(ctx context.Context) (*library, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -239,14 +240,14 @@ func (k *attempt) library(ctx context.Context) (*library, error) {
 			return nil, fmt.Errorf("find the guest's %s: %w", ntdllName, err)
 		}
 		if !lib.complete() {
-			return lib, nil // some of it is not in memory now
+			return lib, nil // some of it is not in memory now, so look again next time
 		}
 		k.lib = lib
 	}
 	return k.lib, nil
 }
 
-// run tries one way after the other.
+// run tries one way to end the process after the other.
 func (k *attempt) run(ctx context.Context, ctl *control) {
 	lib, err := k.library(ctx)
 	if err != nil {
@@ -262,8 +263,8 @@ func (k *attempt) run(ctx context.Context, ctl *control) {
 	}
 }
 
-// awaitEnd reads the process until it has ended or ctx has. An error is set as the
-// outcome. True means that the outcome is set.
+// awaitEnd reads the process until it has ended or ctx ends. It returns true if it has set
+// the outcome, also for an error.
 func (k *attempt) awaitEnd(ctx context.Context) bool {
 	for wait := time.Millisecond; ; wait = min(wait*5/4, 20*time.Millisecond) {
 		st, err := k.guest.Recheck(k.id)

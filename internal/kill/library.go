@@ -14,30 +14,30 @@ import (
 const (
 	ntdllPath = `\Windows\System32\ntdll.dll`
 	ntdllName = "ntdll.dll"
-	// maxLibrary bounds ntdll's image, in bytes. That of Windows 11 has 2 MiB.
+	// maxLibrary bounds the image of ntdll, in bytes. That of Windows 11 has 2 MiB.
 	maxLibrary = 16 << 20
 )
 
-// System calls that are looked up.
+// Names of the system calls that are looked up.
 const (
 	ntTerminateProcess = "NtTerminateProcess"
 	ntOpenProcess      = "NtOpenProcess"
 	ntClose            = "NtClose"
 )
 
-// library is the guest's ntdll: one file, which every process maps.
+// library is the guest's ntdll, one file that every process maps.
 type library struct {
-	control uint64            // of its control area, which tells it from any other file
-	rvas    map[string]uint32 // of the system calls that were found
-	parks   []uint32          // of instructions in its code that jump to themselves
+	control uint64            // address of its control area, which identifies the file
+	rvas    map[string]uint32 // RVAs of the system calls that were found
+	parks   []uint32          // RVAs of instructions in its code that jump to themselves
 }
 
-// complete tells whether all was found that may be needed.
+// complete reports whether everything was found that may be needed.
 func (l *library) complete() bool { return len(l.rvas) == 3 && len(l.parks) > 0 }
 
-// findLibrary takes ntdll from the processes that Windows itself started, which nothing
-// but Windows can change the mappings of: the file that one of them maps under ntdll's
-// name, and that calls itself so.
+// findLibrary finds ntdll in the processes that Windows itself started, whose mappings only
+// Windows can change. It is the file that one of them maps under the name of ntdll, and
+// that has this name in its own export table.
 func findLibrary(ctx context.Context, g *introspect.Guest, procs []introspect.Process) (*library, error) {
 	var errs []error
 	for i := range procs {
@@ -90,7 +90,8 @@ func readLibrary(ctx context.Context, g *introspect.Guest, p *introspect.Process
 	return &library{control: v.ControlArea(), rvas: rvas, parks: findParks(img)}, nil
 }
 
-// findMapping is where a process maps ntdll; control, unless 0, is the file it must be.
+// findMapping returns where a process maps ntdll. If control is not 0, the mapping must be
+// of the file with that control area.
 func findMapping(ctx context.Context, g *introspect.Guest, p *introspect.Process, control uint64) (*introspect.VAD, error) {
 	vads, problems, err := g.VADs(ctx, p)
 	if err != nil {
@@ -112,11 +113,11 @@ func findMapping(ctx context.Context, g *introspect.Guest, p *introspect.Process
 	return nil, errors.Join(fmt.Errorf("it maps no %s", ntdllPath), err)
 }
 
-// maxParks is how many places to park at are kept; one that is in memory is needed.
+// maxParks bounds the places to park a thread at. One that is in memory is enough.
 const maxParks = 64
 
-// findParks looks through an image's code for EB FE, a jump to itself. Where it is part
-// of other instructions it jumps all the same.
+// findParks searches an image's code for EB FE, a jump to itself. It jumps to itself even
+// where it is part of other instructions.
 func findParks(img *pe.Image) []uint32 {
 	h, err := pe.ParseHeaders(img.Mem[:pe.PageSize])
 	if err != nil {
@@ -140,14 +141,14 @@ func findParks(img *pe.Image) []uint32 {
 
 // entry is the stub of a system call in one process.
 type entry struct {
-	va     uint64
-	length int
-	number uint32
+	va     uint64 // address of the stub
+	length int    // in bytes
+	number uint32 // of the system call
 }
 
-// entryOf is the stub of a system call where p maps ntdll at v. It must be a stub, and
-// it must be what the file has there, as far as that is in memory: a process whose own
-// copy differs is hooked.
+// entryOf returns the stub of a system call in process p, which maps ntdll at v. The code
+// must be a stub. It must also equal the code in the file, as far as that is in memory. If
+// the process has its own, different copy, the call is hooked.
 func (l *library) entryOf(g *introspect.Guest, p *introspect.Process, v *introspect.VAD, name string) (entry, error) {
 	rva, ok := l.rvas[name]
 	if !ok {
@@ -161,7 +162,7 @@ func (l *library) entryOf(g *introspect.Guest, p *introspect.Process, v *introsp
 		return entry{}, fmt.Errorf("%s of process %d (%s): %w", name, p.PID, p.Name, err)
 	}
 	var mine, file [longStub]byte
-	// What the process has counts; where it has nothing it will get the file's.
+	// The process's own page counts. If it has none, it will get that of the file.
 	read := func(to []byte) error {
 		err := g.Space(p).Read(to, e.va)
 		if errors.Is(err, introspect.ErrNotPresent) {
@@ -182,7 +183,7 @@ func (l *library) entryOf(g *introspect.Guest, p *introspect.Process, v *introsp
 		return fail(err)
 	}
 	switch err := g.ReadFile(file[:e.length], v, e.va); {
-	case errors.Is(err, introspect.ErrNotPresent): // the form has to do
+	case errors.Is(err, introspect.ErrNotPresent): // its form has to be enough
 	case err != nil:
 		return fail(err)
 	case mine != file:

@@ -7,7 +7,7 @@ import (
 	"vmav.dev/vmav/internal/finding"
 )
 
-// plan verifies all that a kill would rely on and says what it would do. It touches
+// plan verifies everything that a kill would rely on, and says what it would do. It touches
 // nothing.
 func (k *attempt) plan(ctx context.Context) {
 	say := func(format string, args ...any) { k.rec.Plan = append(k.rec.Plan, fmt.Sprintf(format, args...)) }

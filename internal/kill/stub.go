@@ -17,11 +17,11 @@ const (
 	maxSystemCall = 0x1000
 )
 
-// errStub reports code that is no system call stub: it was changed, or this build
-// writes it in a way that is not known.
+// errStub reports code that is not a system call stub. It was changed, or this build writes
+// stubs in an unknown form.
 var errStub = errors.New("its code is not a system call stub, so it is hooked or of an unknown form")
 
-// stubLength is how many bytes a stub has, by its first ones (shortStub of them).
+// stubLength returns the length of a stub in bytes. code has its first shortStub bytes.
 func stubLength(code []byte) int {
 	if len(code) > 8 && code[8] == 0xf6 {
 		return longStub
@@ -29,8 +29,8 @@ func stubLength(code []byte) int {
 	return shortStub
 }
 
-// parseStub returns the number of the system call that code, of the length of a stub,
-// makes, if it does nothing else.
+// parseStub returns the number of the system call that a stub makes. code has the length of
+// a stub. parseStub fails if the code does anything else.
 func parseStub(code []byte) (number uint32, err error) {
 	if len(code) < shortStub || string(code[:3]) != "\x4c\x8b\xd1" || code[3] != 0xb8 {
 		return 0, fmt.Errorf("%w: % x", errStub, code[:min(len(code), 8)])

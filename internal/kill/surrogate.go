@@ -14,16 +14,17 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// grace is how long a surrogate that was parked may take to make its calls and to get
-// its context back, whatever the kill's own deadline or caller.
+// grace is how long a parked surrogate may take to make its calls and to get its context
+// back, whatever the kill's own deadline or caller.
 const grace = 30 * time.Second
 
-// maxTries is how many surrogates are used for one kill, should the first be refused
-// what it asks for.
+// maxTries is how many surrogates are used for one kill, if those before do not get what
+// they ask for.
 const maxTries = 3
 
-// surrogate has a service end the target. direct is why a thread of the target could
-// not. False means that no service could be used, with the outcome unset or set.
+// surrogate lets a service end the target. direct is the reason why a thread of the target
+// could not. surrogate returns false if no service could be used; the outcome may then be
+// set or not.
 func (k *attempt) surrogate(ctx context.Context, ctl *control, lib *library, direct error) bool {
 	if len(k.opt.Policy.Surrogates) == 0 {
 		k.end(finding.OutcomePending, "%v; surrogates are not allowed", direct)
@@ -72,8 +73,8 @@ func (k *attempt) surrogate(ctx context.Context, ctl *control, lib *library, dir
 	return false
 }
 
-// park asks all candidates and returns the first whose thread comes; the others are let
-// go again at once.
+// park asks all candidates to come and returns the first whose thread does. It releases the
+// others at once.
 func (k *attempt) park(ctx context.Context, ctl *control, cands []*candidate, excuses *[]string) (*candidate, source.Event, error) {
 	pool, err := arm(ctx, ctl, cands)
 	if err != nil {
@@ -85,7 +86,8 @@ func (k *attempt) park(ctx context.Context, ctl *control, cands []*candidate, ex
 	return c, ev, err
 }
 
-// reasons joins what spoke against several processes, the most of it that one reads.
+// reasons joins the reasons against several processes. It leaves out those beyond what
+// people read.
 func reasons(all []string) string {
 	const most = 4
 	if len(all) > most {
@@ -94,16 +96,16 @@ func reasons(all []string) string {
 	return strings.Join(all, "; ")
 }
 
-// pool is services that were asked to come.
+// pool is the services that were asked to come.
 type pool struct {
 	ctl     *control
 	events  chan source.Event
-	armed   map[uint64]*candidate // by cookie of the save
+	armed   map[uint64]*candidate // by the cookie of the action that saves the context
 	excuses []string
 }
 
-// arm asks every candidate. One that cannot be asked is an excuse; only a guest that has
-// gone is an error.
+// arm asks every candidate to come. A candidate that cannot be asked becomes an excuse.
+// Only a guest that has gone is an error.
 func arm(ctx context.Context, ctl *control, cands []*candidate) (*pool, error) {
 	p := &pool{ctl: ctl, events: make(chan source.Event, len(cands)), armed: make(map[uint64]*candidate)}
 	for _, c := range cands {
@@ -123,7 +125,7 @@ func arm(ctx context.Context, ctl *control, cands []*candidate) (*pool, error) {
 	return p, nil
 }
 
-// next waits for the next service that comes; its thread is parked then.
+// next waits for the next service that comes. Its thread is then parked.
 func (p *pool) next(ctx context.Context) (*candidate, source.Event, error) {
 	for len(p.armed) > 0 {
 		ev, err := p.ctl.wait(ctx, p.events, remaining(ctx))
@@ -143,7 +145,7 @@ func (p *pool) next(ctx context.Context) (*candidate, source.Event, error) {
 	return nil, source.Event{}, errors.New("none is left")
 }
 
-// release lets go of the services that were not needed: those that came meanwhile get
+// release releases the services that were not needed. Those that came in the meantime get
 // their context back.
 func (p *pool) release() {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
@@ -157,22 +159,22 @@ func (p *pool) release() {
 	for len(late) > 0 {
 		ev, err := p.ctl.wait(ctx, p.events, 0)
 		if err != nil {
-			return // the control's end gives back what is left
+			return // the module gives back the rest when the control is closed
 		}
 		if c := p.armed[ev.Cookie]; late[ev.Cookie] && c != nil && ev.Kind == source.EventApplied {
 			t := &thread{candidate: c, saved: ev.Cookie, before: ev}
 			t.teb = ev.TEB
-			_ = t.resume(ctx) // likewise
+			_ = t.resume(ctx) // if this fails, likewise
 		}
 		delete(late, ev.Cookie)
 	}
 }
 
-// use has a parked service make the calls. done tells that the outcome is set for good;
-// used that the service was made to call anything.
+// use lets a parked service make the calls. done says that the outcome is final. used says
+// that the service has made a call.
 func (k *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done, used bool) {
-	// The thread is in our hands: it gets its context back also when the caller or
-	// the kill's own time is gone.
+	// The thread must get its context back even if the caller has given up or the kill's
+	// own time is over.
 	gctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	t := &thread{candidate: c, saved: ev.Cookie, before: ev}
@@ -208,7 +210,7 @@ func (k *attempt) use(ctx context.Context, c *candidate, ev source.Event) (done,
 // processTerminate is the access right PROCESS_TERMINATE.
 const processTerminate = 1
 
-// terminate makes the three calls. The handle is closed whatever happens in between.
+// terminate makes the three calls. It closes the handle whatever happens in between.
 func (k *attempt) terminate(ctx, gctx context.Context, t *thread) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -233,8 +235,8 @@ func (k *attempt) terminate(ctx, gctx context.Context, t *thread) error {
 	return err
 }
 
-// terminateBy ends the target through a handle, if the handle is one to it: its pid may
-// have passed to another process before the service opened it.
+// terminateBy ends the target through a handle, if the handle refers to the target. Its PID
+// may have passed to another process before the service opened it.
 func (k *attempt) terminateBy(ctx, gctx context.Context, t *thread, handle uint64) error {
 	k.guest.Refresh()
 	object, still, err := k.guest.HandleObject(t.p, handle)
@@ -253,14 +255,14 @@ func (k *attempt) terminateBy(ctx, gctx context.Context, t *thread, handle uint6
 		return fmt.Errorf("%s answered %v", ntTerminateProcess, finding.NTStatus(status))
 	}
 	k.rec.Method, k.rec.Applied = finding.MethodSurrogate, k.since()
-	// While the handle is open the process object stays: the best time to see the end.
+	// While the handle is open, the process object stays. This is the best time to see the end.
 	wctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	k.awaitEnd(wctx)
 	return nil
 }
 
-// handle reads the handle that NtOpenProcess gave.
+// handle reads the handle that NtOpenProcess returned.
 func (t *thread) handle() (uint64, error) {
 	var b [8]byte
 	if err := t.read(b[:], t.at(frameHandle)); err != nil {
@@ -269,8 +271,8 @@ func (t *thread) handle() (uint64, error) {
 	return binary.LittleEndian.Uint64(b[:]), nil
 }
 
-// suitable tells whether the thread that came is one whose stack may be used: its TEB
-// is its own, and it is on the stack that its TEB names.
+// suitable fails if the stack of the thread that came may not be used. The thread's TEB
+// must be its own, and the thread must be on the stack that its TEB names.
 func (t *thread) suitable() (introspect.TEB, error) {
 	teb, err := t.guest.ReadTEB(t.p, t.before.TEB)
 	switch rsp := t.before.GPR[source.RSP]; {

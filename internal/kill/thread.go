@@ -12,23 +12,23 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// thread is a parked thread of a service. Its registers are the module's to keep and to
-// give back; what is changed of its stack is kept here.
+// thread is a parked thread of a service. The module keeps its registers and gives them
+// back. What is changed of its stack is kept here.
 type thread struct {
 	*candidate
 	rec    *finding.Surrogate
-	saved  uint64       // cookie under which its context is kept
-	before source.Event // its registers when it came
-	block  introspect.TEB
+	saved  uint64         // cookie under which the module keeps its context
+	before source.Event   // its registers when it came
+	block  introspect.TEB // when it came
 
-	frame uint64 // where RSP is at the entry of a call; 0 until the stack was written to
-	stack [frameSize]byte
-	page  introspect.Mapping
+	frame uint64             // RSP at the entry of a call; 0 until the stack was written to
+	stack [frameSize]byte    // what was at frame before
+	page  introspect.Mapping // of the frame
 }
 
-// The frame that calls are made from, from RSP at the entry of the called function on
-// (Microsoft, "x64 calling convention": return address, 32 bytes for the callee, RSP a
-// multiple of 16 before the call).
+// Offsets in the frame that calls are made from. It begins at RSP at the entry of the called
+// function (Microsoft, "x64 calling convention": return address, 32 bytes for the callee,
+// RSP a multiple of 16 before the call).
 const (
 	frameReturn     = 0x00
 	frameAttributes = 0x28 // OBJECT_ATTRIBUTES
@@ -41,8 +41,8 @@ const (
 	stackDistance = 0x200
 )
 
-// frameBelow is where the frame lies for a thread whose stack pointer is rsp: 8 above a
-// multiple of 16, all of it on one page.
+// frameBelow returns the address of the frame for a thread with the stack pointer rsp. It
+// is 8 above a multiple of 16, and the whole frame is on one page.
 func frameBelow(rsp uint64) uint64 {
 	at := (rsp-stackDistance-frameSize-16)&^15 + 8
 	if last := at + frameSize - 1; at/source.PageSize != last/source.PageSize {
@@ -53,7 +53,7 @@ func frameBelow(rsp uint64) uint64 {
 
 func (t *thread) at(off uint64) uint64 { return t.frame + off }
 
-// prepare checks the thread and writes the frame. What was there is kept.
+// prepare checks the thread, saves the stack memory and writes the frame.
 func (t *thread) prepare(ctx context.Context) error {
 	t.guest.Refresh()
 	var err error
@@ -100,7 +100,7 @@ func (t *thread) stackRange(ctx context.Context, va uint64) (*introspect.VAD, er
 	return nil, fmt.Errorf("stack of thread %d: no range of its process is at %#x", t.block.TID, va)
 }
 
-// read copies from the thread's stack page or TEB.
+// read reads from the thread's stack page or TEB.
 func (t *thread) read(p []byte, va uint64) error {
 	m, err := t.guest.UserSpace(t.p).Mapping(va)
 	if err != nil {
@@ -109,13 +109,13 @@ func (t *thread) read(p []byte, va uint64) error {
 	return t.host.ReadPhys(p, m.GPA)
 }
 
-// errMoved reports a page that Windows took away under us.
+// errMoved reports a page that Windows removed while it was in use here.
 var errMoved = errors.New("the page was taken away")
 
-// write changes memory of the service, on one page. The page is looked at before and
-// after: a page that was written to by the guest keeps its content when Windows takes
-// it out of the process, so that a write that overlaps with that is not lost, and the
-// next action's guard sees that the page has gone.
+// write changes memory of the service, on one page. It checks the page before and after. A
+// page that the guest has written to keeps its content when Windows removes it from the
+// process. So a write at the same time is not lost, and the guard of the next action sees
+// that the page has gone.
 func (t *thread) write(p []byte, va uint64) error {
 	as := t.guest.UserSpace(t.p)
 	m, err := as.Mapping(va)
@@ -135,8 +135,9 @@ func (t *thread) write(p []byte, va uint64) error {
 	return nil
 }
 
-// call has the thread call a system call with up to four arguments, and returns the
-// status that it answers. guards are conditions beside that the stack's page is there.
+// call makes the thread call a system call with up to four arguments, and returns the
+// status of the call. guards are conditions in addition to the one that the stack's page is
+// there.
 func (t *thread) call(ctx context.Context, name string, guards []source.Guard, args ...uint64) (uint32, error) {
 	fail := func(err error) (uint32, error) {
 		return 0, fmt.Errorf("%s by %s[%d]: %w", name, t.p.Name, t.p.PID, err)
@@ -154,7 +155,7 @@ func (t *thread) call(ctx context.Context, name string, guards []source.Guard, a
 	if _, err := t.do(ctx, a); err != nil {
 		return fail(err)
 	}
-	// It comes back to where it was parked, with the status in RAX.
+	// The thread returns to where it was parked, with the status in RAX.
 	a = t.on(source.ActionCapture, ctx)
 	a.Flags |= source.OnlyParked
 	a.Saved, a.Guards = t.saved, nil
@@ -168,8 +169,8 @@ func (t *thread) call(ctx context.Context, name string, guards []source.Guard, a
 	return status, nil
 }
 
-// giveBack gives the thread all that it had, and says what is known of that: "equal",
-// or what is not.
+// giveBack gives the thread its stack, TEB and registers back. It returns "equal", or what
+// is known to be different.
 func (t *thread) giveBack(ctx context.Context) string {
 	err := t.unwrite()
 	if rerr := t.resume(ctx); rerr != nil {
@@ -181,7 +182,7 @@ func (t *thread) giveBack(ctx context.Context) string {
 	return "equal"
 }
 
-// unwrite puts back what was on the stack and in the TEB, and reads that it is there.
+// unwrite restores the stack and the TEB, and reads them to check.
 func (t *thread) unwrite() error {
 	if t.frame == 0 {
 		return nil
@@ -201,7 +202,7 @@ func (t *thread) unwrite() error {
 	if err != nil {
 		return err
 	}
-	// System calls leave both alone; where something has not, it is undone.
+	// System calls do not change these two. If something has changed them, undo that.
 	if teb.LastError != t.block.LastError || teb.LastStatus != t.block.LastStatus {
 		if err := t.guest.RestoreTEB(t.block, func(b []byte, va uint64) error { return t.write(b, va) }); err != nil {
 			return fmt.Errorf("give back its TEB: %w", err)

@@ -15,10 +15,9 @@ import (
 	"vmav.dev/vmav/internal/history"
 	"vmav.dev/vmav/internal/hook"
 	"vmav.dev/vmav/internal/lock"
-	"vmav.dev/vmav/internal/watch"
 )
 
-// runHook is `vmav hook run`. libvirt waits for it, so it runs before everything else in
+// runHook runs `vmav hook run`. libvirt waits for it, so it comes before everything else in
 // the program. Its exit status is always 0.
 func runHook(args []string) {
 	s, err := config.Load(os.Getenv(configVariable))
@@ -130,15 +129,11 @@ func scanSpool(c *cli.Context, e *env, spool string) error {
 	for i, ev := range events {
 		names[i] = ev.Domain
 	}
-	opt, done, err := watchOptions(c, e, history.TriggerHook)
+	s, done, err := newService(c, e, history.TriggerHook)
 	if err != nil {
 		return err
 	}
 	defer done()
-	s, err := watch.New(opt)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(c.Context, hookScan)
 	defer cancel()
 	err = s.Once(ctx, names, func() []string {

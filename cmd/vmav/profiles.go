@@ -61,8 +61,11 @@ func newFinder(c *cli.Context, e *env) (winstruct.Finder, error) {
 // exactFinder is a finder without the near builds.
 type exactFinder struct{ f *finder }
 
+// Find implements winstruct.Finder.
 func (x exactFinder) Find(id winstruct.Identity) (*winstruct.Profile, error) { return x.f.Find(id) }
-func (x exactFinder) FindPacked(id winstruct.Identity) ([]byte, error)       { return x.f.FindPacked(id) }
+
+// FindPacked returns a profile for a worker.
+func (x exactFinder) FindPacked(id winstruct.Identity) ([]byte, error) { return x.f.FindPacked(id) }
 
 func newFetcher(c *cli.Context, e *env) (*symsrv.Client, error) {
 	return symsrv.New(symsrv.Options{Path: c.String("symbol-path"), AirGapped: symsrv.AirGapped(),
@@ -90,7 +93,7 @@ func (f *finder) Find(id winstruct.Identity) (*winstruct.Profile, error) {
 	return p, nil
 }
 
-// FindPacked is Find for a worker, which parses the profile itself. What is fetched is a
+// FindPacked finds a profile for a worker, which parses it itself. What is fetched is a
 // PDB, so it is parsed here first.
 func (f *finder) FindPacked(id winstruct.Identity) ([]byte, error) {
 	packed, err := f.Store.FindPacked(id)

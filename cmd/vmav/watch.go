@@ -118,6 +118,20 @@ func watchOptions(c *cli.Context, e *env, trigger string) (o watch.Options, done
 	return o, func() { e.told(c.Context, tell); rec.Close(); kept() }, nil
 }
 
+// newService makes the service of flags and settings. trigger says what started it. The
+// caller calls done.
+func newService(c *cli.Context, e *env, trigger string) (s *watch.Service, done func(), err error) {
+	opt, done, err := watchOptions(c, e, trigger)
+	if err != nil {
+		return nil, nil, err
+	}
+	if s, err = watch.New(opt); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return s, done, nil
+}
+
 // logged writes notes about workers into the log.
 type logged struct{ log *slog.Logger }
 
@@ -125,15 +139,11 @@ type logged struct{ log *slog.Logger }
 func (l logged) Note(text string) { l.log.Warn(text) }
 
 func runWatch(c *cli.Context, e *env) error {
-	opt, done, err := watchOptions(c, e, history.TriggerWatch)
+	s, done, err := newService(c, e, history.TriggerWatch)
 	if err != nil {
 		return err
 	}
 	defer done()
-	s, err := watch.New(opt)
-	if err != nil {
-		return err
-	}
 	err = s.Run(c.Context)
 	if errors.Is(err, watch.ErrRunning) {
 		return fmt.Errorf("%w: vmav watch status shows it", err)

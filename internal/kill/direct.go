@@ -84,9 +84,9 @@ func (k *attempt) targetEntry(ctx context.Context, lib *library) (entry, *intros
 	return e, v, err
 }
 
-// guarded is called after a guard forbade an action. It sets the outcome if the target is
-// the reason: it has ended, is another process, or is critical now. It returns false if the
-// target is not the reason.
+// guarded sets the outcome after a guard forbade an action, if the target is the reason: it
+// has ended, is another process, or is critical now. It returns false if the target is not
+// the reason.
 func (k *attempt) guarded() bool {
 	st, err := k.guest.Recheck(k.id)
 	switch {

@@ -11,6 +11,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 )
 
@@ -19,6 +20,7 @@ import (
 // is for what cannot be made to happen on purpose in a real one: failures at every
 // step. The real module and a running guest are tested in internal/e2e.
 type fakeHost struct {
+	*sourcetest.Guest
 	t *testing.T
 	m *ntguest.Machine
 	g *introspect.Guest // reads through the host
@@ -26,10 +28,7 @@ type fakeHost struct {
 	all []introspect.Process // as they were laid out
 
 	mu     sync.Mutex
-	pages  map[uint64]*[source.PageSize]byte // written to, by frame number
-	runs   map[uint64]bool                   // DTBs of processes that enter user mode
-	gone   bool
-	cr4    uint64
+	runs   map[uint64]bool                                            // DTBs of processes that enter user mode
 	fail   func(step string, a *source.Action) (*source.Event, error) // nil, nil: go on
 	log    []string                                                   // steps carried out
 	holds  []*fakeControl                                             // controls that hold a process, or did
@@ -59,7 +58,7 @@ var laid = sync.OnceValues(func() (*fakeHost, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &fakeHost{m: m}
+	h := &fakeHost{Guest: sourcetest.New(m, m.Memory), m: m}
 	h.g, err = introspect.Open(context.Background(), h, winstruct.BuiltIn())
 	return h, err
 })
@@ -70,7 +69,7 @@ func newFake(t *testing.T) *fakeHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &fakeHost{t: t, m: base.m, pages: make(map[uint64]*[source.PageSize]byte), runs: make(map[uint64]bool), saved: make(map[uint64]*fakeThread),
+	h := &fakeHost{Guest: sourcetest.New(base.m, base.m.Memory), t: t, m: base.m, runs: make(map[uint64]bool), saved: make(map[uint64]*fakeThread),
 		opened: make(map[uint64]uint64), words: make(map[uint64]uint64)}
 	h.g = base.g.WithSource(h)
 	profile, err := winstruct.BuiltIn().Find(h.m.Build.Identity)
@@ -129,52 +128,16 @@ func (h *fakeHost) services(n int) []*introspect.Process {
 	return out
 }
 
-func (h *fakeHost) page(addr uint64) *[source.PageSize]byte {
-	pfn := addr / source.PageSize
-	p := h.pages[pfn]
-	if p == nil {
-		p = new([source.PageSize]byte)
-		if err := h.m.ReadPhys(p[:], pfn*source.PageSize); err != nil {
-			return nil
-		}
-		h.pages[pfn] = p
-	}
-	return p
-}
-
-func (h *fakeHost) ReadPhys(p []byte, addr uint64) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.gone {
-		return source.ErrGone
-	}
-	if err := h.m.ReadPhys(p, addr); err != nil {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	for i := 0; i < len(p); {
-		at := addr + uint64(i)
-		n := int(source.PageSize - at%source.PageSize)
-		if w := h.pages[at/source.PageSize]; w != nil {
-			copy(p[i:min(len(p), i+n)], w[at%source.PageSize:])
-		}
-		i += n
-	}
-	return nil
-}
-
+// WritePhys implements source.Writer.
 func (h *fakeHost) WritePhys(p []byte, addr uint64) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.gone {
-		return source.ErrGone
+	var access *source.AccessError
+	switch err := h.ReadPhys(make([]byte, len(p)), addr); {
+	case errors.As(err, &access):
+		return &source.AccessError{Addr: addr, Size: len(p), Write: true, Err: access.Err}
+	case err != nil:
+		return err
 	}
-	for i := range p {
-		w := h.page(addr + uint64(i))
-		if w == nil {
-			return &source.AccessError{Addr: addr, Size: len(p), Write: true, Err: source.ErrHole}
-		}
-		w[(addr+uint64(i))%source.PageSize] = p[i]
-	}
+	h.Write(addr, p)
 	return nil
 }
 
@@ -197,15 +160,6 @@ func (h *fakeHost) put(as *introspect.AddressSpace, va uint64, p []byte) {
 	}
 }
 
-func (h *fakeHost) Ranges() []source.Range { return []source.Range{{Size: h.m.Memory}} }
-func (h *fakeHost) Registers(context.Context) ([]source.Registers, error) {
-	if h.cr4 == 0 {
-		return nil, source.ErrNoRegisters
-	}
-	return []source.Registers{{CR4: h.cr4}}, nil
-}
-func (h *fakeHost) Info() source.Info { return source.Info{Kind: "memhook"} }
-func (h *fakeHost) Close() error      { return nil }
 func (h *fakeHost) Control() (source.Control, error) {
 	return &fakeControl{h: h, events: make(chan source.Event, 64), closed: make(chan struct{}), pending: make(map[uint64]*time.Timer)}, nil
 }
@@ -318,11 +272,8 @@ func (h *fakeHost) number(a *source.Action) uint32 {
 
 func (c *fakeControl) Do(a *source.Action) error {
 	h := c.h
-	h.mu.Lock()
-	gone := h.gone
-	h.mu.Unlock()
-	if gone {
-		return source.ErrGone
+	if _, err := h.Registers(context.Background()); errors.Is(err, source.ErrGone) {
+		return err
 	}
 	step := h.step(a)
 	if h.fail != nil {

@@ -45,13 +45,7 @@ var errReleased = errors.New("released")
 // hold was decided on. If the process is not held, the Held is nil. Otherwise the caller
 // releases it; the end of ctx does not.
 func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (*finding.Act, *Held) {
-	if opt.Timeout <= 0 {
-		opt.Timeout = DefaultTimeout
-	}
-	opt.Timeout = min(opt.Timeout, MaxTimeout)
-	begin := time.Now()
-	k := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
-		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+	k := e.newAttempt(p, opt)
 	act := func() *finding.Act {
 		return &finding.Act{Domain: e.domain, Action: verdict.Hold, Target: &k.rec.Target, Outcome: k.rec.Outcome,
 			DryRun: opt.DryRun, Requested: k.rec.Requested, Applied: k.rec.Applied}
@@ -68,7 +62,7 @@ func (e *Engine) Hold(ctx context.Context, p *introspect.Process, opt Options) (
 		k.fail(finding.OutcomeFailed, "open control of the guest", err)
 		return act(), nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, k.opt.Timeout)
 	defer cancel()
 	events, err := k.hold(ctx, ctl)
 	if err != nil {

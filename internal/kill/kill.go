@@ -94,23 +94,28 @@ type attempt struct {
 	procs  []introspect.Process
 }
 
-// Kill ends a process. p is the process as it was when the kill was decided on. The record
-// says what was done and what came of it. There is no error beside it, because a guest that
-// cannot be read is an outcome too. If ctx ends, Kill first undoes what is under way.
-func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *finding.Kill {
+// newAttempt begins an attempt on a process: it completes the options and the record.
+func (e *Engine) newAttempt(p *introspect.Process, opt Options) *attempt {
 	if opt.Timeout <= 0 {
 		opt.Timeout = DefaultTimeout
 	}
 	opt.Timeout = min(opt.Timeout, MaxTimeout)
 	begin := time.Now()
-	k := &attempt{Engine: e, opt: opt, begin: begin, target: *p,
+	return &attempt{Engine: e, opt: opt, begin: begin, target: *p,
 		rec: &finding.Kill{Domain: e.domain, Target: ProcessOf(p), DryRun: opt.DryRun, Requested: begin.UTC()}}
+}
+
+// Kill ends a process. p is the process as it was when the kill was decided on. The record
+// says what was done and what came of it. There is no error beside it, because a guest that
+// cannot be read is an outcome too. If ctx ends, Kill first undoes what is under way.
+func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *finding.Kill {
+	k := e.newAttempt(p, opt)
 	if !k.check(ctx, p) {
 		return k.rec
 	}
-	ctx, cancel := context.WithTimeout(ctx, opt.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, k.opt.Timeout)
 	defer cancel()
-	if opt.DryRun {
+	if k.opt.DryRun {
 		k.plan(ctx)
 		return k.rec
 	}
@@ -138,7 +143,8 @@ func (k *attempt) end(o finding.Code, format string, args ...any) {
 	k.rec.Code, k.rec.Reason = o, fmt.Sprintf(format, args...)
 }
 
-// fail is end with an error as the reason. A guest that has gone is an outcome of its own.
+// fail sets the outcome with an error as the reason. A guest that has gone is an outcome of
+// its own.
 func (k *attempt) fail(o finding.Code, doing string, err error) {
 	switch {
 	case errors.Is(err, source.ErrGone):

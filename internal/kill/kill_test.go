@@ -50,7 +50,7 @@ func TestDirectKill(t *testing.T) {
 // A process that never runs is ended by a service, which then has all that it had.
 func TestSurrogateKill(t *testing.T) {
 	h := newFake(t)
-	h.cr4 = 1
+	h.Regs = []source.Registers{{CR4: 1}}
 	p := h.process("notepad.exe")
 	services := h.services(3)
 	for _, s := range services {
@@ -130,7 +130,7 @@ func TestEveryStepMayFail(t *testing.T) {
 		}{"expired": {ev: expired}, "guard": {ev: guard}, "moved": {ev: moved}, "refused": {err: refused}} {
 			t.Run(step+" "+name, func(t *testing.T) {
 				h := newFake(t)
-				h.cr4 = 1
+				h.Regs = []source.Registers{{CR4: 1}}
 				p := h.process("notepad.exe")
 				services := h.services(2)
 				for _, s := range services {
@@ -179,7 +179,7 @@ func TestEveryStepMayFail(t *testing.T) {
 func TestGuestGoesAwayAtEveryStep(t *testing.T) {
 	for _, step := range []string{"direct", "park", "open", "return", "terminate", "close", "restore"} {
 		h := newFake(t)
-		h.cr4 = 1
+		h.Regs = []source.Registers{{CR4: 1}}
 		p := h.process("notepad.exe")
 		for _, s := range h.services(2) {
 			h.runs[s.DTB] = true
@@ -188,9 +188,7 @@ func TestGuestGoesAwayAtEveryStep(t *testing.T) {
 			if s != step {
 				return nil, nil
 			}
-			h.mu.Lock()
-			h.gone = true
-			h.mu.Unlock()
+			h.End()
 			return nil, source.ErrGone
 		}
 		rec := h.engine().Kill(context.Background(), p, options())
@@ -203,7 +201,7 @@ func TestGuestGoesAwayAtEveryStep(t *testing.T) {
 
 func TestGuardsOfKills(t *testing.T) {
 	h := newFake(t)
-	h.cr4 = 1
+	h.Regs = []source.Registers{{CR4: 1}}
 	e := h.engine()
 	kill := func(p *introspect.Process, change func(*Options)) *finding.Kill {
 		opt := options()
@@ -237,16 +235,15 @@ func TestGuardsOfKills(t *testing.T) {
 	}
 	want("paused", kill(notepad, func(o *Options) { o.Domain = paused{} }), finding.OutcomeRefused, "paused")
 	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), finding.OutcomePending, "not allowed")
-	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending,
-		"no process may serve")
-	h.cr4 = 1 << 23
+	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending, "no process may serve")
+	h.Regs = []source.Registers{{CR4: 1 << 23}}
 	want("shadow stacks", kill(notepad, nil), finding.OutcomePending, "control-flow enforcement")
 	if len(h.log) > 0 {
 		t.Errorf("carried out: %v", h.log)
 	}
 
 	// It becomes critical between the decision and the action.
-	h.cr4 = 1
+	h.Regs = []source.Registers{{CR4: 1}}
 	h.runs[notepad.DTB] = true
 	h.fail = func(string, *source.Action) (*source.Event, error) {
 		f := h.off.Critical
@@ -285,7 +282,7 @@ func TestKillsIn32BitGuestsAreRefused(t *testing.T) {
 
 func TestHandleToAnotherProcessEndsNobody(t *testing.T) {
 	h := newFake(t)
-	h.cr4 = 1
+	h.Regs = []source.Registers{{CR4: 1}}
 	p, bystander := h.process("notepad.exe"), h.process("winver.exe")
 	services := h.services(1)
 	h.runs[services[0].DTB] = true
@@ -301,7 +298,7 @@ func TestHandleToAnotherProcessEndsNobody(t *testing.T) {
 // A caller who gives up leaves nothing behind.
 func TestInterruptedKill(t *testing.T) {
 	h := newFake(t)
-	h.cr4 = 1
+	h.Regs = []source.Registers{{CR4: 1}}
 	p := h.process("notepad.exe")
 	services := h.services(2)
 	for _, s := range services {
@@ -324,7 +321,7 @@ func TestInterruptedKill(t *testing.T) {
 
 func TestPlanTouchesNothing(t *testing.T) {
 	h := newFake(t)
-	h.cr4 = 1
+	h.Regs = []source.Registers{{CR4: 1}}
 	p := h.process("notepad.exe")
 	opt := options()
 	opt.DryRun = true

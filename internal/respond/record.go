@@ -41,6 +41,7 @@ type Warner interface {
 // becomes incomplete.
 type Account interface {
 	Recorder
+	// End records the result of the scan, which ends the account.
 	End(ctx context.Context, d *finding.Scan)
 }
 

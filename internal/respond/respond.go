@@ -34,7 +34,9 @@ type Holder interface {
 
 // Observer watches a scan. Its methods are those of scan.Events.
 type Observer interface {
+	// Looked is told of each image that was looked at, if the request asks for that.
 	Looked(p introspect.Identity, image scan.ImageKey, whole bool)
+	// Progress is told how far the scan is.
 	Progress(p scan.Progress)
 }
 

@@ -176,13 +176,16 @@ func (r *results) said(sum [32]byte) (signature string, ok bool) {
 	return string(v), ok
 }
 
+// Clean implements Results.
 func (r *results) Clean(sum [32]byte) bool {
 	signature, ok := r.said(sum)
 	return ok && signature == ""
 }
 
+// Secret implements Results.
 func (r *results) Secret() [32]byte { return r.secret }
 
+// Recall implements Results.
 func (r *results) Recall(key [32]byte) ([]byte, bool) {
 	return r.cache.get(r.key("image", string(r.secret[:]), key))
 }
@@ -190,12 +193,14 @@ func (r *results) Recall(key [32]byte) ([]byte, bool) {
 // maxRecord bounds a record, in bytes.
 const maxRecord = 64 << 10
 
+// Remember implements Results.
 func (r *results) Remember(key [32]byte, record []byte) {
 	if len(record) <= maxRecord {
 		r.cache.put(r.key("image", string(r.secret[:]), key), record, true)
 	}
 }
 
+// Result implements Results.
 func (r *results) Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error) {
 	if signature, ok := r.said(sum); ok {
 		return clam.Result{Signature: signature}, false, nil

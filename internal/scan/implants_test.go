@@ -3,8 +3,6 @@ package scan
 import (
 	"context"
 	"encoding/hex"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,24 +15,15 @@ import (
 // implantEngine knows the markers of implants and the test guest's malware.
 func implantEngine(t *testing.T) *clam.Engine {
 	t.Helper()
-	db := filepath.Join(t.TempDir(), "implants.ndb")
 	var text strings.Builder
 	for name, body := range map[string]string{"Vmav.Test.Malware": marker, "Vmav.Test.Implant": ntguest.ImplantMarker,
 		"Vmav.Test.Unpacked": ntguest.UnpackedMarker} {
 		text.WriteString(name + ":0:*:" + hex.EncodeToString([]byte(body)) + "\n")
 	}
-	if err := os.WriteFile(db, []byte(text.String()), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	e, err := clam.Open(context.Background(), clam.Options{Databases: []string{db}, TempDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	return e
+	return engineFor(t, text.String())
 }
 
-// TestImplantsAreFound sweeps a guest with what malware leaves in processes: hooked
+// TestImplantsAreFound scans a guest with what malware leaves in processes: hooked
 // code, wiped headers, code and a whole program in private memory, code that a packed
 // program has unpacked. Each is one finding that says where it is; nothing else is.
 func TestImplantsAreFound(t *testing.T) {

@@ -72,7 +72,7 @@ func (w *imageScanner) recogniseImage(ctx context.Context, it *item, pl *place) 
 	return true, rec.Complete, nil
 }
 
-// recogniseRegion is recogniseImage for a piece of memory at base.
+// recogniseRegion does for a piece of memory at base what recogniseImage does for an image.
 func (w *imageScanner) recogniseRegion(ctx context.Context, p *introspect.Process, base uint64, frames []introspect.Frame) (bool, error) {
 	key, ok, err := w.copier.liveRegionKey(ctx, base, frames)
 	if err != nil || !ok {

@@ -23,10 +23,17 @@ import (
 // marker is in the code of the guest's malware.exe (testdata/ntguest/user/malware.c).
 const marker = "VMAV-TEST-MALWARE"
 
+// engine starts a clamd that knows the malware in programs.
 func engine(t testing.TB) *clam.Engine {
 	t.Helper()
+	return engineFor(t, "Vmav.Test.Malware:1:*:"+hex.EncodeToString([]byte(marker))+"\n")
+}
+
+// engineFor starts a clamd with the signatures in the text of an .ndb file.
+func engineFor(t testing.TB, signatures string) *clam.Engine {
+	t.Helper()
 	db := filepath.Join(t.TempDir(), "test.ndb")
-	if err := os.WriteFile(db, []byte("Vmav.Test.Malware:1:*:"+hex.EncodeToString([]byte(marker))+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(db, []byte(signatures), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	e, err := clam.Open(context.Background(), clam.Options{Databases: []string{db}, TempDir: t.TempDir()})

@@ -21,56 +21,9 @@ import (
 	"vmav.dev/vmav/internal/respond"
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/winstruct"
 )
-
-// memory is a laid-out guest in which a test writes while it is watched.
-type memory struct {
-	m     *ntguest.Machine
-	mu    sync.Mutex
-	bytes map[uint64]byte
-	gone  bool
-}
-
-func (s *memory) ReadPhys(p []byte, addr uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.gone {
-		return source.ErrGone
-	}
-	if err := s.m.ReadPhys(p, addr); err != nil {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	for i := range p {
-		if b, ok := s.bytes[addr+uint64(i)]; ok {
-			p[i] = b
-		}
-	}
-	return nil
-}
-
-func (s *memory) Ranges() []source.Range { return []source.Range{{Start: 0, Size: s.m.Memory}} }
-func (s *memory) Registers(context.Context) ([]source.Registers, error) {
-	return nil, source.ErrNoRegisters
-}
-func (s *memory) Info() source.Info { return source.Info{Kind: "image", Name: "win"} }
-func (s *memory) Close() error      { return nil }
-
-// put writes a word at a kernel address of the guest.
-func (s *memory) put(t *testing.T, g *introspect.Guest, va, v uint64) {
-	t.Helper()
-	gpa, err := g.Memory().Translate(va)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], v)
-	for i := range b {
-		s.bytes[gpa+uint64(i)] = b[i]
-	}
-}
 
 // heard records what the watch recorded.
 type heard struct {
@@ -102,7 +55,8 @@ func (h heard) End(_ context.Context, _ *finding.Scan) {
 // bench is the watch of a laid-out guest.
 type bench struct {
 	t        *testing.T
-	mem      *memory
+	m        *ntguest.Machine
+	mem      *sourcetest.Guest // over m
 	guest    *introspect.Guest
 	svc      *Service
 	s        *guestWatch
@@ -119,7 +73,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, mem: &memory{m: m, bytes: make(map[uint64]byte)}, done: make(chan error, 1)}
+	b := &bench{t: t, m: m, mem: sourcetest.New(m, m.Memory), done: make(chan error, 1)}
 	if b.guest, err = introspect.Open(context.Background(), b.mem, winstruct.BuiltIn()); err != nil {
 		t.Fatal(err)
 	}
@@ -185,8 +139,8 @@ func TestWhatHasJustComeIsNew(t *testing.T) {
 	}
 	const clock = 0xfffff78000000014 // KUSER_SHARED_DATA.SystemTime
 	set := func(at uint64) {
-		b.mem.put(t, b.guest, clock, at)
-		b.mem.put(t, b.guest, clock+4, at>>32|at>>32<<32)
+		b.put(clock, at)
+		b.put(clock+4, at>>32|at>>32<<32)
 	}
 	for _, c := range []struct {
 		name  string
@@ -226,6 +180,16 @@ type fields struct {
 	High     uint32          `win:"_MMVAD_SHORT.StartingVpnHigh"`
 }
 
+// put writes a word at a kernel address of the guest.
+func (b *bench) put(va, v uint64) {
+	b.t.Helper()
+	gpa, err := b.guest.Memory().Translate(va)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.mem.Put(gpa, v, 8)
+}
+
 func (b *bench) word(va uint64) uint64 {
 	b.t.Helper()
 	var p [8]byte
@@ -260,7 +224,7 @@ func (b *bench) link(f *fields, eprocess, base uint64) uint64 {
 // until what comes counts as new, and returns the process and what maps the program.
 func (b *bench) mapsLate(f *fields) (malware *introspect.Process, maps func()) {
 	b.t.Helper()
-	if err := winstruct.Compile(b.mem.m.Profile(), f); err != nil {
+	if err := winstruct.Compile(b.m.Profile(), f); err != nil {
 		b.t.Fatal(err)
 	}
 	procs, _, err := b.guest.Processes(context.Background())
@@ -274,8 +238,8 @@ func (b *bench) mapsLate(f *fields) (malware *introspect.Process, maps func()) {
 	}
 	link := b.link(f, malware.EPROCESS, malware.SectionBase)
 	node, count := b.word(link), b.word(malware.EPROCESS+uint64(f.Count))
-	b.mem.put(b.t, b.guest, link, 0)
-	b.mem.put(b.t, b.guest, malware.EPROCESS+uint64(f.Count), count-1)
+	b.put(link, 0)
+	b.put(malware.EPROCESS+uint64(f.Count), count-1)
 	b.guest.Refresh()
 	b.run()
 	b.await("before it is mapped", 0)
@@ -289,8 +253,8 @@ func (b *bench) mapsLate(f *fields) (malware *introspect.Process, maps func()) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return malware, func() {
-		b.mem.put(b.t, b.guest, link, node)
-		b.mem.put(b.t, b.guest, malware.EPROCESS+uint64(f.Count), count)
+		b.put(link, node)
+		b.put(malware.EPROCESS+uint64(f.Count), count)
 	}
 }
 
@@ -306,13 +270,11 @@ func TestANewImageIsScanned(t *testing.T) {
 	}
 	// Another change of the same address space: nothing is told again.
 	count := malware.EPROCESS + uint64(f.Count)
-	b.mem.put(t, b.guest, count, b.word(count)+1)
+	b.put(count, b.word(count)+1)
 	b.await("when something else is mapped", 1)
 
 	// QEMU ends: so does the watch, and says so.
-	b.mem.mu.Lock()
-	b.mem.gone = true
-	b.mem.mu.Unlock()
+	b.mem.End()
 	err := <-b.done
 	b.done <- err
 	if !errors.Is(err, source.ErrGone) {
@@ -367,7 +329,7 @@ func TestASweepThatBrokeOffIsMadeAgain(t *testing.T) {
 		if found > 0 {
 			break
 		}
-		b.mem.put(t, b.guest, count, b.word(count)^64)
+		b.put(count, b.word(count)^64)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

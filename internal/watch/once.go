@@ -19,13 +19,10 @@ func (s *Service) Once(ctx context.Context, names []string, pending func() []str
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer s.engine.Close()
-	w, err := domain.Watch(ctx, domain.WatchOptions{URI: s.opt.URI, Backend: s.opt.Backend, Log: s.opt.Log, Resync: 5 * time.Second})
+	w, err := s.connect(ctx, domain.WatchOptions{Resync: 5 * time.Second})
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.watcher = w
-	s.mu.Unlock()
 	defer w.Close()
 	defer s.stopAll()
 	seen := make(map[string]time.Time) // when each was asked for

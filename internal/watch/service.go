@@ -65,14 +65,11 @@ func (s *Service) Run(ctx context.Context) error {
 	defer sock.close()
 	defer s.engine.Close()
 	go s.engine.tend(ctx)
-	w, err := domain.Watch(ctx, domain.WatchOptions{URI: s.opt.URI, Backend: s.opt.Backend, Log: s.opt.Log,
+	w, err := s.connect(ctx, domain.WatchOptions{
 		Fallback: func(why error) { s.opt.Log.Warn("without the module nothing can be killed", "reason", why) }})
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.watcher = w
-	s.mu.Unlock()
 	defer w.Close()
 	defer s.stopAll()
 	tell("READY=1\nSTATUS=watching " + s.opt.URI)
@@ -93,6 +90,20 @@ func (s *Service) Run(ctx context.Context) error {
 			s.update(ctx, u)
 		}
 	}
+}
+
+// connect starts to watch libvirt's domains. o has what differs between Run and Once. The
+// caller closes the Watcher.
+func (s *Service) connect(ctx context.Context, o domain.WatchOptions) (*domain.Watcher, error) {
+	o.URI, o.Backend, o.Log = s.opt.URI, s.opt.Backend, s.opt.Log
+	w, err := domain.Watch(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.watcher = w
+	s.mu.Unlock()
+	return w, nil
 }
 
 // update brings the followers in line with what libvirt says.

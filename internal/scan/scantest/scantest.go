@@ -167,7 +167,7 @@ func (h *Heard) Scan(ctx context.Context, s scan.Scanner, t scan.Target, req sca
 	return d, err
 }
 
-// Scan is Heard.Scan with a new Heard.
+// Scan calls Heard.Scan with a new Heard.
 func Scan(ctx context.Context, s scan.Scanner, t scan.Target, req scan.Request) (finding.Scan, error) {
 	return new(Heard).Scan(ctx, s, t, req)
 }

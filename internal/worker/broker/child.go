@@ -62,15 +62,17 @@ type output struct {
 	buf bytes.Buffer
 }
 
-const maxWords = 8 << 10
+const maxOutput = 8 << 10 // bytes
 
+// Write implements io.Writer. It drops what exceeds maxOutput.
 func (w *output) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.buf.Write(p[:min(len(p), maxWords-w.buf.Len())])
+	w.buf.Write(p[:min(len(p), maxOutput-w.buf.Len())])
 	return len(p), nil
 }
 
+// String returns what was kept.
 func (w *output) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

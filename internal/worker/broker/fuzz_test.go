@@ -14,27 +14,14 @@ import (
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/scan/scantest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/worker/wire"
 )
 
-// zeros is a guest of one MiB.
-type zeros struct{}
-
-func (zeros) ReadPhys(p []byte, addr uint64) error {
-	if addr+uint64(len(p)) > 1<<20 {
-		return &source.AccessError{Addr: addr, Size: len(p), Err: source.ErrHole}
-	}
-	clear(p)
-	return nil
-}
-func (zeros) Ranges() []source.Range { return []source.Range{{Size: 1 << 20}} }
-func (zeros) Registers(context.Context) ([]source.Registers, error) {
-	return nil, source.ErrNoRegisters
-}
-func (zeros) Info() source.Info { return source.Info{Kind: "image", Name: "zeros"} }
-func (zeros) Close() error      { return nil }
+// zeros returns a guest of one MiB of zeros.
+func zeros() source.Source { return sourcetest.New(make(sourcetest.Bytes, 1<<20), 1<<20) }
 
 // packets cuts fuzzed bytes into packets: two bytes of length, then the packet.
 func packets(data []byte) (out [][]byte) {
@@ -91,7 +78,7 @@ func FuzzQuestions(f *testing.F) {
 			}
 		}}
 		for range 2 {
-			s := newJob(scan.Target{Name: "fuzz", Source: zeros{}}, m, m.Memory.For(context.Background(), nil),
+			s := newJob(scan.Target{Name: "fuzz", Source: zeros()}, m, m.Memory.For(context.Background(), nil),
 				scan.Request{Focus: []scan.Focused{{ID: fuzzed}}, Looked: true}, h)
 			s.ctx = context.Background()
 			all = append(all, s)
@@ -135,5 +122,5 @@ func FuzzQuestions(f *testing.F) {
 	})
 }
 
-// fuzzed is the process that the fuzzed sweeps are about.
+// fuzzed is the process that the fuzzed scans are about.
 var fuzzed = introspect.Identity{EPROCESS: 0xffff800000001000, PID: 8, CreateTime: 1, DTB: 0x1000}

@@ -151,7 +151,7 @@ func TestAResultIsTheLastOfAJob(t *testing.T) {
 	}
 	for open, want := range map[int]bool{0: true, 1: false} {
 		m := scantest.Means(scantest.Silent{})
-		s := newJob(scan.Target{Name: "x", Source: zeros{}}, m, m.Memory.For(context.Background(), nil), scan.Request{}, new(scantest.Heard))
+		s := newJob(scan.Target{Name: "x", Source: zeros()}, m, m.Memory.For(context.Background(), nil), scan.Request{}, new(scantest.Heard))
 		c := &child{job: s, open: open}
 		v := newLaneServer(make([]byte, wire.WindowSize))
 		copy(v.window, done)

@@ -14,6 +14,7 @@ import (
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
+	"vmav.dev/vmav/internal/source/sourcetest"
 	"vmav.dev/vmav/internal/subject"
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
@@ -262,14 +263,13 @@ func TestGuardsOfKills(t *testing.T) {
 	}
 }
 
-// A handle to another process than was meant ends nobody.
 // A 32-bit guest is read, and no kill is tried in it whatever its source can do.
 func TestKillsIn32BitGuestsAreRefused(t *testing.T) {
 	m, err := ntguest.Lay(ntguest.Options{Build: "6.1.7601-x86-pae", Seed: 3, MemoryMiB: 256})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &fakeHost{t: t, m: m}
+	h := &fakeHost{Guest: sourcetest.New(m, m.Memory), t: t, m: m}
 	g, err := introspect.Open(context.Background(), h, winstructtest.With{Store: winstruct.BuiltIn(), Profile: m.Profile()})
 	if err != nil {
 		t.Fatal(err)
@@ -280,6 +280,7 @@ func TestKillsIn32BitGuestsAreRefused(t *testing.T) {
 	}
 }
 
+// A handle to another process than was meant ends nobody.
 func TestHandleToAnotherProcessEndsNobody(t *testing.T) {
 	h := newFake(t)
 	h.Regs = []source.Registers{{CR4: 1}}

@@ -94,7 +94,7 @@ func (e *edited) page(t testing.TB, at uint64) []byte {
 	return e.pages[at]
 }
 
-// again sweeps a guest and fails the test where that does not work.
+// again scans a guest and fails the test where that does not work.
 func again(t testing.TB, src source.Source, e Engine, m Memory, opt options) finding.Scan {
 	t.Helper()
 	return againWith(t, src, Means{Profiles: winstruct.BuiltIn(), Engine: e, Memory: m}, opt)
@@ -109,7 +109,7 @@ func againWith(t testing.TB, src source.Source, m Means, opt options) finding.Sc
 	return d
 }
 
-// same compares what two sweeps tell of a guest, whatever it cost to find out.
+// same compares what two scans tell of a guest, whatever it cost to find out.
 func same(t testing.TB, what string, got, want finding.Scan) {
 	t.Helper()
 	for _, d := range []*finding.Scan{&got, &want} {
@@ -170,9 +170,9 @@ var againGuests = []ntguest.Options{
 	{Build: "10.0.19041", Seed: 8, Trim: 60},
 }
 
-// TestASecondSweepSaysTheSame sweeps guests again, in the same process, in another one
+// TestASecondScanSaysTheSame scans guests again, in the same process, in another one
 // and with all forgotten: the second tells the same as the first and scans nothing.
-func TestASecondSweepSaysTheSame(t *testing.T) {
+func TestASecondScanSaysTheSame(t *testing.T) {
 	for _, opts := range append(againGuests, ntguest.Options{Build: "10.0.19041-x86", Seed: 9}, ntguest.Options{Build: "6.1.7601-x86-pae", Seed: 10}) {
 		what := fmt.Sprintf("%s, trim %d", opts.Build, opts.Trim)
 		m, err := ntguest.Lay(opts)
@@ -189,7 +189,7 @@ func TestASecondSweepSaysTheSame(t *testing.T) {
 		cache := NewLastingCache(store, "program")
 		first := again(t, src, e, cache, opt)
 		if first.Files == 0 || len(first.Findings) == 0 || opts.Trim > 0 && len(first.Errors) == 0 {
-			t.Errorf("%s: first sweep %+v", what, first)
+			t.Errorf("%s: first scan %+v", what, first)
 		}
 		scans := e.scans
 		for how, memory := range map[string]*Cache{"again": cache, "another process": NewLastingCache(store, "program")} {
@@ -213,14 +213,14 @@ func TestASecondSweepSaysTheSame(t *testing.T) {
 		d = again(t, src, e, cache, opt)
 		same(t, what+", other signatures", d, first)
 		if e.scans-before != scans {
-			t.Errorf("%s, other signatures: %d scans, the first sweep had %d", what, e.scans-before, scans)
+			t.Errorf("%s, other signatures: %d scans, the first scan had %d", what, e.scans-before, scans)
 		}
 		// An engine that does not know what it has loaded is asked of everything anew.
 		e.name = ""
 		for range 2 {
 			before = e.scans
 			if again(t, src, e, cache, opt); e.scans-before != scans {
-				t.Errorf("%s, unknown signatures: %d scans, the first sweep had %d", what, e.scans-before, scans)
+				t.Errorf("%s, unknown signatures: %d scans, the first scan had %d", what, e.scans-before, scans)
 			}
 		}
 	}
@@ -258,12 +258,12 @@ func TestWhatWasNotScannedIsScannedNextTime(t *testing.T) {
 		got = again(t, src, good, NewLastingCache(store, ""), opt)
 		same(t, name+", then scanned", got, clean)
 		if good.scans == 0 || good.scans >= scans {
-			t.Errorf("%s: the next sweep scans %d contents of %d", name, good.scans, scans)
+			t.Errorf("%s: the next scan scans %d contents of %d", name, good.scans, scans)
 		}
 	}
 }
 
-// TestAPageIsReadOnce counts what a second sweep reads: the pages of a section once,
+// TestAPageIsReadOnce counts what a second scan reads: the pages of a section once,
 // however many processes map it.
 func TestAPageIsReadOnce(t *testing.T) {
 	src, _ := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5, FileCache: true})
@@ -295,7 +295,7 @@ func TestAPageIsReadOnce(t *testing.T) {
 	}
 }
 
-// TestAScopeHasRecordsOfItsOwn keeps what sweeps of one guest say of images from others.
+// TestAScopeHasRecordsOfItsOwn keeps what scans of one guest say of images from others.
 func TestAScopeHasRecordsOfItsOwn(t *testing.T) {
 	ctx := context.Background()
 	c := NewLastingCache(newKept(), "program")

@@ -109,8 +109,8 @@ func pagesOf(t testing.TB, src source.Source) map[string][]uint64 {
 	return out
 }
 
-// TestWhatChangesIsScannedAgain changes pages of a guest between sweeps, of everything
-// that a scan reads, by one byte or by what the engine finds. The sweep that remembers
+// TestWhatChangesIsScannedAgain changes pages of a guest between scans, of everything
+// that a scan reads, by one byte or by what the engine finds. The scan that remembers
 // tells the same as one that does not, and what can be found is.
 func TestWhatChangesIsScannedAgain(t *testing.T) {
 	src, _ := guest(t, ntguest.Options{Build: "10.0.22000", Seed: 11, FileCache: true, Implants: true, Trim: 10})
@@ -360,9 +360,9 @@ func TestDataThatAProcessWritesIsNotAChange(t *testing.T) {
 	same(t, "without", again(t, changed, e, NewCache(), opt), first)
 }
 
-// TestSettledPagesComeToTheSameFile rebuilds every module with and without its settled
+// TestSubstitutedPagesComeToTheSameFile rebuilds every module with and without its substituted
 // pages.
-func TestSettledPagesComeToTheSameFile(t *testing.T) {
+func TestSubstitutedPagesComeToTheSameFile(t *testing.T) {
 	ctx := context.Background()
 	for _, opts := range againGuests {
 		src, _ := guest(t, opts)
@@ -380,18 +380,18 @@ func TestSettledPagesComeToTheSameFile(t *testing.T) {
 		}
 		c := NewCopier(g, mappings, NewFiles())
 		var rb pe.Rebuilder
-		settled := 0
+		substituted := 0
 		for i := range procs {
 			for _, m := range mappings.modules[procs[i].EPROCESS] {
-				rebuild := func(settle bool) (data []byte, f finding.Fidelity, only []pe.Range, all []change) {
+				rebuild := func(substitute bool) (data []byte, f finding.Fidelity, only []pe.Range, all []change) {
 					pl, err := c.find(ctx, &procs[i], &m)
 					if err != nil {
 						t.Fatal(err)
 					}
-					if settle {
+					if substitute {
 						before := slices.Clone(pl.pages)
 						if c.substitute(ctx, pl); !slices.Equal(before, pl.pages) {
-							settled++
+							substituted++
 						}
 					}
 					img, opt, err := c.read(ctx, pl)
@@ -413,8 +413,8 @@ func TestSettledPagesComeToTheSameFile(t *testing.T) {
 				}
 			}
 		}
-		if settled == 0 {
-			t.Errorf("%s, trim %d: nothing to settle", opts.Build, opts.Trim)
+		if substituted == 0 {
+			t.Errorf("%s, trim %d: nothing to substitute", opts.Build, opts.Trim)
 		}
 	}
 }

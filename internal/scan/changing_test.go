@@ -43,8 +43,8 @@ func (c *changing) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// TestAGuestThatChangesWhileItIsRead sweeps guests that change under every read, after
-// the kernel is found: the sweep ends, and nothing it could not read is called clean.
+// TestAGuestThatChangesWhileItIsRead scans guests that change under every read, after
+// the kernel is found: the scan ends, and nothing it could not read is called clean.
 func TestAGuestThatChangesWhileItIsRead(t *testing.T) {
 	problems := 0
 	for seed := range uint64(6) {

@@ -29,7 +29,7 @@ func (h *hole) ReadPhys(p []byte, addr uint64) error {
 	return h.Source.ReadPhys(p, addr)
 }
 
-// TestAProcessThatComesOrGoesIsNoGap sweeps a guest in which the PEB of a process cannot be
+// TestAProcessThatComesOrGoesIsNoGap scans a guest in which the PEB of a process cannot be
 // read when it is looked at first, or its program when it is scanned.
 func TestAProcessThatComesOrGoesIsNoGap(t *testing.T) {
 	clean := &refusing{n: -1 << 30, res: clam.Result{}}
@@ -78,7 +78,7 @@ func TestAProcessThatComesOrGoesIsNoGap(t *testing.T) {
 
 	for _, c := range []struct {
 		name   string
-		first  func(*edited) // before the sweep
+		first  func(*edited) // before the scan
 		moment func(*edited) // while it waits
 		lost   bool          // a page of its program cannot be read
 		middle func(*edited) // while it scans

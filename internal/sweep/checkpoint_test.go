@@ -113,7 +113,7 @@ func TestWhatIsResumedIsTheSameRun(t *testing.T) {
 }
 
 // A checkpoint counts up to where a crash has torn it, and goes on from there.
-func TestATornJournal(t *testing.T) {
+func TestATornCheckpoint(t *testing.T) {
 	whole, err := os.ReadFile(written(t))
 	if err != nil {
 		t.Fatal(err)
@@ -143,9 +143,8 @@ func TestATornJournal(t *testing.T) {
 	}
 }
 
-func FuzzJournal(f *testing.F) {
-	f.Add([]byte(`{"boot":"b","engine":"e","options":"o","started":"2026-01-02T03:04:05Z"}` + "\n" +
-		`{"uuid":"a","id":1,"result":{"uuid":"a","status":"scanned"}}` + "\n"))
+func FuzzCheckpoint(f *testing.F) {
+	f.Add([]byte(`{"boot":"b","engine":"e","options":"o","started":"2026-01-02T03:04:05Z"}` + "\n" + `{"uuid":"a","id":1,"result":{"uuid":"a","status":"scanned"}}` + "\n"))
 	r := run
 	r.Started = time.Date(2026, 1, 2, 4, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, text []byte) {

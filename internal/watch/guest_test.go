@@ -313,9 +313,9 @@ func (d dyingScanner) Scan(ctx context.Context, t scan.Target, req scan.Request,
 	return d.InProcess.Scan(ctx, t, req, on)
 }
 
-// A sweep of a process that broke off is made again, ever later, also where something goes
+// A scan of a process that broke off is made again, ever later, also where something goes
 // on changing in the process; what it was to find is found.
-func TestASweepThatBrokeOffIsMadeAgain(t *testing.T) {
+func TestAScanThatBrokeOffIsMadeAgain(t *testing.T) {
 	b, f := newBench(t), new(fields)
 	const deaths = 3
 	tried := make(map[uint64][]time.Time)

@@ -109,7 +109,7 @@ func TestTheCacheIsTheBrokers(t *testing.T) {
 		}
 	}
 	if files[0] == 0 || files[1] != 0 {
-		t.Errorf("distinct files of two sweeps: %v, want none in the second", files)
+		t.Errorf("distinct files of two scans: %v, want none in the second", files)
 	}
 }
 

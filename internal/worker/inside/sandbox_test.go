@@ -59,7 +59,7 @@ func (a *actor) Do(x *source.Action) error {
 	return nil
 }
 
-// Of actions a worker is lent page-ins, where its sweep may have pages read in.
+// Of actions a worker is lent page-ins, where its scan may have pages read in.
 func TestPageInIsAllThatAWorkerIsLent(t *testing.T) {
 	src, _ := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 3})
 	for _, c := range []struct {
@@ -88,7 +88,7 @@ func TestPageInIsAllThatAWorkerIsLent(t *testing.T) {
 	}
 }
 
-// stranger sweeps a guest with a stranger in the worker's place, and returns what the
+// stranger scans a guest with a stranger in the worker's place, and returns what the
 // broker says of it.
 func stranger(t *testing.T, src source.Source, r *broker.Runner, args ...string) (finding.Scan, string) {
 	t.Helper()
@@ -107,7 +107,7 @@ func stranger(t *testing.T, src source.Source, r *broker.Runner, args ...string)
 	return got, text
 }
 
-// goesOn sweeps the next guest with a worker of ours.
+// goesOn scans the next guest with a worker of ours.
 func goesOn(t *testing.T, src source.Source) {
 	t.Helper()
 	got, err := look(new(broker.Runner), scan.Target{Name: "next", Source: src}, scan.Request{})

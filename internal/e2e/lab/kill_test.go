@@ -113,7 +113,7 @@ func (k *killer) dead(rec *finding.Kill) bool {
 func TestKillsEveryKindOfProcess(t *testing.T) {
 	for _, more := range [][]string{nil, {"--kva-shadow"}} {
 		t.Run(strings.Join(append([]string{"10.0.19041"}, more...), " "), func(t *testing.T) {
-			k := newKiller(t, harness.Start(t, "10.0.19041", more...))
+			k := newKiller(t, harness.Shared(t, "10.0.19041", more...))
 			k.Say("pause", "CHURN 0")
 			before := living(k.Truth())
 			for _, name := range kinds {
@@ -164,7 +164,7 @@ func TestKills(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k := newKiller(t, harness.Shared(t, "10.0.19041"))
 	k.Say("pause", "CHURN 0")
 	before := living(k.Truth())
 	times := make(map[string][]time.Duration)

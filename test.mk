@@ -54,7 +54,7 @@ fuzz:
 	done
 
 # Tests of live guests at their full length, which test-go has short.
-LONG := TestManyKills|TestLiveStorm|TestWhatGoesAwayInMidScanIsNamed
+LONG := TestManyKills|TestHookCost|TestLiveStorm|TestWhatGoesAwayInMidScanIsNamed
 test-long: build guest
 	VMAV_TEST_LONG=1 testdata/with-libvirt.sh $(GO) test -count=1 -timeout 30m ./internal/ntguest ./internal/e2e/live -run '^($(LONG))$$'
 

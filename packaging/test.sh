@@ -90,7 +90,7 @@ if [ "$where" = lab ]; then
 	exit 0
 fi
 
-command -v systemd-nspawn >/dev/null || { echo "test.sh: no systemd-nspawn here; run: make deps" >&2; exit 1; }
+command -v systemd-nspawn >/dev/null || { echo "test.sh: no systemd-nspawn here; run: make test-deps" >&2; exit 1; }
 nspawn=(systemd-nspawn --quiet -D "$root" --register=no --keep-unit)
 boots=("${nspawn[@]}" --machine="vmav-test-$$" --private-network --capability=all --console=pipe --boot)
 # A boot of nothing: what fails here is the machine. The limits are for what stands still: a

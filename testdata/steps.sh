@@ -37,7 +37,8 @@ say() { printf '== %s: %s\n' "$title" "$*"; }
 step() {
 	local log=$dir/$2.log begin=$SECONDS status=0 word=ok
 	say "$2"
-	setsid "$make" --no-print-directory "$2" >"$log" 2>&1 </dev/null &
+	# Behind & a shell has its commands ignore these signals.
+	setsid env --default-signal=INT,QUIT "$make" --no-print-directory "$2" >"$log" 2>&1 </dev/null &
 	local pid=$!
 	trap 'kill -TERM -- -'$pid' 2>/dev/null; wait '$pid'; exit 143' TERM
 	if [ "$1" = 1 ]; then tail -n +1 -s 0.2 --pid=$pid -f "$log" & fi

@@ -57,7 +57,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 if [ "$(id -u)" = 0 ] && ! answers; then
 	# Another user's daemons are not ours.
-	pgrep -x -u 0 virtlogd >/dev/null || daemon virtlogd
+	{ [ -S /run/libvirt/virtlogd-sock ] && pgrep -x -u 0 virtlogd >/dev/null; } || daemon virtlogd
 	daemon libvirtd "${private[@]}"
 	for _ in $(seq 600); do
 		answers && break

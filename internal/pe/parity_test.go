@@ -41,6 +41,9 @@ type parityCase struct {
 // originals and rebuilt files with clamscan, and demands that a signature hits
 // the rebuilt file exactly where the fidelity record says that it can.
 func TestSignatureParity(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes most of a minute; make test does it")
+	}
 	if _, err := exec.LookPath("clamscan"); err != nil {
 		t.Fatalf("%v (Debian package clamav)", err)
 	}

@@ -130,7 +130,7 @@ func TestCorpus(t *testing.T) {
 			for _, name := range []string{"x86", "x64", "relocations", "imports by ordinal", "delay imports", "guard pointers", "cookie", "TLS", "certificate",
 				"overlay", "checksum", ".NET", "packed by UPX", "control flow guard", "driver", "NSIS"} {
 				if features[name] == 0 {
-					t.Errorf("no file with %s: run make deps", name)
+					t.Errorf("no file with %s: run make check-deps", name)
 				}
 			}
 			sort.Strings(unlike)

@@ -24,6 +24,8 @@ type Guest struct {
 	conn net.Conn
 	in   chan string // lines of the console, closed behind the last
 	said []string    // lines that tell of processes and programs
+
+	started []uint64 // pids of what Start has started
 }
 
 // Start boots a test guest and waits for its first heartbeat. It ends with the test.
@@ -208,6 +210,7 @@ func (g *Guest) Start(name string, more ...string) uint64 {
 	if err != nil {
 		g.T.Fatal(err)
 	}
+	g.started = append(g.started, pid)
 	return pid
 }
 

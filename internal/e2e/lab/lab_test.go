@@ -25,7 +25,7 @@ func TestRunsGuestsUnderKVMWithTheModule(t *testing.T) {
 	if _, err := os.Stat("/dev/kvm-memhook"); err != nil {
 		t.Error(err)
 	}
-	g := harness.Start(t, "10.0.19041")
+	g := harness.Shared(t, "10.0.19041")
 	pid := harness.PidOf("qemu-system", "guest="+g.Name)
 	vcpus := 0
 	fds, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
@@ -51,7 +51,7 @@ func TestRunsGuestsUnderKVMWithTheModule(t *testing.T) {
 func TestListsEqualTheGuestsOwnAccount(t *testing.T) {
 	for _, more := range [][]string{nil, {"--kva-shadow"}} {
 		t.Run(strings.Join(append([]string{"10.0.19041"}, more...), " "), func(t *testing.T) {
-			g := harness.Start(t, "10.0.19041", more...)
+			g := harness.Shared(t, "10.0.19041", more...)
 			g.Say("pause", "CHURN 0")
 			g.Say("freeze", "FROZEN 1")
 			harness.Compare(t, g.Truth(), g.Name, "-c", harness.URI)

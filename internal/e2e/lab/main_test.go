@@ -20,6 +20,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
+	harness.EndShared()
 	remove()
 	os.Exit(code)
 }

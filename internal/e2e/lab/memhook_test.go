@@ -62,7 +62,7 @@ func mapShared(t testing.TB, src source.Source) *window.Guest {
 // All of RAM through the module, by every way to read, is what QEMU's monitor saves of
 // it; holes are errors by every way.
 func TestMemoryIsWhatQEMUSaves(t *testing.T) {
-	g := harness.Start(t, "10.0.19041")
+	g := harness.Shared(t, "10.0.19041")
 	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
 	mapped := mapShared(t, hook)
 	harness.Virsh(t, "suspend", g.Name)
@@ -243,7 +243,7 @@ func attached() (n int) {
 
 // What is forgotten is closed, in time.
 func TestForgottenSourceIsClosed(t *testing.T) {
-	g := harness.Start(t, "10.0.19041")
+	g := harness.Shared(t, "10.0.19041")
 	pid := harness.PidOf("qemu-system", "guest="+g.Name)
 	before := attached()
 	func() {
@@ -339,7 +339,7 @@ func TestPageIn(t *testing.T) {
 
 // A held process does nothing until it is released; another one goes on.
 func TestHold(t *testing.T) {
-	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k := newKiller(t, harness.Shared(t, "10.0.19041"))
 	k.Say("pause", "CHURN 0")
 	held, free := k.find(k.Start("threads.exe")), k.find(k.Start("burn.exe"))
 	ctl, err := k.src.(source.Controller).Control()
@@ -376,6 +376,9 @@ func TestHold(t *testing.T) {
 // What reading costs, as ratios to copying memory of one's own: a figure for
 // docs/PERFORMANCE.md, which asserts nothing.
 func TestReadCost(t *testing.T) {
+	if os.Getenv("VMAV_TEST_LONG") == "" {
+		t.Skip("it tests nothing: make bench-kvm takes the figures")
+	}
 	g := harness.Start(t, "10.0.19041")
 	hook, qemu := sourceBy(t, g, domain.Memhook), sourceBy(t, g, domain.QEMU)
 	harness.Virsh(t, "suspend", g.Name)

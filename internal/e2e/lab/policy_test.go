@@ -13,7 +13,7 @@ import (
 // A hold by policy keeps the process from running for its time, and no other; without
 // anybody to keep it, it is refused.
 func TestAPolicyHolds(t *testing.T) {
-	k := newKiller(t, harness.Start(t, "10.0.19041"))
+	k := newKiller(t, harness.Shared(t, "10.0.19041"))
 	k.Say("pause", "CHURN 0")
 	db := harness.Database(t)
 	policy := harness.Write(t, filepath.Join(t.TempDir(), "policy.toml"), `

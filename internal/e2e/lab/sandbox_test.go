@@ -49,7 +49,7 @@ func TestSharedMemory(t *testing.T) {
 
 // A scan through the module comes to the same in a worker and without one.
 func TestScanInAWorker(t *testing.T) {
-	g := harness.Start(t, "10.0.19041")
+	g := harness.Shared(t, "10.0.19041")
 	g.Say("pause", "CHURN 0")
 	db := harness.Database(t)
 	scan := func(more ...string) (out struct {

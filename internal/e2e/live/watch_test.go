@@ -278,6 +278,9 @@ func TestHookHandsStartsOver(t *testing.T) {
 // What the hook adds to a start, measured beside starts without it; the figure is for
 // docs/PERFORMANCE.md.
 func TestHookCost(t *testing.T) {
+	if os.Getenv("VMAV_TEST_LONG") == "" {
+		t.Skip("it tests nothing: make test-long takes the figures")
+	}
 	t.Parallel()
 	d := domaintest.Own(t)
 	if d == nil {

@@ -54,7 +54,7 @@ build/kvm-memhook/lab.test:
 .PHONY: bench-kvm
 bench-kvm: build guest build/kvm-memhook/kmh-bench
 	@$(KVM_MEMHOOK_LAB)/run-module.sh -o build/kvm-memhook/lab-bench 6.1 build/kvm-memhook/kmh-bench build/kvm-memhook/6.1/kvm_memhook.ko
-	@$(MAKE) --no-print-directory lab-go-test LAB_KERNELS=6.1 LAB_RUN=TestReadCost
+	@VMAV_TEST_LONG=1 $(MAKE) --no-print-directory lab-go-test LAB_KERNELS=6.1 LAB_RUN=TestReadCost
 
 # All that is tested in the lab, in one boot for each kernel (tests.sh). A lab takes one
 # processor, so that LAB_JOBS of them can run side by side; what one says comes when it is

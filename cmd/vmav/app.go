@@ -22,11 +22,12 @@ type env struct {
 func newApp(stdout, stderr io.Writer) *cli.App {
 	e := &env{stdout: stdout, stderr: stderr}
 	return &cli.App{
-		Name:                   "vmav",
-		Usage:                  "agentless antivirus for Windows guests on KVM",
-		UsageText:              "vmav [-c URI] COMMAND [options] [DOMAIN]",
-		Version:                version,
-		Description:            "Options are accepted before or after the domain. DOMAIN is an id, a name or a UUID, as for\nvirsh. With -a FILE a memory image takes its place.\n\n" + exitStatusHelp,
+		Name:      "vmav",
+		Usage:     "agentless antivirus for Windows guests on KVM",
+		UsageText: "vmav [-c URI] COMMAND [options] [DOMAIN]",
+		Version:   version,
+		Description: "Options are accepted before or after the domain. DOMAIN is an id, a name or a UUID, as for\n" +
+			"virsh. With -a FILE a memory image takes its place.\n\n" + exitStatusHelp,
 		HideHelpCommand:        true,
 		EnableBashCompletion:   true,
 		UseShortOptionHandling: false,

@@ -32,7 +32,8 @@ func evidenceCommand(e *env) *cli.Command {
 				Flags:       []cli.Flag{stateFlag(), &cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write"}},
 				Action:      func(c *cli.Context) error { return runEvidenceExtract(c, e) }}),
 			command(&cli.Command{Name: "prune", Usage: "remove the oldest items",
-				Description: "Without this command, items that are too old are removed when room is needed. A store that is full of younger items refuses new ones.",
+				Description: "Without this command, items that are too old are removed when room is needed.\n" +
+					"A store that is full of younger items refuses new ones.",
 				Flags:       append([]cli.Flag{stateFlag()}, limitFlags()...),
 				Action:      func(c *cli.Context) error { return runEvidencePrune(c, e) }}),
 		},

@@ -57,7 +57,8 @@ func hookCommand(e *env) *cli.Command {
 			command(&cli.Command{Name: "remove", Usage: "remove the hook", Flags: []cli.Flag{directory()},
 				Action: func(c *cli.Context) error { return hook.Remove(c.String("hooks-directory")) }}),
 			// main runs it before any of this. It is listed only for the help.
-			{Name: "run", Usage: "the hook itself, which libvirt runs; it prints nothing and its status is 0", ArgsUsage: "NAME OPERATION SUB-OPERATION EXTRA", SkipFlagParsing: true,
+			{Name: "run", Usage: "the hook itself, which libvirt runs; it prints nothing and its status is 0",
+				ArgsUsage: "NAME OPERATION SUB-OPERATION EXTRA", SkipFlagParsing: true,
 				Action: func(c *cli.Context) error { runHook(c.Args().Slice()); return nil }},
 			command(&cli.Command{Name: "scan", Usage: "scan the domains whose start found no service", Hidden: true, Flags: watchFlags(),
 				Action: func(c *cli.Context) error { return runHookScan(c, e) }}),

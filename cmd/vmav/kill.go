@@ -30,7 +30,8 @@ func killCommand(e *env) *cli.Command {
 			"   2    refused, pending at the deadline, failed, or an error\n" +
 			"   130  interrupted",
 		Flags: append([]cli.Flag{connectFlag(), sourceFlag(), formatFlag(),
-			&cli.BoolFlag{Name: "dry-run", Usage: "verify everything that can be verified, say what would be done, and touch nothing"}, stateFlag()}, append(recordFlags(), killFlags()...)...),
+			&cli.BoolFlag{Name: "dry-run", Usage: "verify everything that can be verified, say what would be done, and touch nothing"}, stateFlag()},
+			append(recordFlags(), killFlags()...)...),
 		Action:       func(c *cli.Context) error { return look(c, e, func(v *view) error { return runKill(c, e, v) }) },
 		BashComplete: completeDomains(e),
 	})
@@ -41,7 +42,8 @@ func killFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.DurationFlag{Name: "timeout", Value: kill.DefaultTimeout, Usage: "give up a kill after this `TIME`"},
 		&cli.StringFlag{Name: "surrogate", Value: "allow", Usage: "whether services may end a process that never runs itself: `allow` or never"},
-		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; can be repeated (default: those of the policy)"},
+		&cli.StringSliceFlag{Name: "surrogate-program", Usage: "only processes of the program at `PATH`, without its volume, serve as surrogates; " +
+			"can be repeated (default: those of the policy)"},
 	}
 }
 

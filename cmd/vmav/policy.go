@@ -28,15 +28,17 @@ func policyCommand(e *env) *cli.Command {
 			"(docs/POLICY.md). Without FILE the commands use the policy that the settings name.",
 		Subcommands: []*cli.Command{
 			command(&cli.Command{Name: "check", Usage: "say what is wrong with a policy, and which rules never decide", ArgsUsage: "[FILE]",
-				Description: "EXIT STATUS\n   0  the policy is good\n   1  it has rules that never decide or never do what they say\n   2  it is refused, or an error",
-				Action:      func(c *cli.Context) error { return runPolicyCheck(c, e) }}),
+				Description: "EXIT STATUS\n   0  the policy is good\n" +
+					"   1  it has rules that never decide or never do what they say\n   2  it is refused, or an error",
+				Action: func(c *cli.Context) error { return runPolicyCheck(c, e) }}),
 			command(&cli.Command{Name: "show", Usage: "list a policy's rules in their order", ArgsUsage: "[FILE]", Flags: []cli.Flag{formatFlag()},
 				Action: func(c *cli.Context) error { return runPolicyShow(c, e) }}),
 			command(&cli.Command{Name: "test", Usage: "say which rule decides on a finding, and why the ones before it do not", ArgsUsage: "[FILE]",
 				Description: "The finding is an element of \"findings\" in the JSON of a scan. It needs only the members that\n" +
 					"the rules ask for: {\"signature\": \"Win.Test\", \"subject\": {\"pid\": 812, \"name\": \"x.exe\", \"session\": 1}}.\n\n" +
 					"EXIT STATUS\n   0    a verdict was printed\n   2    an error\n   130  interrupted",
-				Flags:  []cli.Flag{formatFlag(), &cli.StringFlag{Name: "finding", Usage: "the finding as `JSON`, or - to read it from standard input", Required: true}},
+				Flags: []cli.Flag{formatFlag(), &cli.StringFlag{Name: "finding", Usage: "the finding as `JSON`, or - to read it from standard input",
+					Required: true}},
 				Action: func(c *cli.Context) error { return runPolicyTest(c, e) }}),
 		},
 	})

@@ -15,7 +15,8 @@ func scanningFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{Name: "parallel", Aliases: []string{"P"}, Value: scan.DefaultJobs, Usage: "scan `N` images of a domain at once"},
 		&cli.Float64Flag{Name: "min-coverage", Value: scan.DefaultMinCoverage, Usage: "`SHARE` of a file that must be in memory for it to be called clean"},
-		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"}, Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
+		&cli.StringSliceFlag{Name: "database", Aliases: []string{"d"},
+			Usage: "scan with a private clamd and the signatures in `FILE` or directory; can be repeated"},
 		&cli.StringFlag{Name: "clamd", Usage: "`SOCKET` of clamd; without it " + clam.DefaultSocket},
 		noSandboxFlag(),
 		cacheFlag(),

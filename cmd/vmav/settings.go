@@ -65,7 +65,8 @@ func (e *env) backend(c *cli.Context) (domain.Backend, error) {
 // policyFlags returns the flags that say what is done about findings.
 func policyFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.PathFlag{Name: "policy", Usage: "policy `FILE`, which says what is done about findings; without it and --action, the policy that the settings name"},
+		&cli.PathFlag{Name: "policy",
+			Usage: "policy `FILE`, which says what is done about findings; without it and --action the policy that the settings name"},
 		&cli.StringFlag{Name: "action", Usage: "what is done about every signature that is found, in place of a policy: `report`, kill, hold or suspend"},
 	}
 }

@@ -236,7 +236,8 @@ func TestGuardsOfKills(t *testing.T) {
 	}
 	want("paused", kill(notepad, func(o *Options) { o.Domain = paused{} }), finding.OutcomeRefused, "paused")
 	want("no surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = nil }), finding.OutcomePending, "not allowed")
-	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending, "no process may serve")
+	want("other surrogates", kill(notepad, func(o *Options) { o.Policy.Surrogates = []string{`\Windows\System32\calc.exe`} }), finding.OutcomePending,
+		"no process may serve")
 	h.Regs = []source.Registers{{CR4: 1 << 23}}
 	want("shadow stacks", kill(notepad, nil), finding.OutcomePending, "control-flow enforcement")
 	if len(h.log) > 0 {

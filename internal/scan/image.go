@@ -94,7 +94,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 	w.changed(ctx, it, all, found, content)
 	whole = res.Skipped == "" && file.Fidelity.Complete()
 	if len(file.Fidelity.MemoryOnly) > 0 {
-		rec.Memory, err = w.memory(ctx, memoryPart{process: it.process, image: img, only: file.Fidelity.MemoryOnly,
+		rec.Memory, err = w.memory(ctx, memoryForm{process: it.process, image: img, only: file.Fidelity.MemoryOnly,
 			region: finding.Region{Type: finding.RegionImage, Image: found.Image}, path: found.File})
 		keyed = keyed && rec.Memory != nil
 	}
@@ -106,7 +106,8 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 
 // finding returns what all findings in an image have in common.
 func (w *imageScanner) finding(it *item, f finding.Fidelity) finding.Finding {
-	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size, Fidelity: f}
+	found := finding.Finding{Kind: finding.KindSignature, Image: it.module.Path, File: it.file(), Base: finding.Address(it.module.Base), Size: it.module.Size,
+		Fidelity: f}
 	if found.Image == "" {
 		found.Image = it.module.Name
 	}

@@ -123,15 +123,15 @@ func (w *imageScanner) piece(ctx context.Context, p *introspect.Process, v *intr
 		img.Pages[i] = origins[f.Origin]
 	}
 	key := c.copiedRegionKey(img)
-	rec, err := w.memory(ctx, memoryPart{process: p, image: img, region: region, path: v.Path})
+	rec, err := w.memory(ctx, memoryForm{process: p, image: img, region: region, path: v.Path})
 	if rec != nil && err == nil {
 		remember(w.results, key, rec)
 	}
 	return err
 }
 
-// memoryPart is memory that is scanned in the form in which it runs.
-type memoryPart struct {
+// memoryForm is memory that is scanned in the form in which it runs.
+type memoryForm struct {
 	process *introspect.Process // nil for the kernel
 	image   *pe.Image
 	only    []pe.Range     // RVAs to scan of an image that has a file; nil for everything
@@ -141,7 +141,7 @@ type memoryPart struct {
 
 // memory scans the memory form of a part. The record is nil if something was found or was
 // not scanned in full.
-func (w *imageScanner) memory(ctx context.Context, m memoryPart) (*memoryRecord, error) {
+func (w *imageScanner) memory(ctx context.Context, m memoryForm) (*memoryRecord, error) {
 	p, region := m.process, m.region
 	view, err := pe.NewMemoryView(m.image, m.only, maxPiece)
 	if err != nil {

@@ -144,7 +144,8 @@ func TestATornCheckpoint(t *testing.T) {
 }
 
 func FuzzCheckpoint(f *testing.F) {
-	f.Add([]byte(`{"boot":"b","engine":"e","options":"o","started":"2026-01-02T03:04:05Z"}` + "\n" + `{"uuid":"a","id":1,"result":{"uuid":"a","status":"scanned"}}` + "\n"))
+	f.Add([]byte(`{"boot":"b","engine":"e","options":"o","started":"2026-01-02T03:04:05Z"}` + "\n" +
+		`{"uuid":"a","id":1,"result":{"uuid":"a","status":"scanned"}}` + "\n"))
 	r := run
 	r.Started = time.Date(2026, 1, 2, 4, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, text []byte) {

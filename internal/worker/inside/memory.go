@@ -42,6 +42,7 @@ func (e *engine) Recall(key [32]byte) (record []byte, ok bool) {
 func (e *engine) Remember(key [32]byte, record []byte) {
 	e.local.Remember(key, record)
 	if len(record) <= wire.WindowSize {
-		_ = e.lanes.ask(wire.AskRemember, func(l *wire.Lane) int { return copy(l.Window, record) }, key[:], nil) // if this fails, the next scan only takes longer
+		// If this fails, the next scan only takes longer.
+		_ = e.lanes.ask(wire.AskRemember, func(l *wire.Lane) int { return copy(l.Window, record) }, key[:], nil)
 	}
 }

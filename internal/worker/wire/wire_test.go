@@ -32,7 +32,8 @@ func TestFrame(t *testing.T) {
 		t.Errorf("got %+v, want %+v, error %v", got, want, err)
 	}
 	tooFar := AppendFrame(nil, Frame{N: WindowSize + 1})
-	for what, p := range map[string][]byte{"nothing": nil, "no whole head": make([]byte, headSize-1), "too large": make([]byte, MaxFrame+1), "beyond the window": tooFar} {
+	for what, p := range map[string][]byte{"nothing": nil, "no whole head": make([]byte, headSize-1), "too large": make([]byte, MaxFrame+1),
+		"beyond the window": tooFar} {
 		if f, err := ParseFrame(p); err == nil {
 			t.Errorf("%s: %+v", what, f)
 		}
@@ -92,7 +93,8 @@ func TestLane(t *testing.T) {
 }
 
 func TestJob(t *testing.T) {
-	want := Job{Name: "win", UUID: "u", State: "running", Info: source.Info{Kind: source.KindQEMU, Name: "win"}, Near: true, Secret: [32]byte{1, 2}, Controlled: true,
+	want := Job{Name: "win", UUID: "u", State: "running", Info: source.Info{Kind: source.KindQEMU, Name: "win"},
+		Near: true, Secret: [32]byte{1, 2}, Controlled: true,
 		Request: scan.Request{PIDs: []uint64{4}, Jobs: 2, MinCoverage: 0.5, Content: true, Looked: true, PageIn: &scan.PageIn{Pages: 7, Wait: time.Second},
 			Focus: []scan.Focused{{ID: introspect.Identity{EPROCESS: 1 << 63, PID: 8}, Program: true, Known: []scan.ImageKey{{Base: 1, Size: 2, Section: 3}}}}}}
 	text, err := want.Encode()

@@ -12,7 +12,7 @@ import (
 	"vmav.dev/vmav/internal/domain"
 )
 
-// env is what every command works with beside its own flags.
+// env is what every command works with besides its own flags.
 type env struct {
 	stdout, stderr io.Writer
 	config         *config.Config // nil until it is read

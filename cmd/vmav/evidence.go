@@ -34,8 +34,8 @@ func evidenceCommand(e *env) *cli.Command {
 			command(&cli.Command{Name: "prune", Usage: "remove the oldest items",
 				Description: "Without this command, items that are too old are removed when room is needed.\n" +
 					"A store that is full of younger items refuses new ones.",
-				Flags:       append([]cli.Flag{stateFlag()}, limitFlags()...),
-				Action:      func(c *cli.Context) error { return runEvidencePrune(c, e) }}),
+				Flags:  append([]cli.Flag{stateFlag()}, limitFlags()...),
+				Action: func(c *cli.Context) error { return runEvidencePrune(c, e) }}),
 		},
 	})
 }

@@ -21,7 +21,7 @@ func recordFlags() []cli.Flag {
 	}
 }
 
-// recordWish is what a command wants of its records beside what its flags say.
+// recordWish is what a command wants of its records besides what its flags say.
 type recordWish struct {
 	evidence bool             // the policy may ask for evidence
 	trigger  string           // "" to use --trigger

@@ -27,7 +27,7 @@ type allOptions struct {
 	wait     bool
 	resume   bool
 	deadline time.Duration // 0 for none
-	identity string        // identifies what the result depends on beside the guests
+	identity string        // identifies what the result depends on besides the guests
 }
 
 func parseAll(c *cli.Context, s *config.Config) (o allOptions, err error) {
@@ -101,7 +101,7 @@ func statusError(status int) error {
 	return errIncomplete
 }
 
-// identity identifies what the result of a scan depends on beside the guests and the
+// identity identifies what the result of a scan depends on besides the guests and the
 // engine: the flags, and the text of the policy.
 func identity(c *cli.Context, p policy.Policy) (string, error) {
 	h := sha256.New()

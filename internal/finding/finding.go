@@ -55,7 +55,7 @@ const (
 	RegionImage   = "image"   // pages of an image that are not in its file
 )
 
-// Hashes identify a rebuilt file beside its SHA-256. They are hexadecimal. A hash that
+// Hashes identify a rebuilt file besides its SHA-256. They are hexadecimal. A hash that
 // could not be computed is empty.
 type Hashes struct {
 	ImportHash   string        `json:"imphash,omitempty"`

@@ -66,7 +66,7 @@ func (d *Scan) Fail(what string, err error) {
 	}
 }
 
-// Values of Scan.Profile beside a profile's identity.
+// Values of Scan.Profile besides a profile's identity.
 const (
 	ProfileInferred = "inferred"
 	ProfileMissing  = "missing"

@@ -106,7 +106,7 @@ func (e *Engine) newAttempt(p *introspect.Process, opt Options) *attempt {
 }
 
 // Kill ends a process. p is the process as it was when the kill was decided on. The record
-// says what was done and what came of it. There is no error beside it, because a guest that
+// says what was done and what came of it. There is no error besides it, because a guest that
 // cannot be read is an outcome too. If ctx ends, Kill first undoes what is under way.
 func (e *Engine) Kill(ctx context.Context, p *introspect.Process, opt Options) *finding.Kill {
 	k := e.newAttempt(p, opt)

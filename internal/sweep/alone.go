@@ -25,7 +25,7 @@ type Last struct {
 	Started  time.Time `json:"started"`
 	Finished time.Time `json:"finished"`
 	Status   int       `json:"status"`  // exit status
-	Options  string    `json:"options"` // identifies what the result depends on beside the guests
+	Options  string    `json:"options"` // identifies what the result depends on besides the guests
 }
 
 // Try takes the turn, or fails with ErrUnderWay. The turn is a lock on the file at path.

@@ -68,7 +68,7 @@ func (h *Hint) Check() error {
 	return nil
 }
 
-// group is the system group that may use the socket, beside root and the service's own
+// group is the system group that may use the socket, besides root and the service's own
 // user.
 const group = "vmav"
 

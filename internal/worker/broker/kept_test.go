@@ -142,7 +142,7 @@ func TestWorkersThatDieAreStartedMoreSlowly(t *testing.T) {
 	}
 }
 
-// A result is the last thing of a job; a question beside it, and one of no job, is nothing
+// A result is the last thing of a job; a question besides it, and one of no job, is nothing
 // that a worker of ours has.
 func TestAResultIsTheLastOfAJob(t *testing.T) {
 	done, err := json.Marshal(&wire.Result{Scan: finding.Scan{Status: finding.StatusScanned}})

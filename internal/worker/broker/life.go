@@ -75,7 +75,7 @@ func (c *child) serve(l *wire.Lane, v *laneServer) {
 			return
 		}
 		if l.Send(a) != nil {
-			return // gone meanwhile
+			return // the worker has ended in the meantime
 		}
 	}
 }

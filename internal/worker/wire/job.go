@@ -52,7 +52,7 @@ func ParseGreeting(q Frame) (abi int, err error) {
 	return int(q.Args[4]), nil
 }
 
-// Result is what a worker reports at the end of a job, beside what it has reported before.
+// Result is what a worker reports at the end of a job, besides what it has reported before.
 type Result struct {
 	Scan finding.Scan // without findings and errors
 	// Ended says why the scan ended early; "" if it did not.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -29,9 +30,13 @@ func profileExportCommand(e *env) *cli.Command {
 			"   openssl genpkey -algorithm ed25519 -out bundle.key\n" +
 			"   openssl pkey -in bundle.key -pubout -out bundle.pub",
 		Flags: []cli.Flag{&cli.PathFlag{Name: "output", Aliases: []string{"o"}, Usage: "the bundle's `FILE`", Required: true},
-			&cli.BoolFlag{Name: "all", Usage: "every profile that vmav finds, built-in ones too"},
-			&cli.PathFlag{Name: "key", Usage: "private key `FILE` to sign with", Value: defaultKey, EnvVars: []string{"VMAV_BUNDLE_KEY"}}},
+			&cli.BoolFlag{Name: "all", Usage: "every profile and pack that vmav finds, built-in ones too"},
+			keyFlag()},
 		Action: func(c *cli.Context) error { return runProfileExport(c, e) }})
+}
+
+func keyFlag() cli.Flag {
+	return &cli.PathFlag{Name: "key", Usage: "private key `FILE` to sign with", Value: defaultKey, EnvVars: []string{"VMAV_BUNDLE_KEY"}}
 }
 
 func runProfileExport(c *cli.Context, e *env) error {
@@ -43,7 +48,7 @@ func runProfileExport(c *cli.Context, e *env) error {
 		return err
 	}
 	store := winstruct.OpenStore()
-	var profiles []bundle.Profile
+	var content bundle.Content
 	taken := make(map[winstruct.Identity]bool)
 	for _, entry := range store.List() {
 		if !c.Bool("all") && !wanted(entry, c.Args().Slice()) {
@@ -51,6 +56,9 @@ func runProfileExport(c *cli.Context, e *env) error {
 		}
 		if entry.Err != nil {
 			return entry.Err
+		}
+		if c.Bool("all") && entry.Layer == winstruct.PackLayer {
+			continue // it goes with its pack
 		}
 		if taken[entry.Identity] {
 			continue // a lower layer's
@@ -60,17 +68,44 @@ func runProfileExport(c *cli.Context, e *env) error {
 		if err != nil {
 			return err
 		}
-		profiles = append(profiles, bundle.Profile{Entry: entry, Packed: packed})
+		content.Profiles = append(content.Profiles, bundle.Profile{Entry: entry, Packed: packed})
 	}
-	if len(profiles) == 0 {
+	if c.Bool("all") {
+		if content.Packs, err = packsOf(store); err != nil {
+			return err
+		}
+	}
+	if len(content.Profiles) == 0 && len(content.Packs) == 0 {
 		return errors.New("no profile of that id or version; vmav profile list lists them")
 	}
 	path := c.Path("output")
-	if err := writeBundle(path, profiles, key); err != nil {
+	if err := writeBundle(path, content, key); err != nil {
 		return fmt.Errorf("write bundle %s: %w", path, err)
 	}
-	fmt.Fprintf(e.stdout, "%s: %d profiles\n", escape.Text(path), len(profiles))
+	packs := ""
+	if n := len(content.Packs); n > 0 {
+		packs = fmt.Sprintf(" and %d packs", n)
+	}
+	fmt.Fprintf(e.stdout, "%s: %d profiles%s\n", escape.Text(path), len(content.Profiles), packs)
 	return nil
+}
+
+// packsOf reads the packs that are stored here. Of two with one name the user's is taken.
+func packsOf(store *winstruct.Store) (out []bundle.Pack, err error) {
+	taken := make(map[string]bool)
+	for _, path := range store.Packs() {
+		name := filepath.Base(path)
+		if taken[name] {
+			continue
+		}
+		taken[name] = true
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, bundle.Pack{Name: name, Data: data})
+	}
+	return out, nil
 }
 
 func wanted(entry winstruct.Entry, args []string) bool {
@@ -83,22 +118,28 @@ func wanted(entry winstruct.Entry, args []string) bool {
 }
 
 // writeBundle writes a bundle to a file, completely or not at all.
-func writeBundle(path string, profiles []bundle.Profile, key ed25519.PrivateKey) error {
+func writeBundle(path string, content bundle.Content, key ed25519.PrivateKey) error {
 	return atomicfile.Write(path, 0o644, func(f io.Writer) error {
 		w := bufio.NewWriter(f)
-		return errors.Join(bundle.Write(w, profiles, key, time.Now()), w.Flush())
+		return errors.Join(bundle.Write(w, content, key, time.Now()), w.Flush())
 	})
 }
 
 func startsAsBundle(path string) (bool, error) {
+	head, err := startOf(path)
+	return bundle.Is(head), err
+}
+
+// startOf reads what tells the form of a file.
+func startOf(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer f.Close()
 	head := make([]byte, 64)
-	n, _ := f.Read(head)
-	return bundle.Is(head[:n]), nil
+	n, _ := io.ReadFull(f, head)
+	return head[:n], nil
 }
 
 func importBundle(c *cli.Context, e *env, dir, file string) error {
@@ -118,10 +159,17 @@ func importBundle(c *cli.Context, e *env, dir, file string) error {
 		return err
 	}
 	defer f.Close()
-	builds, err := bundle.Import(bufio.NewReader(f), dir, trusted, introspect.Usable)
+	got, err := bundle.Import(bufio.NewReader(f), dir, trusted, introspect.Usable)
 	if err != nil {
 		return fmt.Errorf("import %s: %w", file, err)
 	}
-	fmt.Fprintf(e.stdout, "%s: signature verified, %d profiles stored in %s\n", escape.Text(file), len(builds), escape.Text(dir))
+	what := fmt.Sprintf("%d profiles", len(got.Profiles))
+	if len(got.Packs) > 0 {
+		what = fmt.Sprintf("%s with %d kernels", strings.Join(got.Packs, ", "), got.Kernels)
+		if len(got.Profiles) > 0 {
+			what = fmt.Sprintf("%d profiles and %s", len(got.Profiles), what)
+		}
+	}
+	fmt.Fprintf(e.stdout, "%s: signature verified, %s stored in %s\n", escape.Text(file), what, escape.Text(dir))
 	return nil
 }

@@ -32,8 +32,9 @@ func pdbNameFlag() cli.Flag {
 
 func profileImportCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "import", Usage: "store the profiles of symbol files", ArgsUsage: "FILE…",
-		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile that vmav wrote, or a bundle\n" +
-			"of profiles. A profile that lacks something vmav needs is refused, with what is missing.\n" +
+		Description: "FILE is a PDB, a Volatility 3 symbol file (.json, .json.xz), a profile that vmav wrote, or a bundle:\n" +
+			"a file that vmav profile export or vmav profile pack signed. A profile that lacks something vmav\n" +
+			"needs is refused, with what is missing.\n" +
 			"A bundle must be signed by a key in " + bundle.TrustedDir + " (*.pub), or by that of --trust.",
 		Flags: []cli.Flag{systemFlag(), &cli.PathFlag{Name: "trust", Usage: "public key `FILE` that a bundle may be signed by"},
 			pdbNameFlag()},
@@ -66,6 +67,9 @@ func runProfileImport(c *cli.Context, e *env) error {
 }
 
 func importFile(e *env, dir, file, name string) error {
+	if isPack, err := startsAsPack(file); err == nil && isPack {
+		return fmt.Errorf("import %s: it is a pack without its signature; vmav profile export --all -o FILE signs the packs of a host that has them", file)
+	}
 	p, err := winstruct.Open(file)
 	if err != nil {
 		return err
@@ -137,7 +141,7 @@ func writeProfile(path string, p *winstruct.Profile) error {
 
 func profileVerifyCommand(e *env) *cli.Command {
 	return command(&cli.Command{Name: "verify", Usage: "check that profiles are complete and hold everything that vmav needs", ArgsUsage: "[FILE|ID…]",
-		Description: "Without an operand all profiles that vmav finds are checked.",
+		Description: "Without an operand all profiles and packs that vmav finds are checked.",
 		Action:      func(c *cli.Context) error { return runProfileVerify(c, e) }})
 }
 
@@ -154,15 +158,37 @@ func runProfileVerify(c *cli.Context, e *env) error {
 		}
 		fmt.Fprintf(e.stdout, "%s: ok, %s\n", escape.Text(what), p.Identity)
 	}
+	verifyPack := func(path string) {
+		k, err := winstruct.OpenKernelPackFile(path)
+		if err == nil {
+			err = k.Check(introspect.Usable)
+		}
+		if err != nil {
+			bad = true
+			fmt.Fprintf(e.stdout, "pack %s: %s\n", escape.Text(path), escape.Text(err.Error()))
+			return
+		}
+		fmt.Fprintf(e.stdout, "pack %s: ok, %d kernels\n", escape.Text(path), k.Len())
+	}
 	if c.NArg() == 0 {
 		store := winstruct.OpenStore()
 		for _, entry := range store.List() {
+			if entry.Layer == winstruct.PackLayer {
+				continue // with its pack
+			}
 			p, err := store.Open(entry)
 			verify(entry.Layer+" "+entry.Name, p, err)
 		}
+		for _, path := range store.Packs() {
+			verifyPack(path)
+		}
 	}
 	for _, arg := range c.Args().Slice() {
-		p, err := findProfile(arg)
+		if isPack, err := startsAsPack(arg); err == nil && isPack {
+			verifyPack(arg)
+			continue
+		}
+		p, _, err := findProfile(arg)
 		verify(arg, p, err)
 	}
 	if bad {

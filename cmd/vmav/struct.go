@@ -47,6 +47,9 @@ func runStruct(c *cli.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	if p.Partial() {
+		e.warn("the profile %s is from a pack: it has only the structures and members that vmav reads", p.Identity)
+	}
 	s, ok := p.Struct(name)
 	if !ok {
 		return fmt.Errorf("profile %s has no structure %q", p.Identity, name)

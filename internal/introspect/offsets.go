@@ -185,22 +185,19 @@ func Usable(p *winstruct.Profile) error {
 // compile resolves the symbols and offsets of a build.
 func compile(p *winstruct.Profile) (*Offsets, error) {
 	o, err := compileOffsets(p)
-	var missing *winstruct.MissingFactsError
+	missing := &winstruct.MissingFactsError{Identity: p.Identity}
 	if err != nil && !errors.As(err, &missing) {
 		return nil, err
 	}
-	var facts []string
-	if missing != nil {
-		facts = missing.Facts
-	}
 	for _, name := range neededSymbols {
-		if _, ok := p.Symbol(name); !ok {
-			facts = append(facts, "sym("+name+")")
+		fact := "sym(" + name + ")"
+		if _, ok := p.Symbol(name); !ok && !slices.Contains(missing.Unasked, fact) {
+			missing.Facts = append(missing.Facts, fact)
 		}
 	}
-	if len(facts) > 0 {
-		slices.Sort(facts)
-		return nil, &winstruct.MissingFactsError{Identity: p.Identity, Facts: facts}
+	if len(missing.Facts) > 0 || len(missing.Unasked) > 0 {
+		slices.Sort(missing.Facts)
+		return nil, missing
 	}
 	return o, nil
 }

@@ -16,11 +16,20 @@ const Missing = ^uint32(0)
 type MissingFactsError struct {
 	Identity Identity
 	Facts    []string // as their tags spell them, sorted
+	Unasked  []string // those that a pack was made without, so that nothing is known of them
 }
 
 // Error implements error.
 func (e *MissingFactsError) Error() string {
-	return fmt.Sprintf("profile %s lacks %s", e.Identity, strings.Join(e.Facts, ", "))
+	var parts []string
+	if len(e.Facts) > 0 {
+		parts = append(parts, "lacks "+strings.Join(e.Facts, ", "))
+	}
+	if len(e.Unasked) > 0 {
+		parts = append(parts, "comes from a pack that another vmav made, without "+strings.Join(e.Unasked, ", ")+
+			"; this vmav's profile pack makes one that has it")
+	}
+	return fmt.Sprintf("profile %s %s", e.Identity, strings.Join(parts, ", and "))
 }
 
 // Compile fills the structure that dst points to from the `win` tags of its
@@ -38,34 +47,42 @@ func (e *MissingFactsError) Error() string {
 // lacks is left Missing (uint32), 0 (uint64) or with its Name empty (Field). Any
 // other is reported, all of them in one *MissingFactsError. A tag that cannot be
 // meant is a mistake of the program and panics.
+//
+// A profile out of a pack has the facts that were asked for when the pack was made. A tag
+// with another name is reported even if it is optional: the build may have what it names.
 func Compile(p *Profile, dst any) error {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 		panic(fmt.Sprintf("winstruct.Compile: %T is not a pointer to a structure", dst))
 	}
-	var missing []string
-	compile(p, v.Elem(), &missing)
-	if len(missing) > 0 {
-		sort.Strings(missing)
-		return &MissingFactsError{Identity: p.Identity, Facts: missing}
+	e := &MissingFactsError{Identity: p.Identity}
+	compile(p, v.Elem(), e)
+	if len(e.Facts) > 0 || len(e.Unasked) > 0 {
+		sort.Strings(e.Facts)
+		sort.Strings(e.Unasked)
+		return e
 	}
 	return nil
 }
 
 var fieldType = reflect.TypeOf(Field{})
 
-func compile(p *Profile, v reflect.Value, missing *[]string) {
+func compile(p *Profile, v reflect.Value, e *MissingFactsError) {
 	t := v.Type()
 	for i := range t.NumField() {
 		tag, ok := t.Field(i).Tag.Lookup("win")
 		if !ok {
 			if t.Field(i).Type.Kind() == reflect.Struct && t.Field(i).Type != fieldType {
-				compile(p, v.Field(i), missing)
+				compile(p, v.Field(i), e)
 			}
 			continue
 		}
-		names, optional := strings.CutSuffix(tag, ",optional")
-		if !resolveInto(p, v.Field(i), strings.Split(names, "|")) {
+		names, optional := cutTag(tag)
+		if unasked := p.unasked(names); len(unasked) > 0 {
+			e.Unasked = append(e.Unasked, unasked...)
+			continue
+		}
+		if !resolveInto(p, v.Field(i), names) {
 			switch t.Field(i).Type.Kind() {
 			case reflect.Uint32:
 				v.Field(i).SetUint(uint64(Missing))
@@ -73,10 +90,16 @@ func compile(p *Profile, v reflect.Value, missing *[]string) {
 				v.Field(i).SetZero()
 			}
 			if !optional {
-				*missing = append(*missing, names)
+				e.Facts = append(e.Facts, strings.Join(names, "|"))
 			}
 		}
 	}
+}
+
+// cutTag returns the names of a tag, the preferred first.
+func cutTag(tag string) (names []string, optional bool) {
+	list, optional := strings.CutSuffix(tag, ",optional")
+	return strings.Split(list, "|"), optional
 }
 
 // resolveInto sets dst from the first of the names that p has.

@@ -22,12 +22,13 @@ import (
 //	"sources":[{"of":…,"from":…,"verified":…}],
 //	"types":[[name,size,[[field,offset,type,{options}],…]],…],
 //	"enums":{name:{constant:value}},
-//	"symbols":{name:rva}}
+//	"symbols":{name:rva},
+//	"facts":[name,…]}
 //
 // "types" is a vtypes profile as it stands: pointers, arrays and bit fields are
 // spelled with vtypes' own parsers and options. The digest is that of all that follows
 // the first line. zstdcat shows the file to a person. It may be written by hand, without
-// a digest, to be imported.
+// a digest, to be imported. Only a profile out of a pack has "facts": see Only.
 const (
 	fileVersion = 2
 	maxFile     = 64 << 20  // bytes, compressed
@@ -82,28 +83,12 @@ func appendString(b []byte, s string) []byte {
 
 // text is the profile as a file, in the clear.
 func (p *Profile) text() ([]byte, error) {
-	sources, err := json.Marshal(append([]Source{}, p.Sources...))
+	b, err := p.appendHead(make([]byte, 0, 1<<16))
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, len(digestBefore)+64+len(digestAfter), 1<<16)
-	for _, m := range [][2]string{{"pdb", p.PDB}, {"guid", p.GUID}, {"arch", p.Arch}, {"version", p.Version}} {
-		b = appendString(append(appendString(b, m[0]), ':'), m[1])
-		b = append(b, ',')
-	}
-	b = strconv.AppendUint(append(b, `"age":`...), uint64(p.Age), 10)
-	b = append(append(append(b, ",\n\"sources\":"...), sources...), headEnd...)
 	for i, name := range p.Structs() {
-		s := p.structs[name]
-		b = appendString(append(separate(b, i), '['), s.Name)
-		b = append(strconv.AppendUint(append(b, ','), uint64(s.Size), 10), ",["...)
-		for j, f := range s.Fields {
-			if j > 0 {
-				b = append(b, ',')
-			}
-			b = f.appendVtypes(b)
-		}
-		b = append(b, "]]"...)
+		b = p.structs[name].appendVtypes(separate(b, i))
 	}
 	b = append(b, "\n],\n\"enums\":{"...)
 	for i, name := range sortedKeys(p.enums) {
@@ -120,10 +105,49 @@ func (p *Profile) text() ([]byte, error) {
 	for i, name := range p.Symbols() {
 		b = strconv.AppendUint(append(appendString(separate(b, i), name), ':'), p.symbols[name], 10)
 	}
-	b = append(b, "\n}}\n"...)
-	n := len(digestBefore) + 64 + len(digestAfter)
-	copy(b, digestLine(sha256.Sum256(b[n:])))
-	return b, nil
+	return p.appendEnd(append(b, "\n}"...)), nil
+}
+
+// appendHead writes a file up to its structures.
+func (p *Profile) appendHead(b []byte) ([]byte, error) {
+	sources, err := json.Marshal(append([]Source{}, p.Sources...))
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, make([]byte, digestLength)...)
+	for _, m := range [][2]string{{"pdb", p.PDB}, {"guid", p.GUID}, {"arch", p.Arch}, {"version", p.Version}} {
+		b = appendString(append(appendString(b, m[0]), ':'), m[1])
+		b = append(b, ',')
+	}
+	b = strconv.AppendUint(append(b, `"age":`...), uint64(p.Age), 10)
+	return append(append(append(b, ",\n\"sources\":"...), sources...), headEnd...), nil
+}
+
+// appendEnd writes what comes after the symbols, and the digest into the first line.
+func (p *Profile) appendEnd(b []byte) []byte {
+	if p.facts != nil {
+		b = append(b, ",\n\"facts\":["...)
+		for i, name := range sortedKeys(p.facts) {
+			b = appendString(separate(b, i), name)
+		}
+		b = append(b, ']')
+	}
+	b = append(b, "}\n"...)
+	copy(b, digestLine(sha256.Sum256(b[digestLength:])))
+	return b
+}
+
+// appendVtypes writes the structure as a vtypes definition.
+func (s *Struct) appendVtypes(b []byte) []byte {
+	b = appendString(append(b, '['), s.Name)
+	b = append(strconv.AppendUint(append(b, ','), uint64(s.Size), 10), ",["...)
+	for j, f := range s.Fields {
+		if j > 0 {
+			b = append(b, ',')
+		}
+		b = f.appendVtypes(b)
+	}
+	return append(b, "]]"...)
 }
 
 func separate(b []byte, i int) []byte {
@@ -136,6 +160,7 @@ func separate(b []byte, i int) []byte {
 const (
 	digestBefore = `{"vmav_profile":2,"sha256":"`
 	digestAfter  = "\",\n"
+	digestLength = len(digestBefore) + 64 + len(digestAfter)
 
 	// headEnd is the text at which a profile's own description ends; see loadHead.
 	headEnd = ",\n\"types\":["
@@ -261,8 +286,7 @@ func checkDigest(text []byte, need bool) error {
 		}
 		return nil
 	}
-	n := len(digestBefore) + 64 + len(digestAfter)
-	if len(text) < n || string(text[:n]) != digestLine(sha256.Sum256(text[n:])) {
+	if len(text) < digestLength || string(text[:digestLength]) != digestLine(sha256.Sum256(text[digestLength:])) {
 		return errors.New("its content does not have the digest that its first line says: it is damaged or was changed")
 	}
 	return nil

@@ -17,6 +17,10 @@ type Profile struct {
 	structs map[string]*Struct
 	enums   map[string]map[string]int64
 	symbols map[string]uint64
+
+	// facts are names of what the profile was asked for when it was made; nil if it has all
+	// that its source has. Of what is not in facts it is not known whether the build has it.
+	facts map[string]bool
 }
 
 // Architectures of a kernel.
@@ -199,7 +203,7 @@ func (s *Struct) field(name string) (Field, bool) {
 // Trim returns a profile that has only the named structures, enumerations and symbols of p,
 // and the nameless structures embedded in those.
 func (p *Profile) Trim(structs, enums, symbols []string) *Profile {
-	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Sources: p.Sources,
+	t := &Profile{Identity: p.Identity, Arch: p.Arch, Version: p.Version, Sources: p.Sources, facts: p.facts,
 		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
 	for len(structs) > 0 {
 		name := structs[0]

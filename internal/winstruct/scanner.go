@@ -221,6 +221,13 @@ func parseFile(text []byte) (*Profile, error) {
 					s.fail("more symbols than any kernel has")
 				}
 			})
+		case "facts":
+			p.facts = make(map[string]bool)
+			s.elements(func(int) {
+				if p.facts[s.str()] = true; len(p.facts) > maxFacts {
+					s.fail("more facts than any reader asks for")
+				}
+			})
 		default:
 			s.skip(0) // of a later vmav, or a person's note
 		}

@@ -24,21 +24,29 @@ import (
 // SystemDir is the directory of the host's profiles, for every user.
 const SystemDir = "/var/lib/vmav/profiles"
 
-const fileSuffix = ".json.zst"
+const (
+	fileSuffix = ".json.zst"
+	packSuffix = ".pack"
+
+	// PackLayer is the layer of the packs' kernels.
+	PackLayer = "pack"
+)
 
 //go:embed builtin layouts
 var builtin embed.FS
 
-// Store finds profiles in three layers: the user's, the system's, and the built-in ones.
-// The first layer that has a profile wins. A file that cannot be read is an error only for
-// the profile that it should contain. A Store keeps what it has loaded and is safe for
-// concurrent use.
+// Store finds profiles in four layers: the user's, the system's, the built-in ones, and the
+// packs in the user's and the system's directory. The first layer that has a profile wins.
+// Packs come last because a profile may have more of a build than a pack does. A file that
+// cannot be read is an error only for the profile that it should contain. A Store keeps
+// what it has loaded and is safe for concurrent use.
 type Store struct {
 	layers  []layer
 	layouts layer // of builds without symbols: see NoGUID
 
 	mu     sync.Mutex
 	loaded map[string]*Profile // by key
+	packs  map[string]openPack // by path
 }
 
 type layer struct {
@@ -53,10 +61,12 @@ type Entry struct {
 	Version  string
 	Arch     string
 	Sources  []Source
-	Layer    string // "user", "system", "built-in" or "layout"
+	Layer    string // "user", "system", "built-in", "pack" or "layout"
 	Name     string // of its file
 	Path     string // "" for built-in
 	Err      error  // why it cannot be used
+
+	layout string // of a kernel in a pack, the same for all that have the same
 }
 
 // UserDir returns the directory of the user's own profiles.
@@ -135,7 +145,15 @@ func (s *Store) Find(id Identity) (*Profile, error) {
 		s.loaded[id.Key()] = p
 		return p, nil
 	}
-	return nil, &MissingError{Identity: id}
+	p, err := inPacks(s, id, (*KernelPack).Find)
+	if err != nil {
+		return nil, err
+	}
+	if s.loaded == nil {
+		s.loaded = make(map[string]*Profile)
+	}
+	s.loaded[id.Key()] = p
+	return p, nil
 }
 
 // FindPacked does what Find does without loading the profile. It returns the content of the
@@ -151,7 +169,9 @@ func (s *Store) FindPacked(id Identity) ([]byte, error) {
 			return packed, err
 		}
 	}
-	return nil, &MissingError{Identity: id}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return inPacks(s, id, (*KernelPack).FindPacked)
 }
 
 func (l layer) load(name string) (*Profile, error) {
@@ -182,7 +202,9 @@ func (l layer) head(name string) (*Profile, error) {
 // List returns every profile of the store, ordered by version, including those that a
 // higher layer hides. A damaged profile is listed with its error.
 func (s *Store) List() []Entry {
-	return list(s.layers)
+	out := append(list(s.layers), s.packed()...)
+	sortEntries(out)
+	return out
 }
 
 // Layouts returns the layouts of builds whose symbols are not known, ordered by version.
@@ -215,12 +237,19 @@ func list(layers []layer) []Entry {
 			out = append(out, e)
 		}
 	}
-	sort.SliceStable(out, func(i, j int) bool { return versionLess(out[i].Version, out[j].Version) })
+	sortEntries(out)
 	return out
+}
+
+func sortEntries(out []Entry) {
+	sort.SliceStable(out, func(i, j int) bool { return versionLess(out[i].Version, out[j].Version) })
 }
 
 // Open loads the profile of an entry, even one that a higher layer hides.
 func (s *Store) Open(e Entry) (*Profile, error) {
+	if e.Layer == PackLayer {
+		return inPack(s, e, (*KernelPack).Find)
+	}
 	for _, l := range append(s.layers[:len(s.layers):len(s.layers)], s.layouts) {
 		if l.name == e.Layer {
 			return l.load(e.Name)
@@ -229,8 +258,12 @@ func (s *Store) Open(e Entry) (*Profile, error) {
 	return nil, fmt.Errorf("no layer %q of profiles", e.Layer)
 }
 
-// Packed returns the content of an entry's file.
+// Packed returns the content of an entry's file. For a kernel in a pack it is a file with
+// what the pack has of it.
 func (s *Store) Packed(e Entry) ([]byte, error) {
+	if e.Layer == PackLayer {
+		return inPack(s, e, (*KernelPack).FindPacked)
+	}
 	for _, l := range append(s.layers[:len(s.layers):len(s.layers)], s.layouts) {
 		if l.name == e.Layer {
 			return fs.ReadFile(l.fsys, e.Name)
@@ -242,7 +275,7 @@ func (s *Store) Packed(e Entry) ([]byte, error) {
 // Near returns the store's profiles and layouts in the order of their distance from a
 // version of Windows: by the difference of the build numbers, and among equal ones the
 // latest revision first. Profiles without a version, and those that cannot be read, are
-// left out.
+// left out. Of the kernels in a pack that have one layout the nearest is there.
 func (s *Store) Near(version string) []Entry {
 	want := parseVersion(version)
 	var out []Entry
@@ -258,7 +291,7 @@ func (s *Store) Near(version string) []Entry {
 	slices.SortStableFunc(out, func(a, b Entry) int {
 		return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(parseVersion(b.Version)[3], parseVersion(a.Version)[3]))
 	})
-	return out
+	return firstOfLayout(out)
 }
 
 // parseVersion reads the numbers of a version. Those that are missing are 0.

@@ -5,8 +5,9 @@
 // Profiles are vtypes definitions, symbols and metadata. Hot paths do not interpret them:
 // Compile resolves the offsets that a reader needs into a plain Go struct once. Profiles
 // are made from PDBs (package pdb) and from Volatility 3 symbol files, fetched from symbol
-// servers (symsrv), and carried to other hosts (bundle). The packages of this tree import
-// no other package of the project.
+// servers (symsrv), and carried to other hosts (bundle). A pack has what readers need of
+// many kernels in one file (KernelPack). The packages of this tree import no other package
+// of the project.
 package winstruct
 
 import (
@@ -54,12 +55,19 @@ var ErrNoProfile = errors.New("no profile for this kernel build")
 
 // MissingError reports a kernel build whose profile no layer of the store has. Its text
 // names the command that adds one.
-type MissingError struct{ Identity Identity }
+type MissingError struct {
+	Identity Identity
+	Unread   error // packs that may have it, but cannot be read; nil for none
+}
 
 // Error implements error.
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("no profile for %s, GUID %s, age %d; vmav profile fetch %s gets it, vmav profile import takes its symbol file",
-		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, e.Identity)
+	unread := ""
+	if e.Unread != nil {
+		unread = ", and it may be in a pack that cannot be used: " + e.Unread.Error()
+	}
+	return fmt.Sprintf("no profile for %s, GUID %s, age %d%s; vmav profile fetch %s gets it, vmav profile import takes its symbol file",
+		e.Identity.PDB, e.Identity.GUID, e.Identity.Age, unread, e.Identity)
 }
 
 // Unwrap returns the cause, for errors.Is and errors.As.

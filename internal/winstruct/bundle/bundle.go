@@ -1,9 +1,9 @@
-// Package bundle carries profiles to hosts that cannot reach a symbol server, in one file
-// that is signed with the operator's key.
+// Package bundle carries profiles and packs of kernels to hosts that cannot reach a symbol
+// server, in one file that is signed with the operator's key.
 //
-// A bundle is a tar archive: manifest.json, which lists the profiles with their SHA-256;
-// manifest.sig, the Ed25519 signature of the manifest; and the profiles' files as a store
-// has them. Nothing in a bundle is used before its signature is verified, and nothing is
+// A bundle is a tar archive: manifest.json, which lists the profiles and packs with their
+// SHA-256; manifest.sig, the Ed25519 signature of the manifest; and the files as a store
+// has them, the profiles first. Nothing in a bundle is used before its signature is verified, and nothing is
 // stored before all of it is verified. The package imports winstruct and no other package
 // of the project.
 package bundle
@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"vmav.dev/vmav/internal/winstruct"
+	"vmav.dev/vmav/internal/winstruct/pack"
 )
 
 // Test for these with errors.Is.
@@ -41,7 +42,10 @@ func corrupt(format string, args ...any) error {
 const (
 	manifestName  = "manifest.json"
 	signatureName = "manifest.sig"
-	format        = 1
+
+	// Readers of format 1 know no packs. A bundle without one is of format 1.
+	format          = 1
+	formatWithPacks = 2
 
 	// The signature is over this line and the manifest, so that no signature of anything
 	// else by the same key fits.
@@ -49,6 +53,7 @@ const (
 
 	maxManifest = 16 << 20
 	maxProfiles = 1 << 16
+	maxPacks    = 1 << 6
 	maxProfile  = 64 << 20 // bytes of one
 	maxTotal    = 8 << 30  // bytes of all
 )
@@ -57,6 +62,15 @@ type manifest struct {
 	Format   int       `json:"vmav_bundle"`
 	Created  time.Time `json:"created"`
 	Profiles []item    `json:"profiles"`
+	Packs    []packed  `json:"packs,omitempty"`
+}
+
+// packed is a pack in the manifest.
+type packed struct {
+	Name    string `json:"name"`
+	Kernels int    `json:"kernels"`
+	Size    int64  `json:"size"`
+	SHA256  string `json:"sha256"`
 }
 
 type item struct {
@@ -73,13 +87,36 @@ type Profile struct {
 	Packed []byte
 }
 
-// Write writes a bundle of profiles, signed with key. created is recorded in the manifest.
-func Write(w io.Writer, profiles []Profile, key ed25519.PrivateKey, created time.Time) error {
-	m := manifest{Format: format, Created: created.UTC().Truncate(time.Second), Profiles: make([]item, 0, len(profiles))}
-	for _, p := range profiles {
-		sum := sha256.Sum256(p.Packed)
+// Pack is one pack of kernels to export: the name under which a store has it
+// (winstruct.CheckPackName), and its content.
+type Pack struct {
+	Name string
+	Data []byte
+}
+
+// Content is what a bundle carries.
+type Content struct {
+	Profiles []Profile
+	Packs    []Pack
+}
+
+// Write writes a bundle, signed with key. created is recorded in the manifest.
+func Write(w io.Writer, c Content, key ed25519.PrivateKey, created time.Time) error {
+	m := manifest{Format: format, Created: created.UTC().Truncate(time.Second), Profiles: make([]item, 0, len(c.Profiles))}
+	for _, p := range c.Profiles {
 		m.Profiles = append(m.Profiles, item{Name: winstruct.FileName(p.Entry.Identity), Build: p.Entry.Identity, Version: p.Entry.Version,
-			Size: int64(len(p.Packed)), SHA256: hex.EncodeToString(sum[:])})
+			Size: int64(len(p.Packed)), SHA256: digest(p.Packed)})
+	}
+	for _, p := range c.Packs {
+		if err := winstruct.CheckPackName(p.Name); err != nil {
+			return err
+		}
+		k, err := winstruct.OpenKernelPack(p.Data)
+		if err != nil {
+			return fmt.Errorf("pack %s: %w", p.Name, err)
+		}
+		m.Format = formatWithPacks
+		m.Packs = append(m.Packs, packed{Name: p.Name, Kernels: k.Len(), Size: int64(len(p.Data)), SHA256: digest(p.Data)})
 	}
 	text, err := json.MarshalIndent(&m, "", " ")
 	if err != nil {
@@ -94,19 +131,79 @@ func Write(w io.Writer, profiles []Profile, key ed25519.PrivateKey, created time
 		return err
 	}
 	err = errors.Join(add(manifestName, text), add(signatureName, ed25519.Sign(key, signed(text))))
-	for _, p := range profiles {
+	for _, p := range c.Profiles {
 		err = errors.Join(err, add(winstruct.FileName(p.Entry.Identity), p.Packed))
+	}
+	for _, p := range c.Packs {
+		err = errors.Join(err, add(p.Name, p.Data))
 	}
 	return errors.Join(err, t.Close())
 }
 
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
 func signed(manifest []byte) []byte { return append([]byte(signedPrefix), manifest...) }
 
-// Import verifies a bundle and stores its profiles in a directory: all of them, or none.
-// usable reports whether a profile is of use; the bundle is refused if one is not. Profiles
-// of the same builds that are in the directory already are replaced.
-func Import(r io.Reader, dir string, trusted []ed25519.PublicKey, usable func(*winstruct.Profile) error) (imported []winstruct.Identity, err error) {
+// Imported is what Import stored.
+type Imported struct {
+	Profiles []winstruct.Identity
+	Packs    []string // names of files
+	Kernels  int      // in the packs
+}
+
+// Import verifies a bundle and stores its profiles and packs in a directory: all of them,
+// or none. usable reports whether a profile is of use; the bundle is refused if one is not,
+// or if a pack has a kernel of which there is none. Profiles of the same builds and packs
+// of the same name that are in the directory already are replaced.
+func Import(r io.Reader, dir string, trusted []ed25519.PublicKey, usable func(*winstruct.Profile) error) (*Imported, error) {
 	t := tar.NewReader(r)
+	m, err := readManifest(t, trusted)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	stage, err := os.MkdirTemp(dir, ".bundle-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(stage)
+	out := new(Imported)
+	var names []string
+	total := int64(0)
+	for _, it := range m.Profiles {
+		if total += it.Size; it.Size < 0 || it.Size > maxProfile || total > maxTotal {
+			return nil, corrupt("%s of %d bytes", it.Name, it.Size)
+		}
+		if err := stageOne(t, stage, it, usable); err != nil {
+			return nil, err
+		}
+		out.Profiles, names = append(out.Profiles, it.Build), append(names, it.Name)
+	}
+	for _, it := range m.Packs {
+		if err := stagePack(t, stage, it, usable); err != nil {
+			return nil, err
+		}
+		out.Packs, names = append(out.Packs, it.Name), append(names, it.Name)
+		out.Kernels += it.Kernels
+	}
+	if _, err := t.Next(); !errors.Is(err, io.EOF) {
+		return nil, corrupt("something behind the last file of the manifest")
+	}
+	for _, name := range names {
+		if err := os.Rename(filepath.Join(stage, name), filepath.Join(dir, name)); err != nil {
+			return nil, fmt.Errorf("store %s: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
+// readManifest reads what a bundle begins with, and verifies its signature.
+func readManifest(t *tar.Reader, trusted []ed25519.PublicKey) (*manifest, error) {
 	text, err := next(t, manifestName, maxManifest)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotBundle, err)
@@ -122,43 +219,42 @@ func Import(r io.Reader, dir string, trusted []ed25519.PublicKey, usable func(*w
 	if !ok {
 		return nil, fmt.Errorf("%w (%d keys are)", ErrSignature, len(trusted))
 	}
-	var m manifest
-	if err := json.Unmarshal(text, &m); err != nil {
+	m := new(manifest)
+	if err := json.Unmarshal(text, m); err != nil {
 		return nil, corrupt("manifest: %v", err)
 	}
-	if m.Format != format {
-		return nil, corrupt("format %d: this vmav reads format %d", m.Format, format)
+	if m.Format != format && m.Format != formatWithPacks {
+		return nil, corrupt("format %d: this vmav reads formats %d and %d", m.Format, format, formatWithPacks)
 	}
-	if len(m.Profiles) > maxProfiles {
-		return nil, corrupt("%d profiles", len(m.Profiles))
+	if len(m.Profiles) > maxProfiles || len(m.Packs) > maxPacks {
+		return nil, corrupt("%d profiles and %d packs", len(m.Profiles), len(m.Packs))
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
+	return m, nil
+}
+
+// stagePack verifies the next pack of the archive and writes it into a directory.
+func stagePack(t *tar.Reader, dir string, it packed, usable func(*winstruct.Profile) error) error {
+	if err := winstruct.CheckPackName(it.Name); err != nil {
+		return corrupt("manifest: %v", err)
 	}
-	stage, err := os.MkdirTemp(dir, ".bundle-*")
+	if it.Size < 0 || it.Size > pack.MaxSize {
+		return corrupt("%s of %d bytes", it.Name, it.Size)
+	}
+	data, err := signedFile(t, it.Name, it.Size, it.SHA256)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer os.RemoveAll(stage)
-	total := int64(0)
-	for _, it := range m.Profiles {
-		if total += it.Size; it.Size < 0 || it.Size > maxProfile || total > maxTotal {
-			return nil, corrupt("%s of %d bytes", it.Name, it.Size)
-		}
-		if err := stageOne(t, stage, it, usable); err != nil {
-			return nil, err
-		}
-		imported = append(imported, it.Build)
+	k, err := winstruct.OpenKernelPack(data)
+	if err == nil && k.Len() != it.Kernels {
+		err = fmt.Errorf("it has %d kernels, the manifest says %d", k.Len(), it.Kernels)
 	}
-	if _, err := t.Next(); !errors.Is(err, io.EOF) {
-		return nil, corrupt("something behind the last profile of the manifest")
+	if err == nil {
+		err = k.Check(usable)
 	}
-	for _, it := range m.Profiles {
-		if err := os.Rename(filepath.Join(stage, it.Name), filepath.Join(dir, it.Name)); err != nil {
-			return nil, fmt.Errorf("store profile %s: %w", it.Build, err)
-		}
+	if err != nil {
+		return fmt.Errorf("pack %s of the bundle: %w", it.Name, err)
 	}
-	return imported, nil
+	return stageFile(dir, it.Name, data)
 }
 
 // stageOne verifies the next profile of the archive and writes it into a directory.
@@ -169,12 +265,9 @@ func stageOne(t *tar.Reader, dir string, it item, usable func(*winstruct.Profile
 	if it.Name != winstruct.FileName(it.Build) {
 		return corrupt("%q is not the file of %s", it.Name, it.Build)
 	}
-	data, err := next(t, it.Name, it.Size)
+	data, err := signedFile(t, it.Name, it.Size, it.SHA256)
 	if err != nil {
-		return corrupt("%v", err)
-	}
-	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != it.SHA256 {
-		return corrupt("%s is not the file that was signed", it.Name)
+		return err
 	}
 	p, err := winstruct.Load(bytes.NewReader(data))
 	if err == nil && p.Identity != it.Build {
@@ -186,7 +279,23 @@ func stageOne(t *tar.Reader, dir string, it item, usable func(*winstruct.Profile
 	if err != nil {
 		return fmt.Errorf("profile %s of the bundle: %w", it.Name, err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, it.Name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	return stageFile(dir, it.Name, data)
+}
+
+// signedFile reads the next file of the archive, which must be the one of the manifest.
+func signedFile(t *tar.Reader, name string, size int64, sum string) ([]byte, error) {
+	data, err := next(t, name, size)
+	if err != nil {
+		return nil, corrupt("%v", err)
+	}
+	if digest(data) != sum {
+		return nil, corrupt("%s is not the file that was signed", name)
+	}
+	return data, nil
+}
+
+func stageFile(dir, name string, data []byte) error {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}

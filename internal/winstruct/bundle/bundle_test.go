@@ -45,7 +45,7 @@ func key(t testing.TB) (ed25519.PublicKey, ed25519.PrivateKey) {
 func write(t testing.TB, profiles []Profile, priv ed25519.PrivateKey) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := Write(&b, profiles, priv, time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)); err != nil {
+	if err := Write(&b, Content{Profiles: profiles}, priv, time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -73,7 +73,7 @@ func TestABundleCarriesProfiles(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "profiles")
 	got, err := Import(bytes.NewReader(data), dir, []ed25519.PublicKey{other, pub}, fine)
-	if err != nil || len(got) != 5 {
+	if err != nil || len(got.Profiles) != 5 || got.Packs != nil {
 		t.Fatalf("Import = %v, %v", got, err)
 	}
 	if names := stored(t, dir); len(names) != 5 {
@@ -83,6 +83,133 @@ func TestABundleCarriesProfiles(t *testing.T) {
 		f, err := os.ReadFile(filepath.Join(dir, winstruct.FileName(p.Entry.Identity)))
 		if err != nil || !bytes.Equal(f, p.Packed) {
 			t.Errorf("%s differs from what was exported, %v", p.Entry.Identity, err)
+		}
+	}
+}
+
+// packOf is a pack of some kernels, with one fact of each.
+func packOf(t testing.TB, name string, n int) Pack {
+	t.Helper()
+	b := winstruct.NewPackBuilder([]string{"_EPROCESS.UniqueProcessId", "sym(PsActiveProcessHead)"})
+	store := winstruct.BuiltIn()
+	for _, e := range store.List()[:n] {
+		p, err := store.Open(e)
+		if err == nil {
+			err = b.Add(p)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := b.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Pack{Name: name, Data: data}
+}
+
+func writeAll(t testing.TB, c Content, priv ed25519.PrivateKey) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := Write(&b, c, priv, time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestABundleCarriesPacks(t *testing.T) {
+	pub, priv := key(t)
+	c := Content{Profiles: some(t, 2), Packs: []Pack{packOf(t, "kernels.pack", 9), packOf(t, "more.pack", 3)}}
+	data := writeAll(t, c, priv)
+	dir := t.TempDir()
+	checked := 0
+	got, err := Import(bytes.NewReader(data), dir, []ed25519.PublicKey{pub}, func(*winstruct.Profile) error { checked++; return nil })
+	if err != nil || len(got.Profiles) != 2 || len(got.Packs) != 2 || got.Kernels != 12 {
+		t.Fatalf("Import = %+v, %v", got, err)
+	}
+	if checked < 4 {
+		t.Errorf("%d profiles checked for use", checked)
+	}
+	for _, p := range c.Packs {
+		if f, err := os.ReadFile(filepath.Join(dir, p.Name)); err != nil || !bytes.Equal(f, p.Data) {
+			t.Errorf("%s differs from what was exported, %v", p.Name, err)
+		}
+	}
+}
+
+func TestAForgedPackIsRefused(t *testing.T) {
+	pub, priv := key(t)
+	trusted := []ed25519.PublicKey{pub}
+	c := Content{Profiles: some(t, 2), Packs: []Pack{packOf(t, "kernels.pack", 9)}}
+	data := writeAll(t, c, priv)
+	// signedAs has a manifest that says something else of the pack, rightly signed.
+	signedAs := func(old, new string, name string) []byte {
+		return rewrite(t, data, func(n string, content []byte) (string, []byte) {
+			switch n {
+			case manifestName:
+				return n, bytes.Replace(content, []byte(old), []byte(new), 1)
+			case signatureName:
+				text, err := next(tar.NewReader(bytes.NewReader(data)), manifestName, maxManifest)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n, ed25519.Sign(priv, signed(bytes.Replace(text, []byte(old), []byte(new), 1)))
+			case "kernels.pack":
+				return name, content
+			}
+			return n, content
+		})
+	}
+	_, foreign := key(t)
+	for _, tt := range []struct {
+		name string
+		data []byte
+		want error
+		text string
+	}{
+		{"another key", writeAll(t, c, foreign), ErrSignature, ""},
+		{"a changed byte", rewrite(t, data, func(n string, content []byte) (string, []byte) {
+			if n == "kernels.pack" {
+				content[len(content)-1] ^= 1
+			}
+			return n, content
+		}), ErrCorrupt, "not the file that was signed"},
+		{"no pack", rewrite(t, data, func(n string, content []byte) (string, []byte) {
+			if n == "kernels.pack" {
+				return "", nil
+			}
+			return n, content
+		}), ErrCorrupt, "missing"},
+		{"signed with a path", signedAs("kernels.pack", "../x.pack", "../x.pack"), ErrCorrupt, "no name of a pack"},
+		{"signed with another count", signedAs(`"kernels": 9`, `"kernels": 8`, "kernels.pack"), nil, "9 kernels, the manifest says 8"},
+		{"signed with a size below none", signedAs(`"kernels": 9,
+   "size": `, `"kernels": 9,
+   "size": -`, "kernels.pack"), ErrCorrupt, "of -"},
+		{"signed as of another format", signedAs(`"vmav_bundle": 2`, `"vmav_bundle": 3`, "kernels.pack"), ErrCorrupt, "format 3"},
+	} {
+		dir := t.TempDir()
+		got, err := Import(bytes.NewReader(tt.data), dir, trusted, fine)
+		if got != nil || err == nil || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%s: Import = %v, %v; want %v with %q", tt.name, got, err, tt.want, tt.text)
+		}
+		if names := stored(t, dir); len(names) != 0 {
+			t.Errorf("%s: stored %v", tt.name, names)
+		}
+	}
+	useless := errors.New("of no use")
+	dir := t.TempDir()
+	if _, err := Import(bytes.NewReader(data), dir, trusted, func(p *winstruct.Profile) error {
+		if p.Partial() {
+			return useless
+		}
+		return nil
+	}); !errors.Is(err, useless) || len(stored(t, dir)) != 0 {
+		t.Errorf("a pack of no use: %v", err)
+	}
+	var b bytes.Buffer
+	for _, p := range []Pack{{"kernels.pack", []byte("nothing")}, {"kernels", c.Packs[0].Data}} {
+		if err := Write(&b, Content{Packs: []Pack{p}}, priv, time.Now()); err == nil || b.Len() > 0 {
+			t.Errorf("a pack %s that is none was written, %v", p.Name, err)
 		}
 	}
 }
@@ -246,6 +373,7 @@ func TestKeysOfOpenssl(t *testing.T) {
 func FuzzImport(f *testing.F) {
 	pub, priv := key(f)
 	f.Add(write(f, some(f, 1), priv))
+	f.Add(writeAll(f, Content{Packs: []Pack{packOf(f, "kernels.pack", 1)}}, priv))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		dir := t.TempDir()
 		got, err := Import(bytes.NewReader(data), dir, []ed25519.PublicKey{pub}, fine)

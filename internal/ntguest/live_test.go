@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -265,6 +266,7 @@ func TestLive(t *testing.T) {
 			g.expect(`^processor 1 up$`)
 			g.heartbeats(2)
 			checkAgainstLayout(t, g)
+			checkList(t, g)
 			checkProgress(t, g)
 			if !g.machine.Build.X86 {
 				pid := g.start("syscheck.exe")
@@ -301,6 +303,36 @@ func checkAgainstLayout(t *testing.T, g *guest) {
 			t.Errorf("process %d:\n live %+v\n laid %+v", want.PID, got.TruthProcess, want)
 		}
 	}
+}
+
+// checkList compares the short list of processes with the truth.
+func checkList(t *testing.T, g *guest) {
+	g.send("pause")
+	g.expect(`^CHURN 0$`)
+	var want, got []string
+	for _, p := range g.truth().Processes {
+		if p.State == "running" {
+			want = append(want, fmt.Sprintf("%d %s %d", p.PID, p.Name, p.Threads))
+		}
+	}
+	from := len(g.seen)
+	g.send("list")
+	n := g.expect(`^LISTED (\d+)$`)[1]
+	for _, line := range g.seen[from:] {
+		if p, ok := strings.CutPrefix(line, "PROCESS "); ok {
+			got = append(got, p)
+		}
+	}
+	if n != strconv.Itoa(len(got)) {
+		t.Errorf("%d processes are listed, and %s are counted", len(got), n)
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("listed are\n%s\nand the truth has\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	g.send("resume")
+	g.expect(`^CHURN 1$`)
 }
 
 // checkProgress looks for work done between two moments.

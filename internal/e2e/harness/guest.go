@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -183,6 +184,29 @@ func (g *Guest) Say(command, answer string) string {
 		g.T.Fatal(err)
 	}
 	return g.Expect(answer)
+}
+
+// Living are the processes that live, by the guest's own account: pid, name and threads of
+// each. In the lab the truth takes a minute, and this a second.
+func (g *Guest) Living() (out []string) {
+	g.T.Helper()
+	if _, err := fmt.Fprintln(g.conn, "list"); err != nil {
+		g.T.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); {
+		line := g.line("LISTED")
+		if p, ok := strings.CutPrefix(line, "PROCESS "); ok {
+			out = append(out, p)
+		} else if n, ok := strings.CutPrefix(line, "LISTED "); ok {
+			if n != strconv.Itoa(len(out)) || len(out) == 0 {
+				g.T.Fatalf("the guest lists %d processes and says that there are %s", len(out), n)
+			}
+			slices.Sort(out)
+			return out
+		}
+	}
+	g.T.Fatalf("the guest has not listed its processes in five minutes; it began with %d", len(out))
+	return nil
 }
 
 // Truth is the guest's own account.

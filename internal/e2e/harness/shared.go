@@ -18,11 +18,15 @@ type forAll struct{ testing.TB }
 
 func (forAll) Cleanup(f func()) { ends = append(ends, f) }
 
-// EndShared ends the shared guests. TestMain calls it.
+// EndShared ends the shared guests: at the end of a package's tests, and before a test of the
+// service, which watches all domains that there are.
 func EndShared() {
-	for i := len(ends) - 1; i >= 0; i-- {
-		ends[i]()
+	for len(ends) > 0 {
+		end := ends[len(ends)-1]
+		ends = ends[:len(ends)-1]
+		end()
 	}
+	clear(shared)
 }
 
 // Shared is a test guest that the tests of a package use one after another: in the lab a boot

@@ -116,7 +116,7 @@ func TestKillsEveryKindOfProcess(t *testing.T) {
 		t.Run(strings.Join(append([]string{"10.0.19041"}, more...), " "), func(t *testing.T) {
 			k := newKiller(t, harness.Shared(t, "10.0.19041", more...))
 			k.Say("pause", "CHURN 0")
-			before := living(k.Truth())
+			before := k.Living()
 			for _, name := range kinds {
 				p := k.find(k.Start(name))
 				rec := k.engine.Kill(context.Background(), p, k.opt)
@@ -133,7 +133,7 @@ func TestKillsEveryKindOfProcess(t *testing.T) {
 				}
 			}
 			k.Say("reap", "REAPED ")
-			if after := living(k.Truth()); !slices.Equal(before, after) {
+			if after := k.Living(); !slices.Equal(before, after) {
 				t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 			}
 			if c := k.Complaints(); len(c) > 0 {
@@ -142,17 +142,6 @@ func TestKillsEveryKindOfProcess(t *testing.T) {
 			k.Alive()
 		})
 	}
-}
-
-func living(l harness.Truth) []string {
-	var out []string
-	for _, p := range l.Processes {
-		if p.Exited == nil {
-			out = append(out, fmt.Sprintf("%d %s %d", p.PID, p.Name, p.Threads))
-		}
-	}
-	sort.Strings(out)
-	return out
 }
 
 // Many kills, half of them while other programs compute: all dead, all surrogates as
@@ -167,7 +156,7 @@ func TestKills(t *testing.T) {
 	}
 	k := newKiller(t, harness.Shared(t, "10.0.19041"))
 	k.Say("pause", "CHURN 0")
-	before := living(k.Truth())
+	before := k.Living()
 	times := make(map[string][]time.Duration)
 	handles := make(map[uint64]uint64)
 	killed, busy := 0, []uint64(nil)
@@ -203,7 +192,7 @@ func TestKills(t *testing.T) {
 		k.dead(k.engine.Kill(context.Background(), k.find(pid), k.opt))
 	}
 	k.Say("reap", "REAPED ")
-	if after := living(k.Truth()); !slices.Equal(before, after) {
+	if after := k.Living(); !slices.Equal(before, after) {
 		t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
 	if c := k.Complaints(); len(c) > 0 {

@@ -21,7 +21,7 @@ import (
 func TestKillGuards(t *testing.T) {
 	k := newKiller(t, harness.Start(t, "10.0.19041"))
 	k.Say("pause", "CHURN 0")
-	before := living(k.Truth())
+	before := k.Living()
 	ctx := context.Background()
 	want := func(t *testing.T, rec *finding.Kill, o finding.Code, reason string) {
 		t.Helper()
@@ -110,7 +110,7 @@ func TestKillGuards(t *testing.T) {
 		k.dead(k.engine.Kill(ctx, p, k.opt))
 	})
 	k.Say("reap", "REAPED ")
-	if after := living(k.Truth()); !slices.Equal(before, after) {
+	if after := k.Living(); !slices.Equal(before, after) {
 		t.Errorf("the other processes were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
 	if c := k.Complaints(); len(c) > 0 {

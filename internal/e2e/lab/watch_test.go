@@ -22,6 +22,7 @@ func TestWatchKillsWhatStarts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	harness.EndShared()
 	s := harness.StartService(t, "--action", "kill", "--timeout", "2m")
 	g := harness.Start(t, "10.0.19041")
 	g.Say("pause", "CHURN 0")
@@ -73,6 +74,7 @@ func TestWatchKillsWhatStarts(t *testing.T) {
 // The module's work outlives the service's crash: what is under way is undone, and the next
 // one ends what is left.
 func TestWatchIsKilledWhileItKills(t *testing.T) {
+	harness.EndShared()
 	s := harness.StartService(t, "--action", "kill", "--timeout", "2m")
 	g := harness.Start(t, "10.0.19041")
 	g.Say("pause", "CHURN 0")

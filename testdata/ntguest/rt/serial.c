@@ -182,6 +182,23 @@ static void progress(struct proc *p)
 	put_char('\n');
 }
 
+/* The living processes, in a hundredth of the words of truth(). */
+static void list(void)
+{
+	u32 n = 0;
+
+	for (u32 i = 0; i < MAX_PROCS; i++) {
+		if (procs[i].state != P_ALIVE)
+			continue;
+		n++;
+		put_event("PROCESS ", &procs[i]);
+		put_char(' ');
+		put_dec(procs[i].live_threads);
+		put_char('\n');
+	}
+	answer("LISTED", n);
+}
+
 static void command(char *s)
 {
 	char *verb = word(&s);
@@ -190,6 +207,8 @@ static void command(char *s)
 
 	if (same(verb, "truth")) {
 		truth();
+	} else if (same(verb, "list")) {
+		list();
 	} else if (same(verb, "start")) {
 		u32 status = 0;
 		p = proc_start(arg, 4, (u32)number(word(&s)), &status);

@@ -50,6 +50,18 @@ daemon() {
 	started+=($!)
 }
 
+# ours PID: does this process have the log daemon's socket that is seen here? One in a root of
+# its own, such as a container's, has another.
+ours() { [ "/proc/$1/root/run/libvirt/virtlogd-sock" -ef /run/libvirt/virtlogd-sock ]; }
+
+logs() {
+	local pid
+	for pid in $(pgrep -x -u 0 virtlogd); do
+		if ours "$pid"; then return 0; fi
+	done
+	return 1
+}
+
 answers() { virsh -q -c qemu:///session list >/dev/null 2>&1; }
 if [ "$(id -u)" = 0 ]; then
 	exec 8>/run/vmav-with-libvirt-start.lock
@@ -57,7 +69,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 if [ "$(id -u)" = 0 ] && ! answers; then
 	# Another user's daemons are not ours.
-	{ [ -S /run/libvirt/virtlogd-sock ] && pgrep -x -u 0 virtlogd >/dev/null; } || daemon virtlogd
+	logs || daemon virtlogd
 	daemon libvirtd "${private[@]}"
 	for _ in $(seq 600); do
 		answers && break

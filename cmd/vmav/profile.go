@@ -52,12 +52,18 @@ var profileColumns = []report.Column[profileRow]{
 	{Title: "PDB", Text: func(r profileRow) string { return r.PDB }},
 	{Title: "ID", Text: func(r profileRow) string { return r.ID }},
 	{Title: "FROM", Text: func(r profileRow) string {
-		if r.Error != "" {
+		switch {
+		case r.Error != "":
 			return r.Layer + ": " + r.Error
+		case winstruct.Unverified(r.Sources):
+			return r.Layer + ", " + notSeen
 		}
 		return r.Layer
 	}},
 }
+
+// notSeen marks a profile whose facts nobody has verified.
+const notSeen = "not seen on a real guest"
 
 func runProfileList(c *cli.Context, e *env) error {
 	f, err := report.ParseFormat(c.String("format"))
@@ -102,6 +108,9 @@ func runProfileShow(c *cli.Context, e *env) error {
 		fmt.Fprintf(e.stdout, "%s %s %s, %d structures, %d symbols\n", dash(p.Version), p.Arch, p.Identity, len(p.Structs()), len(p.Symbols()))
 		if layer != "" {
 			fmt.Fprintf(e.stdout, "found: %s\n", escape.Text(layer))
+		}
+		if winstruct.Unverified(p.Sources) {
+			fmt.Fprintln(e.stdout, notSeen)
 		}
 		for _, src := range p.Sources {
 			fmt.Fprintf(e.stdout, "%s: %s, verified: %s\n", escape.Text(src.Of), escape.Text(src.From), src.Verified)

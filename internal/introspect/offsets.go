@@ -141,7 +141,7 @@ type Offsets struct {
 		Pages      winstruct.Field `win:"_SUBSECTION.PtesInSubsection"`
 		Sector     winstruct.Field `win:"_SUBSECTION.StartingSector"`
 		Full       winstruct.Field `win:"_SUBSECTION.NumberOfFullSectors"`
-		Flags      uint32          `win:"_SUBSECTION.u"`
+		Flags      uint32          `win:"_SUBSECTION.u|_SUBSECTION.SubsectionFlags"` // its second name since Windows 11 24H2
 		Protection winstruct.Field `win:"_MMSUBSECTION_FLAGS.Protection"`
 		SectorHigh winstruct.Field `win:"_MMSUBSECTION_FLAGS.StartingSector4132"`
 		End        winstruct.Field `win:"_MMSUBSECTION_FLAGS.SectorEndOffset"`

@@ -55,31 +55,50 @@ func Compile(p *Profile, dst any) error {
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 		panic(fmt.Sprintf("winstruct.Compile: %T is not a pointer to a structure", dst))
 	}
-	e := &MissingFactsError{Identity: p.Identity}
-	compile(p, v.Elem(), e)
-	if len(e.Facts) > 0 || len(e.Unasked) > 0 {
-		sort.Strings(e.Facts)
-		sort.Strings(e.Unasked)
-		return e
+	var a absences
+	compile(p, v.Elem(), &a)
+	if len(a.required) > 0 || len(a.unasked) > 0 {
+		sort.Strings(a.required)
+		sort.Strings(a.unasked)
+		return &MissingFactsError{Identity: p.Identity, Facts: a.required, Unasked: a.unasked}
 	}
 	return nil
 }
 
+// Absent names what the tags of dst ask for and p does not have, in the order of the tags:
+// facts that Compile would report, and optional ones. dst is a structure or a pointer to one.
+func Absent(p *Profile, dst any) (required, optional []string) {
+	t := reflect.TypeOf(dst)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	var a absences
+	compile(p, reflect.New(t).Elem(), &a)
+	return a.required, a.optional
+}
+
 var fieldType = reflect.TypeOf(Field{})
 
-func compile(p *Profile, v reflect.Value, e *MissingFactsError) {
+// absences are the facts of tags that a profile does not have.
+type absences struct {
+	required, optional []string // as the tags spell them
+	unasked            []string // of which a profile out of a pack knows nothing
+}
+
+// compile fills v and notes each tag none of whose names p has.
+func compile(p *Profile, v reflect.Value, a *absences) {
 	t := v.Type()
 	for i := range t.NumField() {
 		tag, ok := t.Field(i).Tag.Lookup("win")
 		if !ok {
 			if t.Field(i).Type.Kind() == reflect.Struct && t.Field(i).Type != fieldType {
-				compile(p, v.Field(i), e)
+				compile(p, v.Field(i), a)
 			}
 			continue
 		}
 		names, optional := cutTag(tag)
 		if unasked := p.unasked(names); len(unasked) > 0 {
-			e.Unasked = append(e.Unasked, unasked...)
+			a.unasked = append(a.unasked, unasked...)
 			continue
 		}
 		if !resolveInto(p, v.Field(i), names) {
@@ -89,8 +108,10 @@ func compile(p *Profile, v reflect.Value, e *MissingFactsError) {
 			default:
 				v.Field(i).SetZero()
 			}
-			if !optional {
-				e.Facts = append(e.Facts, strings.Join(names, "|"))
+			if all := strings.Join(names, "|"); optional {
+				a.optional = append(a.optional, all)
+			} else {
+				a.required = append(a.required, all)
 			}
 		}
 	}

@@ -2,9 +2,11 @@ package winstruct
 
 import "testing"
 
-// published are offsets of 32-bit builds that others have published than those whom the
-// layouts come from: LibVMI's and XenAccess's example configurations (Windows XP), and the
-// dumps of ntdll.dll's symbols by the ntdiff project (Windows 7 SP1 and 8.1).
+// published are offsets that others have published than those whom the layouts come from:
+// LibVMI's and XenAccess's example configurations (Windows XP), the dumps of ntdll.dll's
+// symbols by the ntdiff project (Windows 7 SP1 and 8.1), and for 64-bit builds System
+// Informer's kphdyn.xml (ObjectTable, SectionObject, ObjectPointerBits) and EDRSandblast
+// (Protection).
 var published = map[string]map[string]map[string]uint32{
 	"5.1.2600.2180": {"_EPROCESS": {"Pcb.DirectoryTableBase": 0x18, "UniqueProcessId": 0x84, "ActiveProcessLinks": 0x88, "ImageFileName": 0x174, "Peb": 0x1b0},
 		"_PEB": {"ImageBaseAddress": 0x8, "ProcessHeap": 0x18}},
@@ -23,6 +25,8 @@ var published = map[string]map[string]map[string]uint32{
 			"ImageFileName": 0x170, "SeAuditProcessCreationInfo.ImageFileName": 0x184, "ThreadListHead": 0x194, "ActiveThreads": 0x19c, "ExitStatus": 0x270,
 			"VadRoot.Root": 0x274, "ExitTime": 0x2b0, "Protection.Level": 0x2ce},
 	},
+	"10.0.22621.382": {"_EPROCESS": {"ObjectTable": 0x570, "SectionObject": 0x518, "Protection.Level": 0x87a}, "_HANDLE_TABLE_ENTRY": {"ObjectPointerBits": 0}},
+	"10.0.26100.0":   {"_EPROCESS": {"ObjectTable": 0x300, "SectionObject": 0x2a8, "Protection.Level": 0x5fa}, "_HANDLE_TABLE_ENTRY": {"ObjectPointerBits": 0}},
 }
 
 // publishedSizes are sizes of _EPROCESS from the same sources.

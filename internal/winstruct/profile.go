@@ -73,6 +73,17 @@ func (p *Profile) SourceOf(name string) (Source, bool) {
 	return Source{}, false
 }
 
+// Unverified reports whether none of the sources was verified in any way: the facts are as
+// somebody published them, and no guest of that build was read with them.
+func Unverified(sources []Source) bool {
+	for _, s := range sources {
+		if s.Verified != VerifiedNone {
+			return false
+		}
+	}
+	return true
+}
+
 // Struct is one structure or union. Its fields are in the order of their offsets. Size is
 // in bytes.
 type Struct struct {
@@ -154,6 +165,9 @@ func (p *Profile) Enum(name string) (map[string]int64, bool) {
 	e, ok := p.enums[name]
 	return e, ok
 }
+
+// BuildNumber returns the third number of the profile's version, or 0 if it has none.
+func (p *Profile) BuildNumber() int { return parseVersion(p.Version)[2] }
 
 // PointerSize returns the size of a pointer in bytes.
 func (p *Profile) PointerSize() uint32 {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -327,4 +328,28 @@ func FuzzImportISF(f *testing.F) {
 			t.Fatalf("ImportISF = %v, %v", p, err)
 		}
 	})
+}
+
+// What a profile does not have is named, what readers need apart from what they can do
+// without.
+func TestAbsentFactsAreNamed(t *testing.T) {
+	store := BuiltIn()
+	p, err := store.Open(store.List()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var o struct {
+		PID   uint32 `win:"_EPROCESS.UniqueProcessId"`
+		Inner struct {
+			A uint32 `win:"_EPROCESS.NoSuch|_EPROCESS.NorThis"`
+			B Field  `win:"_EPROCESS.Perhaps,optional"`
+		}
+		Size uint32 `win:"sizeof(_NO_SUCH)"`
+	}
+	for _, dst := range []any{o, &o} {
+		required, optional := Absent(p, dst)
+		if !slices.Equal(required, []string{"_EPROCESS.NoSuch|_EPROCESS.NorThis", "sizeof(_NO_SUCH)"}) || !slices.Equal(optional, []string{"_EPROCESS.Perhaps"}) {
+			t.Errorf("required %q, optional %q", required, optional)
+		}
+	}
 }

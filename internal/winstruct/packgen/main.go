@@ -7,6 +7,11 @@
 // or, with -layouts, the layouts of 32-bit builds from the type definitions of Volatility 2:
 //
 //	go run ./internal/winstruct/packgen -layouts DIR internal/winstruct/layouts
+//
+// or, with -facts, those of 64-bit builds from hand-made profile files, each of which names
+// its sources:
+//
+//	go run ./internal/winstruct/packgen -facts DIR internal/winstruct/layouts
 package main
 
 import (
@@ -27,9 +32,11 @@ func main() {
 	args, make := os.Args[1:], run
 	if len(args) > 0 && args[0] == "-layouts" {
 		args, make = args[1:], makeLayouts
+	} else if len(args) > 0 && args[0] == "-facts" {
+		args, make = args[1:], packFacts
 	}
 	if len(args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: packgen [-layouts] INPUT-DIR OUTPUT-DIR")
+		fmt.Fprintln(os.Stderr, "usage: packgen [-layouts|-facts] INPUT-DIR OUTPUT-DIR")
 		os.Exit(2)
 	}
 	if err := make(args[0], args[1]); err != nil {

@@ -142,9 +142,13 @@ func fetchProfile(ctx context.Context, from *symsrv.Client, id winstruct.Identit
 	return p, nil
 }
 
-// noteInferred tells the user that a guest is read without a profile of its own.
+// noteInferred tells the user that a guest is read without a profile of its own, or without
+// something that even its own profile does not tell.
 func (e *env) noteInferred(what string, k introspect.Kernel) {
 	if k.Inferred == "" {
+		if len(k.Unproven) > 0 {
+			e.warn("%s: read without %v, which could not be proven", what, k.Unproven)
+		}
 		return
 	}
 	without := ""

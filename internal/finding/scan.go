@@ -48,8 +48,8 @@ type Scan struct {
 	Resumed   bool      `json:"resumed,omitempty"` // the result comes from a sweep that was interrupted
 
 	// These are set if no profile fits the build: the PDB, GUID and age of the missing
-	// profile, the build whose offsets were used in its place, and the structures that
-	// were not used because their offsets could not be proven.
+	// profile, and the build whose offsets were used in its place. Unproven names what was
+	// not used because it could not be proven, which can be something even with a profile.
 	Missing      string   `json:"missing,omitempty"`
 	InferredFrom string   `json:"inferred_from,omitempty"`
 	Unproven     []string `json:"unproven,omitempty"`

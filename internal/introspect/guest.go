@@ -97,6 +97,9 @@ func openKernel(ctx context.Context, src source.Source, t *tables, k *located, p
 	if err := g.adoptSystem(); err != nil {
 		return nil, err
 	}
+	if err := g.proveSession(ctx); err != nil {
+		return nil, err
+	}
 	return g, nil
 }
 

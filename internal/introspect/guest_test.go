@@ -65,6 +65,10 @@ func forEachGuest(t *testing.T, f func(t *testing.T, s *machine)) {
 				if la57 && b.Major < 10 {
 					continue
 				}
+				// Builds alike: one form each, and of 26100 the one that has both.
+				if b.Number > 22000 && (shadow != la57 || shadow && b.Name != "10.0.26100") {
+					continue
+				}
 				t.Run(fmt.Sprintf("%s/shadow=%v/la57=%v", b.Name, shadow, la57), func(t *testing.T) {
 					f(t, lay(t, ntguest.Options{Build: b.Name, Seed: uint64(i) + 7, KVAShadow: shadow, LA57: la57, Hide: "malware.exe"}))
 				})

@@ -187,21 +187,10 @@ func (g *Guest) process(rec record, at uint64) (p Process, problems []Problem) {
 	if o.Protection != winstruct.Missing && rec.u8(o.Protection) != 0 {
 		p.Flags = append(p.Flags, FlagProtected)
 	}
-	if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
-		if s := rec.ptr(o.Session); s != 0 {
-			// Session space is mapped only in the processes of the session. A process that
-			// has exited may have no page tables left.
-			id, err := g.space(p.DTB).integer(s+uint64(g.off.SessionID), 4)
-			if err != nil {
-				if p.Exited.IsZero() {
-					fail("session", err)
-				}
-			} else {
-				p.Session = int32(id)
-			}
-		}
-	}
 	var err error
+	if p.Session, err = g.session(rec, &p); err != nil {
+		fail("session", err)
+	}
 	if p.Path, err = g.imagePath(rec); err != nil {
 		fail("image path", err)
 	}

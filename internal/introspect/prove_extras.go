@@ -2,7 +2,6 @@ package introspect
 
 import (
 	"encoding/binary"
-	"errors"
 	"strings"
 
 	"vmav.dev/vmav/internal/winstruct"
@@ -12,7 +11,12 @@ import (
 // proven.
 func (p *prover) proveExtras() {
 	g, o := p.g, &p.g.off.Process
-	var shadow, session, wow64, critical, ordinary, protection, ldr32 tally
+	var session sessionProof
+	var shadow, wow64, critical, ordinary, protection, ldr32 tally
+	opaque := g.off.SessionID == winstruct.Missing
+	if opaque {
+		g.off.SessionID = opaqueSessionID
+	}
 	vital := map[string]bool{"csrss.exe": true, "smss.exe": true, "wininit.exe": true}
 	for i := range p.samples {
 		s := &p.samples[i]
@@ -45,14 +49,8 @@ func (p *prover) proveExtras() {
 				shadow.add(aerr == nil && berr == nil && a == b)
 			}
 		}
-		if o.Session != winstruct.Missing && g.off.SessionID != winstruct.Missing {
-			if at := s.rec.ptr(o.Session); at != 0 {
-				var a, b [4]byte
-				aerr, berr := s.as.Read(a[:], at+uint64(g.off.SessionID)), s.as.Read(b[:], s.peb+uint64(g.off.PEB.SessionID))
-				if !errors.Is(berr, ErrNotPresent) {
-					session.add(aerr == nil && berr == nil && a == b)
-				}
-			}
+		if o.Session != winstruct.Missing {
+			session.add(g, s.as, s.rec, s.peb)
 		}
 		if o.Wow64 != winstruct.Missing && s.rec.ptr(o.Wow64) != 0 {
 			peb32, err := g.wow64PEB(s.rec)
@@ -73,7 +71,12 @@ func (p *prover) proveExtras() {
 		p.optional("_KPROCESS.UserDirectoryTableBase", shadow, 2, func() { o.UserDTB = winstruct.Missing })
 	}
 	if o.Session != winstruct.Missing {
-		p.optional("_EPROCESS.Session", session, 2, func() { o.Session, g.off.SessionID = winstruct.Missing, winstruct.Missing })
+		if opaque && !session.other {
+			session.bad += session.good + 1
+		}
+		p.optional("_EPROCESS.Session", session.tally, 2, func() {
+			o.Session, g.off.SessionID, g.off.PEB.SessionID = winstruct.Missing, winstruct.Missing, winstruct.Missing
+		})
 	}
 	if o.Wow64 != winstruct.Missing {
 		p.optional("_EPROCESS.WoW64Process", wow64, 1, func() { o.Wow64, g.off.Ewow64PEB = winstruct.Missing, winstruct.Missing })

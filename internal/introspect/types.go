@@ -20,7 +20,7 @@ type Kernel struct {
 
 	// Inferred is set if there is no profile for this build. It is the version of the near
 	// build whose offsets were proven in the guest's memory. Unproven names what is left
-	// out because it was not proven.
+	// out because it was not proven. Even a build's own profile does not tell everything.
 	Inferred string
 	Unproven []string
 }

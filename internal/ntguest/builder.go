@@ -22,7 +22,7 @@ type Build struct {
 	PAE      bool // with 64-bit page table entries
 	Identity winstruct.Identity
 
-	layout winstruct.Entry // what a 32-bit build's structures are taken from
+	layout winstruct.Entry // what its structures are taken from, of a build without a profile
 }
 
 // builds names the kernels by file version; their facts are in vmav's profiles.
@@ -44,7 +44,8 @@ func Builds() ([]Build, error) {
 	if len(out) != len(builds) {
 		return nil, fmt.Errorf("the built-in profiles hold %d of the guest's %d builds", len(out), len(builds))
 	}
-	return out, nil
+	layouts, err := layoutBuilds64()
+	return append(out, layouts...), err
 }
 
 // allBuilds returns the 64-bit and the 32-bit builds.
@@ -89,6 +90,7 @@ type builder struct {
 	opts    Options
 	build   Build
 	profile *winstruct.Profile
+	lent    *winstruct.Profile // has the processors' structures where profile lacks them, else nil
 	rng     *rand.Rand
 	now     time.Time // of the moment that the memory shows
 	boot    time.Time
@@ -156,12 +158,7 @@ func newBuilder(opts Options) (*builder, error) {
 	if opts.MemoryMiB < 256 || opts.MemoryMiB > 1<<16 {
 		return nil, fmt.Errorf("%d MiB of memory: 256 to 65536 are possible", opts.MemoryMiB)
 	}
-	if b.x86() {
-		b.profile, err = b.build.profile32()
-	} else {
-		b.profile, err = winstruct.BuiltIn().Find(b.build.Identity)
-	}
-	if err != nil {
+	if err := b.findProfile(); err != nil {
 		return nil, err
 	}
 	b.form = b.newForm()
@@ -181,6 +178,39 @@ func newBuilder(opts Options) (*builder, error) {
 	}
 	return b, nil
 }
+
+// findProfile finds what the guest's structures are written with.
+func (b *builder) findProfile() (err error) {
+	if !b.build.hasLayoutOnly() {
+		b.profile, err = winstruct.BuiltIn().Find(b.build.Identity)
+		return err
+	}
+	if b.for57() {
+		b.build.Identity = ownIdentity(b.build.Name+" la57", "ntkrla57.pdb")
+	}
+	if b.profile, err = b.build.ownProfile(); err != nil {
+		return err
+	}
+	if b.for57() {
+		if b.profile, err = pack57(b.profile); err != nil {
+			return err
+		}
+	}
+	if b.x86() {
+		return nil
+	}
+	for _, e := range winstruct.BuiltIn().List() {
+		if e.Version == lender {
+			b.lent, err = winstruct.BuiltIn().Open(e)
+			return err
+		}
+	}
+	return fmt.Errorf("no profile of %s to take _KPCR of build %s from", lender, b.build.Name)
+}
+
+// lender is the build whose _KPCR and _KPRCB the guest takes, because the 64-bit layouts have
+// only parts of them or nothing. vmav reads neither.
+const lender = "10.0.22000.978"
 
 // layoutSpaces makes the System process's page tables and divides the kernel half
 // of the address space. Windows 7 has fixed regions; since Windows 10 each has a

@@ -87,7 +87,7 @@ func (b *builder) dataSection(im *image, protos, size uint64) uint64 {
 		s.set(first, "StartingSector")
 		s.set((end-first*pageSize)/pageSize, "NumberOfFullSectors")
 		s.set(parts[i+1]-first, "PtesInSubsection")
-		f := b.at("_MMSUBSECTION_FLAGS", s.addr("u.SubsectionFlags"))
+		f := b.at("_MMSUBSECTION_FLAGS", s.addr("u.SubsectionFlags", "SubsectionFlags"))
 		f.set((end-first*pageSize)%pageSize, "SectorEndOffset")
 		f.opt(mmExecuteReadWrite, "Protection")
 		if i+2 < len(parts) {

@@ -47,9 +47,9 @@ func (t *handleTable) set(handle, to, access uint64) {
 	o := object{b: t.b, s: t.b.kernel}
 	switch {
 	case t.b.packedHandles() && !t.b.x86():
-		// _HANDLE_TABLE_ENTRY: Unlocked, 19 bits of reference count and attributes,
-		// then bits 4 to 47 of the address.
-		t.b.kernel.put(entry, to<<16|1, 8)
+		// _HANDLE_TABLE_ENTRY: Unlocked, reference count and attributes, then the address
+		// without its four low bits: up to bit 47, or in the kernel for 57-bit addresses 56.
+		t.b.kernel.put(entry, to<<t.b.handleShift()|1, 8)
 		if t.b.blob != nil && t.b.inBlob(to) {
 			t.b.fix(BootFixup{At: entry, Kind: FixReloc16})
 		}
@@ -68,4 +68,10 @@ func (t *handleTable) set(handle, to, access uint64) {
 func (b *builder) packedHandles() bool {
 	_, err := b.profile.Field("_HANDLE_TABLE_ENTRY", "ObjectPointerBits")
 	return err == nil
+}
+
+// handleShift is by how many bits the address in a packed entry is shifted, counted with its
+// four low bits.
+func (b *builder) handleShift() uint {
+	return uint(b.at("_HANDLE_TABLE_ENTRY", 0).must("ObjectPointerBits").BitOffset) - 4
 }

@@ -34,8 +34,8 @@ func TestLayDeterministic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(builds) != 3 {
-		t.Fatalf("%d builds, want 3", len(builds))
+	if len(builds) != 7 {
+		t.Fatalf("%d builds, want 7", len(builds))
 	}
 	for _, b := range builds {
 		first := digest(lay(t, Options{Build: b.Name, Seed: 11}))

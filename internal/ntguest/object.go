@@ -22,17 +22,25 @@ func (b *builder) at(typ string, va uint64) object {
 
 // sizeof is the size of a structure in bytes; zero where the build lacks it.
 func (b *builder) sizeof(typ string) uint64 {
-	s, ok := b.profile.Struct(typ)
+	s, ok := b.structs(typ).Struct(typ)
 	if !ok {
 		return 0
 	}
 	return uint64(s.Size)
 }
 
+// structs returns the profile that a structure is taken from.
+func (b *builder) structs(typ string) *winstruct.Profile {
+	if b.lent != nil && (typ == "_KPCR" || typ == "_KPRCB") {
+		return b.lent
+	}
+	return b.profile
+}
+
 // field resolves the first of paths that the build has.
 func (o object) field(paths ...string) (winstruct.Field, bool) {
 	for _, path := range paths {
-		if f, err := o.b.profile.Field(o.typ, path); err == nil {
+		if f, err := o.b.structs(o.typ).Field(o.typ, path); err == nil {
 			return f, true
 		}
 	}

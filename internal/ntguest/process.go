@@ -179,9 +179,17 @@ func (b *builder) writeAuditName(ep object, path string) {
 	ep.set(info, "SeAuditProcessCreationInfo.ImageFileName")
 }
 
-// session returns the MM_SESSION_SPACE of a session.
+// session returns the object of a session: its MM_SESSION_SPACE, or since 26100 one whose
+// form the symbols leave out, with the id where it was before (volatility3, issue 1385).
 func (b *builder) session(id int) uint64 {
 	if va := b.sessions[id]; va != 0 {
+		return va
+	}
+	if b.sizeof("_MM_SESSION_SPACE") == 0 {
+		va := b.system.alloc(pageSize, pageSize)
+		b.kernel.put(va, 1, 4)
+		b.kernel.put(va+8, uint64(id), 4)
+		b.sessions[id] = va
 		return va
 	}
 	va := b.system.alloc((b.sizeof("_MM_SESSION_SPACE")+pageSize-1)&^(pageSize-1), pageSize)

@@ -135,7 +135,7 @@ func (fs *files) buildSection(im *image) {
 		o.set(s.raw/512, "StartingSector")
 		o.set(s.rawSize/512, "NumberOfFullSectors")
 		o.set(s.end-s.start, "PtesInSubsection")
-		sub := b.at("_MMSUBSECTION_FLAGS", o.addr("u.SubsectionFlags"))
+		sub := b.at("_MMSUBSECTION_FLAGS", o.addr("u.SubsectionFlags", "SubsectionFlags"))
 		sub.set(s.rawSize%512, "SectorEndOffset")
 		sub.opt(uint64(s.prot), "Protection")
 	}

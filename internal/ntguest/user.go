@@ -186,8 +186,10 @@ func (u *userSpace) newVAD(v vadSpec, eprocess uint64) uint64 {
 	if v.private {
 		flags.set(1, "PrivateMemory")
 	}
-	commit := flags
-	if _, ok := flags.field("CommitCharge"); !ok {
+	commit := flags // until Windows 7; then in a word of its own, which since 26100 has no flags
+	if _, ok := core.field("CommitCharge"); ok {
+		commit = core
+	} else if _, ok := flags.field("CommitCharge"); !ok {
 		commit = b.at("_MMVAD_FLAGS1", core.addr("u1.VadFlags1"))
 	}
 	commit.set(v.commit, "CommitCharge")

@@ -1,18 +1,13 @@
 package ntguest
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"vmav.dev/vmav/internal/winstruct"
 )
 
-// builds32 are the 32-bit builds that the guest can be laid out as. Only the layout of
-// their structures is known, and not the place of variables in their images. Therefore the
-// guest's kernel is an image of its own, with its own identity.
+// builds32 are the 32-bit builds that the guest can be laid out as. See layoutBuild.
 var builds32 = []struct {
 	name, layout, pdb string
 	pae               bool
@@ -31,10 +26,8 @@ func Builds32() ([]Build, error) {
 			if e.Version != w.layout || e.Arch != winstruct.ArchX86 {
 				continue
 			}
-			b := newBuild(w.name, e)
-			b.X86, b.PAE, b.layout = true, w.pae, e
-			sum := sha256.Sum256([]byte("vmav NT test guest " + w.name))
-			b.Identity = winstruct.Identity{PDB: w.pdb, GUID: strings.ToUpper(hex.EncodeToString(sum[:16])), Age: 1}
+			b := layoutBuild(w.name, w.pdb, e)
+			b.X86, b.PAE = true, w.pae
 			out = append(out, b)
 		}
 	}
@@ -51,55 +44,6 @@ func (b *builder) pae() bool { return b.build.PAE }
 func (b *builder) ptr() uint32 { return b.profile.PointerSize() }
 
 func (b *builder) word() uint64 { return uint64(b.ptr()) }
-
-// Profile returns the profile of the guest's kernel. For 32-bit builds no store has it.
-func (m *Machine) Profile() *winstruct.Profile { return m.b.profile }
-
-// code32 and data32 are the symbols of the 32-bit kernel's image.
-var (
-	code32 = []string{"DbgPrint", "ExAllocatePoolWithTag", "ExFreePoolWithTag", "IoCreateDevice", "IofCompleteRequest", "KeBugCheckEx",
-		"KeInitializeEvent", "KeSetEvent", "KeWaitForSingleObject", "KiFastCallEntry", "KiSystemService", "KiTrap00", "KiTrap03", "KiTrap0E",
-		"MmGetSystemRoutineAddress", "MmMapIoSpace", "NtClose", "NtCreateFile", "NtOpenProcess", "NtQuerySystemInformation", "NtReadFile",
-		"NtTerminateProcess", "ObReferenceObjectByHandle", "ObfDereferenceObject", "PsGetCurrentProcessId", "PsGetProcessId",
-		"PsLookupProcessByProcessId", "PsSetCreateProcessNotifyRoutine", "RtlInitUnicodeString", "ZwClose", "ZwCreateFile", "memcpy", "memset"}
-	data32 = []string{"CmNtCSDVersion", "CmpHiveListHead", "KdDebuggerDataBlock", "KdVersionBlock", "KeNumberProcessors", "KiInitialPCR", "KiInitialProcess",
-		"KiProcessorBlock", "MmHighestUserAddress", "MmProtectToValue", "MmSystemRangeStart", "MmUserProbeAddress", "NtBuildGUID", "NtBuildLab",
-		"NtBuildNumber", "ObTypeIndexTable", "ObpInfoMaskToOffset", "ObpRootDirectoryObject", "PsActiveProcessHead", "PsInitialSystemProcess",
-		"PsLoadedModuleList", "PspCidTable"}
-	data32Win10 = []string{"KdpDataBlockEncoded", "MiState", "ObHeaderCookie"}
-)
-
-// Parts of the kernel's image, RVAs.
-const (
-	code32At   = 0x6000
-	code32Step = 0x1230 // so that code lies on many pages
-	data32At   = 0x140000
-)
-
-// profile32 places the symbols of the guest's kernel.
-func (bd *Build) profile32() (*winstruct.Profile, error) {
-	layout, err := winstruct.BuiltIn().Open(bd.layout)
-	if err != nil {
-		return nil, err
-	}
-	spans := (&builder{profile: layout}).dataSpans()
-	symbols := make(map[string]uint64)
-	at := uint64(code32At)
-	for _, name := range code32 {
-		symbols[name] = at
-		at += code32Step &^ 0xf
-	}
-	at = data32At
-	names := data32
-	if bd.Major >= 10 {
-		names = append(names[:len(names):len(names)], data32Win10...)
-	}
-	for _, name := range names {
-		symbols[name] = at
-		at = (at + max(spans[name], 16) + 0x13f) &^ 0xf
-	}
-	return layout.ForImage(bd.Identity, symbols), nil
-}
 
 // form32 is how the page tables of a 32-bit guest are built.
 func (b *builder) form32() form {

@@ -78,9 +78,9 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.guest = g
 	k := g.Kernel()
-	r.out.Build, r.out.Profile = k.Version, k.Identity.Key()
+	r.out.Build, r.out.Profile, r.out.Unproven = k.Version, k.Identity.Key(), k.Unproven
 	if k.Inferred != "" {
-		r.out.Profile, r.out.InferredFrom, r.out.Unproven = finding.ProfileInferred, k.Inferred, k.Unproven
+		r.out.Profile, r.out.InferredFrom = finding.ProfileInferred, k.Inferred
 		r.out.Missing = k.Identity.String()
 	}
 

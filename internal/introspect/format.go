@@ -33,9 +33,10 @@ type format struct {
 
 // format64 returns what both 64-bit formats have in common.
 func format64(name string, levels uint) *format {
-	return &format{name: name, va: 12 + 9*levels, top: 3 + 9*levels, step: 9, pte: 8, ptr: 8,
+	va := 12 + 9*levels
+	return &format{name: name, va: va, top: 3 + 9*levels, step: 9, pte: 8, ptr: 8,
 		root: pfnMask, transition: 0x0000fffffffff000, fileShift: 32, noExec: true,
-		kernelLow: 0xffff800000000000, userHigh: 1<<47 - 1, align: 16, kuser: 0xfffff78000000000,
+		kernelLow: ^uint64(0) << (va - 1), userHigh: 1<<47 - 1, align: 16, kuser: 0xfffff78000000000,
 		images: 0xfffff80000000000, imagesBytes: 1 << 39}
 }
 
@@ -119,6 +120,19 @@ func (f *format) frame(pte uint64, shift uint) uint64 {
 		at |= pte >> 13 & 0xff << 32 // PSE-36
 	}
 	return at
+}
+
+// plainPointer reports whether an entry that is not valid is a kernel address as it is. Since
+// 22621 those of pages that are in a file can be (MemProcFS, mm_win.c). In no other form are
+// these bits set: those of a frame or an offset lie lower, and the address of a prototype
+// entry in its upper 48 bits would be one of the last 2 GiB, where none lies. But an entry
+// whose upper half is all ones says that only the VAD tells. With 57-bit addresses the upper
+// eight bits say the same, unless the entry is marked as one for a prototype entry.
+func (f *format) plainPointer(pte uint64) bool {
+	if !f.wide() || pte>>32 == 0xffffffff {
+		return false
+	}
+	return pte>>47 == 1<<17-1 || f.va > 48 && pte>>56 == 0xff && pte&ptePrototype == 0
 }
 
 // prototype returns the kernel address of the prototype entry to which an invalid entry

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vmav.dev/vmav/internal/source"
@@ -73,6 +74,7 @@ func OpenAt(ctx context.Context, src source.Source, profiles winstruct.Finder, a
 func openKernel(ctx context.Context, src source.Source, t *tables, k *located, profiles winstruct.Finder) (*Guest, error) {
 	g := &Guest{src: src, t: t, as: k.as,
 		kernel: Kernel{Base: k.base, Size: k.size, Identity: k.id, Paging: k.as.f.name, Bits: 8 * int(k.as.f.ptr), Located: k.how}}
+	g.noteOpaque()
 	p, err := profiles.Find(k.id)
 	var missing *winstruct.MissingError
 	if near, ok := profiles.(Neighbours); ok && errors.As(err, &missing) {
@@ -132,7 +134,9 @@ func (g *Guest) adoptSystem() error {
 	if pid, name := v.ptr(g.off.Process.PID), v.text8(g.off.Process.Name); pid != 4 || name != "System" {
 		return fmt.Errorf("the first process at %#x is pid %d %q, not System: the profile %s does not fit", eprocess, pid, name, g.kernel.Identity)
 	}
+	opaque := g.as.soft.opaque
 	g.as = newSpace(g.t, g.as.f, v.ptr(g.off.Process.DTB))
+	g.as.soft.opaque = opaque
 	g.as.noExec = g.usesNoExec()
 	if _, err := g.as.word(head); err != nil {
 		return fmt.Errorf("the System process's DTB %#x does not map the kernel: %w", g.as.dtb, err)
@@ -144,6 +148,7 @@ func (g *Guest) adoptSystem() error {
 			g.kernel.Build = binary.LittleEndian.Uint32(b[:]) & 0xffff
 		}
 	}
+	g.noteOpaque()
 	g.kernel.Version = g.version()
 	if g.off.Sym.MiState != 0 && g.off.InvalidPteMask != winstruct.Missing {
 		mask, err := g.as.u64(g.kernel.Base + g.off.Sym.MiState + uint64(g.off.InvalidPteMask))
@@ -156,6 +161,24 @@ func (g *Guest) adoptSystem() error {
 		}
 	}
 	return nil
+}
+
+// noteOpaque has no entry but a valid one used on builds from opaqueSince on.
+func (g *Guest) noteOpaque() {
+	if !g.as.soft.opaque && max(g.kernel.Build, g.buildShared()) >= opaqueSince {
+		g.as.soft.opaque = true
+		g.kernel.Unproven = append(slices.Clip(g.kernel.Unproven), unprovenPTEs)
+	}
+}
+
+// buildShared returns the build number in KUSER_SHARED_DATA, or 0 if there is none: before
+// Windows 10 it has no such member. The member is at 0x260 (WDK, ntddk.h).
+func (g *Guest) buildShared() uint32 {
+	var b [0x14]byte // up to NtMinorVersion
+	if g.as.Read(b[:], g.as.f.kuser+0x260) != nil || binary.LittleEndian.Uint32(b[0xc:]) < 10 {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(b[:])
 }
 
 // version returns "major.minor.build". Major and minor are read from KUSER_SHARED_DATA:

@@ -376,7 +376,8 @@ func TestOtherGuestsAreToldApart(t *testing.T) {
 // Pages that Windows has trimmed are found through transition and prototype entries;
 // only those that are nowhere in memory are absent.
 func TestTrimmedPagesAreFoundWhereverTheyAre(t *testing.T) {
-	for _, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000", "6.1.7601-x86", "6.1.7601-x86-pae", "10.0.19041-x86"} {
+	for _, build := range []string{"6.1.7601", "10.0.19041", "10.0.22000", "10.0.22631", "10.0.26100", "6.1.7601-x86",
+		"6.1.7601-x86-pae", "10.0.19041-x86"} {
 		s := lay(t, ntguest.Options{Build: build, Seed: 4, Absent: true})
 		g := open(t, s)
 		procs, _, err := g.Processes(context.Background())

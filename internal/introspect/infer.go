@@ -110,7 +110,7 @@ func (g *Guest) infer(ctx context.Context, near Neighbours) error {
 			}
 			continue
 		}
-		trial.kernel.Inferred, trial.kernel.Unproven = entry.Version, pr.unproven
+		trial.kernel.Inferred, trial.kernel.Unproven = entry.Version, append(trial.kernel.Unproven, pr.unproven...)
 		if err := trial.adoptSystem(); err != nil {
 			return fmt.Errorf("infer a profile: %w", err)
 		}

@@ -127,8 +127,17 @@ func (t *tables) flush() {
 type softPTE struct {
 	invalidMask uint64 // MiState.Hardware.InvalidPteMask; 0 if the build inverts nothing
 	swizzle     uint64 // mask of the bit that marks an entry as not inverted; 0 if none
-	unknown     bool   // the build may invert, and how is not known: no such entry is used
+	unknown     bool   // the build may invert, and how is not known: no transition entry is used
+	opaque      bool   // the build has forms that are not known: no entry but a valid one is used
 }
+
+// opaqueSince is the first build of whose entries that are not valid too little is known:
+// those that lead to a subsection hold an index in place of its address, and all the other
+// forms have changed too (kernullist/ntoffsets-data, 28000.2525).
+const opaqueSince = 28000
+
+// unprovenPTEs names them.
+const unprovenPTEs = "_MMPTE"
 
 // frame returns the entry with the frame's bits no longer inverted.
 func (s softPTE) frame(pte uint64) uint64 {
@@ -227,6 +236,15 @@ func (as *AddressSpace) invalid(pte, va uint64, proto bool) (pa uint64, origin P
 	switch {
 	case pte == 0:
 		return 0, PageAbsent, nil // only the VAD tells
+	case as.soft.opaque:
+		return 0, PageAbsent, nil
+	case as.f.plainPointer(pte):
+		if !proto {
+			return 0, PageAbsent, nil // to a subsection: the page is in its file only
+		}
+		// To a prototype entry, or to a subsection. The latter begins with a pointer, and so
+		// is never taken for an entry of a page that is in memory.
+		return as.prototype(pte&^7, va)
 	case pte&ptePrototype != 0:
 		if !proto {
 			return 0, PageAbsent, nil // a subsection entry: the page is in its file only

@@ -110,6 +110,7 @@ func (p *prover) proveTables() error {
 	as := newSpace(p.g.t, p.g.as.f, rec.ptr(o.DTB))
 	// A variable that is not exported says whether the build inverts frame numbers.
 	as.soft.unknown = p.g.off.InvalidPteMask != winstruct.Missing
+	as.soft.opaque = p.g.as.soft.opaque
 	for _, va := range []uint64{p.g.kernel.Base, p.system} {
 		a, err := p.g.as.Translate(va)
 		if err != nil {

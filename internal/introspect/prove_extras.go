@@ -100,12 +100,27 @@ const (
 	maxCIDCandidates = 1 << 16 // words in them to follow
 )
 
+// handleBits57 is where an object's address begins in a handle table entry of the kernel for
+// 57-bit addresses, a file of its own with the same structures otherwise (System Informer,
+// kphdyn.xml). Layouts are of the other kernel.
+const handleBits57 = 11
+
 // proveCID finds PspCidTable, which is not exported: it is the variable of the kernel that
 // refers to a handle table in which each process of the list has its entry at its id.
 func (p *prover) proveCID() error {
 	rva, err := p.findCIDTable()
 	if err != nil {
 		return err
+	}
+	if off := p.g.off; rva == 0 && p.g.as.f == formatLA57 && off.HandleBits.BitCount != 0 {
+		layout := off.HandleBits
+		off.HandleBits.BitOffset, off.HandleBits.BitCount = handleBits57, 64-handleBits57
+		if rva, err = p.findCIDTable(); err != nil {
+			return err
+		}
+		if rva == 0 {
+			off.HandleBits = layout
+		}
 	}
 	if p.g.off.Sym.CidTable = rva; rva == 0 {
 		p.unproven = append(p.unproven, "PspCidTable")

@@ -42,7 +42,7 @@ func eachImage(t *testing.T, opts ntguest.Options, f func(g *Guest, p *Process, 
 }
 
 // builds are those that the section tests run on.
-var sectionBuilds = []string{"6.1.7601", "10.0.19041", "10.0.22000"}
+var sectionBuilds = []string{"6.1.7601", "10.0.19041", "10.0.22000", "10.0.26100"}
 
 // TestImagePages holds the origin of every page against the layout: the process's own
 // copies are told from the section's pages, and what the section holds is found where

@@ -51,6 +51,9 @@ func (b *builder) filePTE(im *image, page uint64) uint64 {
 			subsection += b.sizeof("_SUBSECTION") * uint64(i)
 		}
 	}
+	if b.plainPointers(page) {
+		return subsection
+	}
 	return b.subsectionPTE(subsection, im.file.protAt(page))
 }
 
@@ -69,7 +72,7 @@ func (u *userSpace) leaveOutPTE(im *image, page uint64) {
 	if u.b.opts.Trim == 0 || u.b.rng.Uint64N(2) == 0 {
 		return
 	}
-	u.s.setPTE(va, u.b.protoPTE(im.proto+u.b.pte*page))
+	u.s.setPTE(va, u.b.protoPTE(im.proto+u.b.pte*page, page))
 }
 
 // notInverted returns the bit that marks an invalid PTE as not inverted, on builds that
@@ -115,10 +118,18 @@ func (b *builder) transition(pfn uint64, prot int) uint64 {
 	return pfn<<pageShift ^ b.invalidPTEMask() | uint64(prot)<<5 | pteTransition
 }
 
-// protoPTE returns an entry that refers to a prototype entry. On x86 without PAE an entry
+// plainPointers decides whether the entry of a page holds an address as it is. Since 22621
+// entries of pages that are in a file do so at times (MemProcFS, mm_win.c). Which of them is
+// not known: here it is every other page.
+func (b *builder) plainPointers(page uint64) bool { return b.build.Number >= 22621 && page%2 == 1 }
+
+// protoPTE returns the entry of a page that refers to a prototype entry. On x86 without PAE an entry
 // has no room for its address: this one says that the address space descriptor has it
 // (MI_PTE_LOOKUP_NEEDED).
-func (b *builder) protoPTE(proto uint64) uint64 {
+func (b *builder) protoPTE(proto, page uint64) uint64 {
+	if b.plainPointers(page) {
+		return proto
+	}
 	return b.shifted(proto, 0xfffff) | ptePrototype | b.notInverted()
 }
 

@@ -9,7 +9,7 @@ package ntguest
 // it has room for, BootNone an offset or index that a build lacks.
 const (
 	BootMagic   uint64 = 0x544f4f424d41564e
-	BootVersion uint32 = 4
+	BootVersion uint32 = 5
 	BootMaxCPU         = 4
 	BootNone    uint32 = 0xffffffff
 
@@ -47,7 +47,7 @@ const (
 // Kinds of BootFixup.
 const (
 	FixReloc      = 1
-	FixReloc16    = 2
+	FixRelocCID   = 2
 	FixPID        = 3
 	FixPPID       = 4
 	FixTID        = 5
@@ -73,6 +73,7 @@ const (
 	BootKVAShadow = 1
 	BootObCookie  = 2
 	BootCIDPacked = 4
+	BootCID57     = 16
 	BootLA57      = 8
 )
 

@@ -31,12 +31,13 @@ var mirroredConstants = map[string]uint64{
 	"NT_PROC_WOW64": ProcWow64, "NT_PROC_KERNEL": ProcKernel, "NT_PROC_EXITED": ProcExited, "NT_PROC_CRITICAL": ProcCritical,
 	"NT_THREAD_READY": ThreadReady, "NT_THREAD_BLOCKED": ThreadBlocked, "NT_THREAD_KERNEL": ThreadKernel, "NT_THREAD_IDLE": ThreadIdle,
 	"NT_THREAD_WOW64": ThreadWow64,
-	"NT_FIX_RELOC":    FixReloc, "NT_FIX_RELOC16": FixReloc16, "NT_FIX_PID": FixPID, "NT_FIX_PPID": FixPPID, "NT_FIX_TID": FixTID,
+	"NT_FIX_RELOC":    FixReloc, "NT_FIX_RELOC_CID": FixRelocCID, "NT_FIX_PID": FixPID, "NT_FIX_PPID": FixPPID, "NT_FIX_TID": FixTID,
 	"NT_FIX_DTB": FixDTB, "NT_FIX_USER_DTB": FixUserDTB, "NT_FIX_NOW": FixNow, "NT_FIX_STACK_TOP": FixStackTop,
 	"NT_FIX_STACK_LIMIT": FixStackLimit, "NT_FIX_LINK": FixLink, "NT_FIX_CID_PROC": FixCIDProc, "NT_FIX_CID_THREAD": FixCIDThread,
 	"NT_FIX_TYPE_INDEX": FixTypeIndex, "NT_FIX_INC32": FixInc32, "NT_FIX_INC64": FixInc64, "NT_FIX_POOL_TAG": FixPoolTag,
 	"NT_FIX_PID32": FixPID32, "NT_FIX_COUNTER64": FixCounter64, "NT_FIX_TID32": FixTID32,
-	"NT_BOOT_KVA_SHADOW": BootKVAShadow, "NT_BOOT_OB_COOKIE": BootObCookie, "NT_BOOT_CID_PACKED": BootCIDPacked, "NT_BOOT_LA57": BootLA57,
+	"NT_BOOT_KVA_SHADOW": BootKVAShadow, "NT_BOOT_OB_COOKIE": BootObCookie, "NT_BOOT_CID_PACKED": BootCIDPacked,
+	"NT_BOOT_CID_57": BootCID57, "NT_BOOT_LA57": BootLA57,
 }
 
 // TestLayoutMatchesHeader has the C compiler say sizes, offsets and values.

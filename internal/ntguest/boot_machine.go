@@ -131,6 +131,9 @@ func (w *bootWriter) write() uint64 {
 	}
 	if b.packedHandles() {
 		bt.Flags |= BootCIDPacked
+		if !b.x86() && b.handleShift() == 7 {
+			bt.Flags |= BootCID57
+		}
 	}
 	if _, ok := b.profile.Symbol("ObHeaderCookie"); ok {
 		bt.Flags |= BootObCookie

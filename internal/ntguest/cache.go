@@ -129,7 +129,7 @@ func (b *builder) cacheMap(im *image, protos uint64, frames []uint64, size uint6
 			if frames[page] != 0 && (b.rng.Uint64N(2) == 0 || b.pte == 4) {
 				b.kernel.mapFrame(base+i*pageSize, frames[page], b.system.bits)
 			} else {
-				b.kernel.setPTE(base+i*pageSize, b.protoPTE(protos+b.pte*page))
+				b.kernel.setPTE(base+i*pageSize, b.protoPTE(protos+b.pte*page, page))
 			}
 		}
 		vacb := b.poolAlloc(b.sizeof("_VACB"), "CcVa", false)

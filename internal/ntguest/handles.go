@@ -51,7 +51,7 @@ func (t *handleTable) set(handle, to, access uint64) {
 		// without its four low bits: up to bit 47, or in the kernel for 57-bit addresses 56.
 		t.b.kernel.put(entry, to<<t.b.handleShift()|1, 8)
 		if t.b.blob != nil && t.b.inBlob(to) {
-			t.b.fix(BootFixup{At: entry, Kind: FixReloc16})
+			t.b.fix(BootFixup{At: entry, Kind: FixRelocCID})
 		}
 	default:
 		// Bit 0: not locked. 32-bit builds leave the address in its place, packed or not.

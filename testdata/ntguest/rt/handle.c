@@ -3,8 +3,9 @@
  *
  * An entry is two words: the object, then the granted access. Process tables
  * point to object headers, the CID table to objects. Since Windows 8 the object
- * is packed into bits 20..63 (its low 48 bits, shifted left by 16); in 32-bit
- * guests its address keeps its place, with other bits below.
+ * is packed without the address's four low bits: into bits 20..63, or in the kernel
+ * for 57-bit addresses into bits 11..63. In 32-bit guests its address keeps its place,
+ * with other bits below.
  */
 #include "rt.h"
 
@@ -12,11 +13,17 @@
 #define IN_PAGE (PAGE / sizeof(usize))
 #define ACCESS_BITS 0x1ffffff /* of the second word; the rest is the table's own */
 
+/* How far a packed entry's address is shifted, its four low bits counted. */
+u32 cid_shift(void)
+{
+	return boot->flags & NT_BOOT_CID_57 ? 7 : 16;
+}
+
 static usize pack(u64 object)
 {
 #ifdef __x86_64__
 	if (boot->flags & NT_BOOT_CID_PACKED)
-		return object << 16 | 1;
+		return object << cid_shift() | 1;
 #endif
 	return (usize)object | 1;
 }
@@ -25,7 +32,7 @@ static u64 unpack(usize entry)
 {
 #ifdef __x86_64__
 	if (boot->flags & NT_BOOT_CID_PACKED)
-		return 0xffff000000000000ULL | (entry >> 16 & 0xfffffffffff0ULL);
+		return (u64)((long long)entry >> cid_shift()) & ~0xfULL;
 #endif
 	return entry & ~(usize)7;
 }

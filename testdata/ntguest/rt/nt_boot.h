@@ -20,7 +20,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define NT_BOOT_MAGIC   0x544f4f424d41564eULL /* "NVAMBOOT" */
-#define NT_BOOT_VERSION 4
+#define NT_BOOT_VERSION 5
 #define NT_MAX_CPU      4
 #define NT_NONE         0xffffffffu /* an offset or index that this build lacks */
 
@@ -162,7 +162,7 @@ struct nt_thread {
 /* Kinds of nt_fixup; "at" is the offset in the template's blob, a word as wide as
    the guest's pointers. */
 #define NT_FIX_RELOC       1  /* word += delta of the blob */
-#define NT_FIX_RELOC16     2  /* u64 += delta << 16 (packed handle table entry) */
+#define NT_FIX_RELOC_CID   2  /* u64 += delta, shifted as a packed handle table entry has it */
 #define NT_FIX_PID         3  /* word = pid + value */
 #define NT_FIX_PPID        4  /* word = parent's pid */
 #define NT_FIX_TID         5  /* word = tid of thread arg */
@@ -238,6 +238,7 @@ struct nt_range {
 #define NT_BOOT_OB_COOKIE  2 /* object types are encoded with ob_cookie */
 #define NT_BOOT_LA57       8 /* 5-level paging */
 #define NT_BOOT_CID_PACKED 4 /* CID entries are (object << 16) | 1, else object */
+#define NT_BOOT_CID_57     16 /* with CID_PACKED: (object << 7) | 1 */
 
 struct nt_boot {
 	u64 magic;

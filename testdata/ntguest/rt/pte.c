@@ -80,5 +80,7 @@ u64 transition_pte(u64 pfn, u32 prot)
 
 int is_transition(u64 pte)
 {
+	if (pte >> 47 == 0x1ffff)
+		return 0; /* the address of a subsection as it is, which any of these bits can be of */
 	return (pte & (PTE_V | PTE_TRANSITION | PTE_PROTO)) == PTE_TRANSITION;
 }

@@ -201,6 +201,7 @@ void template_undo(struct proc *p);
 
 /* handle.c: handle tables and PspCidTable. */
 usize *cid_entry(u32 id);
+u32 cid_shift(void);
 void cid_set(u32 id, u64 object);
 u32 cid_new(void);
 u32 handle_open(struct proc *p, u64 object, u32 access, usize *handle);

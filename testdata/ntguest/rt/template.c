@@ -98,7 +98,7 @@ static void fix_private(struct proc *p, struct thread **ts, const struct nt_fixu
 
 	switch (f->kind) {
 	case NT_FIX_RELOC: *word_at(va) += (usize)delta; break;
-	case NT_FIX_RELOC16: *at64(va) += delta << 16; break;
+	case NT_FIX_RELOC_CID: *at64(va) += delta << cid_shift(); break;
 	case NT_FIX_NOW:
 	case NT_FIX_COUNTER64: *at64(va) = fix_value(p, ts, f); break;
 	case NT_FIX_PID32:

@@ -22,6 +22,7 @@ type listRow struct {
 	UUID    string `json:"uuid"`
 	State   string `json:"state"`
 	Build   string `json:"build"`   // "" if no Windows was recognised
+	Windows string `json:"windows"` // the name that people know, "" if there is none
 	Source  string `json:"source"`  // "" if it does not run
 	Profile string `json:"profile"` // "ok", "inferred", "missing", or "" if it is not Windows
 	Note    string `json:"note"`    // why it cannot be scanned
@@ -36,10 +37,18 @@ var listColumns = []report.Column[listRow]{
 	}, Right: true},
 	{Title: "NAME", Text: func(r listRow) string { return r.Name }},
 	{Title: "STATE", Text: func(r listRow) string { return r.State }},
-	{Title: "WINDOWS", Text: func(r listRow) string { return dash(r.Build) }},
+	{Title: "WINDOWS", Text: listRow.windows},
 	{Title: "SOURCE", Text: func(r listRow) string { return dash(r.Source) }},
 	{Title: "PROFILE", Text: func(r listRow) string { return dash(r.Profile) }},
 	{Title: "NOTE", Text: func(r listRow) string { return dash(r.Note) }},
+}
+
+// windows is the name of a domain's Windows with its build.
+func (r listRow) windows() string {
+	if r.Windows == "" {
+		return dash(r.Build)
+	}
+	return fmt.Sprintf("%s (%s)", r.Windows, r.Build)
 }
 
 func listCommand(e *env) *cli.Command {
@@ -101,7 +110,7 @@ func inspect(ctx context.Context, h *domain.Host, d domain.Domain, profiles wins
 		row.Note = err.Error()
 	default:
 		k := g.Kernel()
-		row.Build, row.Profile = k.Version, "ok"
+		row.Build, row.Windows, row.Profile = k.Version, k.Release, "ok"
 		if k.Inferred != "" {
 			row.Profile, row.Note = finding.ProfileInferred,
 				fmt.Sprintf("no profile for %s: inferred from %s; vmav profile fetch %s gets it", k.Identity, k.Inferred, k.Identity)

@@ -149,7 +149,7 @@ func (g *Guest) adoptSystem() error {
 		}
 	}
 	g.noteOpaque()
-	g.kernel.Version = g.version()
+	g.kernel.Version, g.kernel.Release = g.version(), g.release()
 	if g.off.Sym.MiState != 0 && g.off.InvalidPteMask != winstruct.Missing {
 		mask, err := g.as.u64(g.kernel.Base + g.off.Sym.MiState + uint64(g.off.InvalidPteMask))
 		if err != nil && !errors.Is(err, ErrNotPresent) {

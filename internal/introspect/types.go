@@ -14,6 +14,7 @@ type Kernel struct {
 	Identity winstruct.Identity
 	Build    uint32 // NtBuildNumber without its flag bits: 19041
 	Version  string // "10.0.19041"
+	Release  string // "Windows 10 2004", "Windows Server 2025"; "" if no name is known
 	Paging   string // "x64", "x64-la57", "x86-pae", "x86"
 	Bits     int    // 64 or 32
 	Located  string // how it was found: "LSTAR of vCPU 0", "physical scan"

@@ -93,7 +93,15 @@ func fromPDB(f *pdb.File, name string) (*Profile, error) {
 	p := &Profile{Identity: identityOf(f, name),
 		Sources: []Source{{Of: "all", From: "PDB " + name, Verified: VerifiedIdentity}},
 		structs: make(map[string]*Struct), enums: make(map[string]map[string]int64), symbols: make(map[string]uint64)}
-	switch f.Machine() {
+	types, err := f.Types()
+	if err != nil {
+		return nil, err
+	}
+	machine := f.Machine()
+	if machine == 0 { // linkers of Windows XP's time left it out
+		machine = machineOf(types)
+	}
+	switch machine {
 	case pdb.MachineX64:
 		p.Arch = ArchX64
 	case pdb.MachineX86:
@@ -103,7 +111,7 @@ func fromPDB(f *pdb.File, name string) (*Profile, error) {
 	default:
 		return nil, fmt.Errorf("it is of a program for machine %#x, neither x86, x64 nor ARM64", f.Machine())
 	}
-	err := f.Symbols(func(s pdb.Symbol) bool {
+	err = f.Symbols(func(s pdb.Symbol) bool {
 		name := s.Name
 		if p.Arch == ArchX86 && s.Public {
 			name = undecorate(name)
@@ -113,10 +121,6 @@ func fromPDB(f *pdb.File, name string) (*Profile, error) {
 		}
 		return len(p.symbols) <= maxSymbols
 	})
-	if err != nil {
-		return nil, err
-	}
-	types, err := f.Types()
 	if err != nil {
 		return nil, err
 	}
@@ -136,6 +140,30 @@ func fromPDB(f *pdb.File, name string) (*Profile, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// machineOf returns the machine that a program's types are for, by the width of most of its
+// pointers, or 0 if it has none. Programs for ARM64 are younger than PDBs that do not name
+// their machine.
+func machineOf(types *pdb.Types) uint16 {
+	narrow, wide := 0, 0
+	for i := range types.Count() {
+		ty, err := types.At(types.First() + uint32(i))
+		switch {
+		case err != nil || ty.Kind != pdb.Pointer:
+		case ty.Size == 4:
+			narrow++
+		case ty.Size == 8:
+			wide++
+		}
+	}
+	switch {
+	case narrow > wide:
+		return pdb.MachineX86
+	case wide > narrow:
+		return pdb.MachineX64
+	}
+	return 0
 }
 
 // undecorate removes the decoration that the x86 compiler puts around the name of a C

@@ -215,16 +215,48 @@ func TestProfilesOfRealPDBsAreWhatLLVMReads(t *testing.T) {
 	}
 }
 
+// A PDB that does not name its machine is of the one whose pointers its types have.
+func TestAPDBWithoutAMachine(t *testing.T) {
+	store := winstruct.BuiltIn()
+	for _, e := range append(store.List(), store.Layouts()...) {
+		p, err := store.Open(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := "PsActiveProcessHead"
+		switch {
+		case e.Version != "5.1.2600.5512" && e.Version != "5.2.3790.1830" && e.Version != "6.1.7601.24540":
+			continue
+		case p.Arch == winstruct.ArchX86:
+			name = "_" + name
+		}
+		id := winstruct.Identity{PDB: "ntoskrnl.pdb", GUID: "32962337F0F646388B39535CD8DD70E8", Age: 2}
+		got := importPDB(t, winstructtest.OldPDB(p.ForImage(id, map[string]uint64{name: 0x2000})), id.PDB)
+		if rva, ok := got.Symbol("PsActiveProcessHead"); got.Arch != p.Arch || got.Identity != id || !ok || rva != 0x2000 {
+			t.Errorf("%s: %s of %s with PsActiveProcessHead at %#x, want %s", e.Version, got.Identity, got.Arch, rva, p.Arch)
+		}
+		for _, path := range []string{"UniqueProcessId", "ActiveProcessLinks", "VadRoot"} {
+			a, aerr := p.Field("_EPROCESS", path)
+			b, berr := got.Field("_EPROCESS", path)
+			if aerr != nil || berr != nil || a.Offset != b.Offset || a.Size != b.Size {
+				t.Errorf("%s: _EPROCESS.%s is %+v, %v; want %+v, %v", e.Version, path, b, berr, a, aerr)
+			}
+		}
+	}
+}
+
 func TestPDBsOfNoUseAreRefused(t *testing.T) {
 	noTypes := &pdbtest.PDB{Machine: 0x8664}
 	noSymbols := &pdbtest.PDB{Machine: 0x8664}
 	noSymbols.Add(pdbtest.Rec(0x1505, uint16(0), uint16(0), uint32(0), uint32(0), uint32(0), pdbtest.Num(8), "_S"))
 	other := &pdbtest.PDB{Machine: 0x200}
 	typesOnly := &pdbtest.PDB{NoDebug: true}
+	noPointers := &pdbtest.PDB{Sections: []pdbtest.Section{{Name: ".text", RVA: 0x1000}}}
+	noPointers.Add(pdbtest.Rec(0x1505, uint16(0), uint16(0), uint32(0), uint32(0), uint32(0), pdbtest.Num(8), "_S"))
 	for _, tt := range []struct {
 		p    *pdbtest.PDB
 		text string
-	}{{noTypes, "no types"}, {noSymbols, "no public symbols"}, {other, "machine 0x200"}, {typesOnly, "machine 0x0"}} {
+	}{{noTypes, "no types"}, {noSymbols, "no public symbols"}, {other, "machine 0x200"}, {typesOnly, "machine 0x0"}, {noPointers, "machine 0x0"}} {
 		data := tt.p.Bytes()
 		if _, err := winstruct.ImportPDB(bytes.NewReader(data), int64(len(data)), "a.pdb"); err == nil || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%v, want an error with %q", err, tt.text)

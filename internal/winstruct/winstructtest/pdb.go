@@ -27,15 +27,24 @@ const (
 // PDB returns a program database with the identity, structures and symbols of a profile. Of
 // members it has names, offsets, sizes, bit positions and nested structures.
 func PDB(p *winstruct.Profile) []byte {
+	machine := uint16(0x8664)
+	if p.Arch == winstruct.ArchX86 {
+		machine = 0x14c
+	}
+	return build(p, machine)
+}
+
+// OldPDB does what PDB does for a database that does not name its machine, as linkers of
+// Windows XP's time made them.
+func OldPDB(p *winstruct.Profile) []byte { return build(p, 0) }
+
+func build(p *winstruct.Profile, machine uint16) []byte {
 	g, err := hex.DecodeString(p.GUID)
 	if err != nil || len(g) != 16 {
 		panic(fmt.Sprintf("GUID %q", p.GUID))
 	}
-	out := &pdbtest.PDB{Age: p.Age, Machine: 0x8664, Sections: []pdbtest.Section{{Name: ".text", RVA: 0x1000, Size: 0x2000000}},
+	out := &pdbtest.PDB{Age: p.Age, Machine: machine, Sections: []pdbtest.Section{{Name: ".text", RVA: 0x1000, Size: 0x2000000}},
 		GUID: [16]byte{g[3], g[2], g[1], g[0], g[5], g[4], g[7], g[6], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]}}
-	if p.Arch == winstruct.ArchX86 {
-		out.Machine = 0x14c
-	}
 	declared := make(map[string]uint32)
 	for _, name := range p.Structs() {
 		declared[name] = out.Add(pdbtest.Rec(leafStructure, uint16(0), uint16(propForward), uint32(0), uint32(0), uint32(0), pdbtest.Num(0), name))

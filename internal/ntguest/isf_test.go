@@ -53,7 +53,19 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 		}
 		return map[string]any{"kind": "base", "name": name}
 	}
+	// What Volatility asks for by the names that it had before 26100.
+	if _, ok := p.Struct("_MM_SESSION_SPACE"); !ok {
+		types["_MM_SESSION_SPACE"] = map[string]any{"kind": "struct", "size": 16,
+			"fields": map[string]any{"SessionId": map[string]any{"offset": 8, "type": named("unsigned long")}}}
+	}
+	machine := 0x14c
+	if p.Arch == winstruct.ArchX64 {
+		machine = 0x8664
+	}
 	for _, name := range opaque {
+		if _, ok := p.Struct(name); ok {
+			continue
+		}
 		types[name] = map[string]any{"kind": "struct", "size": 8, "fields": map[string]any{}}
 	}
 	types["_SID_IDENTIFIER_AUTHORITY"] = map[string]any{"kind": "struct", "size": 6, "fields": map[string]any{"Value": map[string]any{"offset": 0,
@@ -85,6 +97,13 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 			}
 			fields[f.Name] = map[string]any{"offset": f.Offset, "type": typ}
 		}
+		if f, err := p.Field(name, "CommitCharge"); err == nil && name == "_MMVAD_SHORT" {
+			types["_MMVAD_FLAGS1"] = map[string]any{"kind": "struct", "size": 4,
+				"fields": map[string]any{"CommitCharge": map[string]any{"offset": 0, "type": named("unsigned long")}}}
+			types["__u1"] = map[string]any{"kind": "union", "size": 4,
+				"fields": map[string]any{"VadFlags1": map[string]any{"offset": 0, "type": map[string]any{"kind": "struct", "name": "_MMVAD_FLAGS1"}}}}
+			fields["u1"] = map[string]any{"offset": f.Offset, "type": map[string]any{"kind": "union", "name": "__u1"}}
+		}
 		types[name] = map[string]any{"kind": "struct", "size": s.Size, "fields": fields}
 	}
 	symbols := make(map[string]any)
@@ -92,9 +111,15 @@ func writeISF(t *testing.T, dir string, p *winstruct.Profile) {
 		rva, _ := p.Symbol(name)
 		symbols[name] = map[string]any{"address": rva}
 	}
+	if p.Arch == winstruct.ArchX64 {
+		// Volatility reads how far handles are shifted from this function's code, and takes the
+		// usual shift where that code is not in memory. The guest has no such function.
+		symbols["ObpCaptureHandleInformationEx"] = map[string]any{"address": ownDataAt - pageSize}
+		symbols["CmpHiveListHead"] = map[string]any{"address": ownDataAt - pageSize} // no registry: getsids knows no names
+	}
 	text, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"format": "6.2.0", "producer": map[string]any{"name": "vmav", "version": "1", "datetime": "2026-01-01T00:00:00"},
-			"windows": map[string]any{"pdb": map[string]any{"GUID": p.GUID, "age": p.Age, "database": p.PDB, "machine_type": 332}}},
+			"windows": map[string]any{"pdb": map[string]any{"GUID": p.GUID, "age": p.Age, "database": p.PDB, "machine_type": machine}}},
 		"base_types": base, "user_types": types, "enums": map[string]any{
 			"_NT_PRODUCT_TYPE": map[string]any{"base": "long", "size": 4,
 				"constants": map[string]int{"NtProductWinNt": 1, "NtProductLanManNt": 2, "NtProductServer": 3}},

@@ -243,7 +243,7 @@ func TestLive(t *testing.T) {
 		{"q35", Options{Build: "10.0.22000"}},
 		{"pc", Options{Build: "10.0.19041", KVAShadow: true}},
 		{"q35", Options{Build: "10.0.22000", KVAShadow: true, Absent: true}},
-		{"q35", Options{Build: "10.0.22000", LA57: true}},
+		{"q35", Options{Build: "10.0.26100", LA57: true}},
 		{"q35", Options{Build: "10.0.19041", KVAShadow: true, LA57: true}},
 		{"pc", Options{Build: "6.1.7601-x86", Absent: true}},
 		{"q35", Options{Build: "6.1.7601-x86", KVAShadow: true, ThreeGB: true}},

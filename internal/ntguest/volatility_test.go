@@ -32,16 +32,23 @@ func TestVolatilityAgrees(t *testing.T) {
 	}
 }
 
-// The same for 32-bit builds. Their kernels are the guest's own, so that the symbols that
-// Volatility 3 is given are made here; $VOLATILITY3 alone is needed.
-func TestVolatilityAgreesOn32Bits(t *testing.T) {
+// The same for builds of which only a layout is known. Their kernels are the guest's own, so
+// that the symbols that Volatility 3 is given are made here; $VOLATILITY3 alone is needed.
+func TestVolatilityAgreesOnLayouts(t *testing.T) {
 	vol := os.Getenv("VOLATILITY3")
 	if vol == "" {
 		t.Skip("no independent reader: VOLATILITY3 is not set (docs/TESTING.md)")
 	}
-	for _, build := range builds32 {
-		t.Run(build.name, func(t *testing.T) {
-			m := lay(t, Options{Build: build.name, Seed: 11, MemoryMiB: 256})
+	var names []string
+	for _, b := range builds32 {
+		names = append(names, b.name)
+	}
+	for _, b := range builds64 {
+		names = append(names, b.name)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			m := lay(t, Options{Build: name, Seed: 11, MemoryMiB: 256})
 			dir := t.TempDir()
 			writeISF(t, dir, m.Profile())
 			file := filepath.Join(dir, "guest.raw")

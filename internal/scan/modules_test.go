@@ -15,7 +15,7 @@ import (
 )
 
 // builds are those that the test guest is laid out as here, 32-bit ones last.
-var builds = []string{"6.1.7601", "10.0.19041", "10.0.22000", "6.1.7601-x86", "6.1.7601-x86-pae", "10.0.19041-x86"}
+var builds = []string{"6.1.7601", "10.0.19041", "10.0.26100", "6.1.7601-x86", "6.1.7601-x86-pae", "10.0.19041-x86"}
 
 // modules lays a guest out and rebuilds every module of every process from all that its
 // memory holds.

@@ -109,6 +109,47 @@ func TestTheInfectedProcessIsFoundAndNoOther(t *testing.T) {
 	}
 }
 
+// Windows after 22000 is scanned as its truth says, with the profile of its kernel and with
+// no more than the layout of its build.
+func TestNewWindowsIsScanned(t *testing.T) {
+	e := engine(t)
+	cache := NewCache()
+	for _, build := range []string{"10.0.22621", "10.0.22631", "10.0.26100", "10.0.26200"} {
+		m, err := ntguest.Lay(ntguest.Options{Build: build, Seed: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := imageOf(t, m)
+		for _, inferred := range []bool{false, true} {
+			store := winstruct.BuiltIn()
+			means := Means{Profiles: winstructtest.With{Store: store, Profile: m.Profile()}, Engine: e, Memory: cache}
+			profile := m.Build.Identity.Key()
+			if inferred {
+				means.Profiles, profile = winstructtest.Without{Store: store, Identity: m.Build.Identity}, finding.ProfileInferred
+			}
+			got, err := look(context.Background(), Target{Name: "win", State: "image", Source: src}, means, options{MinCoverage: DefaultMinCoverage})
+			if err != nil {
+				t.Fatal(err)
+			}
+			images := len(m.Truth.Drivers) - 1
+			var want uint64
+			for _, p := range m.Truth.Processes {
+				if images += len(p.Modules); p.Name == "malware.exe" {
+					want = p.PID
+				}
+			}
+			if got.Status != finding.StatusScanned || got.Build != build || got.Profile != profile || len(got.Errors) != 0 ||
+				got.Processes != len(m.Truth.Processes) || got.Images != images {
+				t.Errorf("%s: %s (%s) of build %s with profile %s, %d processes and %d images of %d and %d, errors %v", build, got.Status, got.Reason,
+					got.Build, got.Profile, got.Processes, got.Images, len(m.Truth.Processes), images, got.Errors)
+			}
+			if len(got.Findings) != 1 || got.Findings[0].PID != want || got.Findings[0].Signature != "Vmav.Test.Malware" {
+				t.Errorf("%s: findings %+v, want one, in pid %d", build, got.Findings, want)
+			}
+		}
+	}
+}
+
 func TestOnlyTheProcessesAskedFor(t *testing.T) {
 	src, truth := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
 	p := truth.Processes[len(truth.Processes)-4]

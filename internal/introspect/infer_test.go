@@ -165,7 +165,8 @@ func TestOffsetsThatDoNotFitAreNotUsed(t *testing.T) {
 // Of a build's offsets each is changed in turn: every one that is wrong is noticed,
 // whichever it is.
 func TestEveryWrongOffsetIsNoticed(t *testing.T) {
-	for _, o := range []ntguest.Options{{Build: "10.0.19041", Seed: 21, KVAShadow: true}, {Build: "6.1.7601-x86", Seed: 21},
+	for _, o := range []ntguest.Options{{Build: "10.0.19041", Seed: 21, KVAShadow: true}, {Build: "10.0.26100", Seed: 21, KVAShadow: true},
+		{Build: "6.1.7601-x86", Seed: 21},
 		{Build: "10.0.19041-x86", Seed: 21}} {
 		t.Run(o.Build, func(t *testing.T) { everyWrongOffset(t, lay(t, o)) })
 	}

@@ -117,7 +117,8 @@ func TestSessionsWithoutTheirStructure(t *testing.T) {
 		s.unmap(t, g.space(user.DTB), user.PEB)
 		got, problems = byPID(t, find())
 		p := got[user.PID]
-		if p.Session != -1 || !slices.Contains(p.Flags, FlagPartial) || len(problems[user.PID]) != 1 || !errors.Is(problems[user.PID][0].Err, errSessionUnknown) {
+		if p.Session != -1 || !slices.Contains(p.Flags, FlagPartial) || len(problems[user.PID]) != 1 ||
+			!errors.Is(problems[user.PID][0].Err, errSessionUnknown) {
 			t.Errorf("without its PEB: session %d, flags %v, problems %v", p.Session, p.Flags, problems[user.PID])
 		}
 	}

@@ -348,7 +348,8 @@ func TestAbsentFactsAreNamed(t *testing.T) {
 	}
 	for _, dst := range []any{o, &o} {
 		required, optional := Absent(p, dst)
-		if !slices.Equal(required, []string{"_EPROCESS.NoSuch|_EPROCESS.NorThis", "sizeof(_NO_SUCH)"}) || !slices.Equal(optional, []string{"_EPROCESS.Perhaps"}) {
+		if !slices.Equal(required, []string{"_EPROCESS.NoSuch|_EPROCESS.NorThis", "sizeof(_NO_SUCH)"}) ||
+			!slices.Equal(optional, []string{"_EPROCESS.Perhaps"}) {
 			t.Errorf("required %q, optional %q", required, optional)
 		}
 	}

@@ -165,6 +165,7 @@ func (s *Service) Mark() int {
 // Await waits for an entry behind a mark.
 func (s *Service) Await(what string, from int, f func(*Entry) bool) Entry {
 	s.t.Helper()
+	patience := patience()
 	late := time.AfterFunc(patience, s.grown.Broadcast)
 	defer late.Stop()
 	begin := time.Now()
@@ -177,14 +178,20 @@ func (s *Service) Await(what string, from int, f func(*Entry) bool) Entry {
 			}
 		}
 		if time.Since(begin) > patience-time.Second {
-			s.t.Fatalf("the log has no %s", what)
+			s.t.Fatalf("the log has no %s after %v", what, patience)
 		}
 		s.grown.Wait()
 	}
 }
 
-// patience is for how long a service may be silent of what is expected.
-const patience = 3 * time.Minute
+// patience is for how long a service may be silent of what is expected. In the lab everything
+// runs some twenty times slower.
+func patience() time.Duration {
+	if InLab() {
+		return 15 * time.Minute
+	}
+	return 3 * time.Minute
+}
 
 // All are the entries behind a mark that f accepts.
 func (s *Service) All(from int, f func(*Entry) bool) []Entry {

@@ -102,11 +102,23 @@ var closed = map[string][]string{
 	"internal/finding":        {"internal/source", "internal/introspect"},
 }
 
-// powerless are packages without rights, with the packages of the standard library and of
-// others that they must not use themselves.
+// powerless are packages without rights. They must not use what has any: commands, the
+// network and libvirt, nor the packages of the project that open guests or servers. So of a
+// tree that they may import, only the package at its root is meant, and the packages that
+// are named here.
 var powerless = map[string][]string{
-	"internal/worker/inside": {"os/exec", "net", "net/http", "libvirt.org/go/libvirt"},
-	"internal/worker/wire":   {"os/exec", "net", "net/http", "libvirt.org/go/libvirt"},
+	"internal/worker/inside":  {"internal/source/window"},
+	"internal/worker/wire":    {},
+	"internal/worker/confine": {},
+}
+
+// powers are the packages of the standard library and of others that have rights, each with
+// the packages below it.
+var powers = []string{"os/exec", "os/user", "net", "plugin", "libvirt.org/go/libvirt"}
+
+// hasPower reports whether a package is one of powers or below one.
+func hasPower(path string) bool {
+	return slices.ContainsFunc(powers, func(p string) bool { return path == p || strings.HasPrefix(path, p+"/") })
 }
 
 // writers is who may import the package that writes reports.
@@ -125,7 +137,8 @@ func (all imports) mistakes() (out []string) {
 			continue
 		}
 		for _, path := range all[pkg] {
-			if slices.Contains(powerless[from], path) {
+			below, none := powerless[from]
+			if none && hasPower(path) {
 				say("%s imports %s: it is to have no such rights", pkg, path)
 			}
 			rel, ours := strings.CutPrefix(path, module)
@@ -133,6 +146,9 @@ func (all imports) mistakes() (out []string) {
 				continue
 			}
 			to := tree(rel)
+			if none && rel != to && !slices.Contains(below, rel) {
+				say("%s imports %s: of %s it may import only the package at the root, and %v", pkg, rel, to, below)
+			}
 			if to != from && !slices.Contains(layers[from], to) {
 				say("%s imports %s: %s may import only %v", pkg, rel, from, layers[from])
 			}
@@ -239,8 +255,10 @@ func TestAnImportThatCrossesIsNoticed(t *testing.T) {
 		// Nor in a roundabout way.
 		try("internal/introspect", module+"internal/"+what)
 	}
-	for _, path := range []string{"os/exec", "net", module + "internal/worker/broker", module + "internal/domain"} {
+	for _, path := range []string{"os/exec", "os/user", "net", "net/http", "libvirt.org/go/libvirt", module + "internal/worker/broker",
+		module + "internal/domain", module + "internal/source/memhook", module + "internal/source/qemu", module + "internal/winstruct/symsrv"} {
 		try("internal/worker/inside", path)
+		try("internal/worker/wire", path)
 	}
 	for pkg := range today {
 		if from := tree(pkg); from != "internal/report" && !slices.Contains(writers, from) {

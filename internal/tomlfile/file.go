@@ -24,6 +24,7 @@ type Error struct {
 	Err  error
 }
 
+// Error implements error.
 func (e *Error) Error() string {
 	s := e.File
 	if e.Line > 0 {
@@ -35,11 +36,13 @@ func (e *Error) Error() string {
 	return s + ": " + e.Err.Error()
 }
 
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 // Errors is everything that is wrong with a file, in the order of its lines.
 type Errors []*Error
 
+// Error implements error, with one line for each mistake.
 func (e Errors) Error() string {
 	lines := make([]string, len(e))
 	for i, x := range e {

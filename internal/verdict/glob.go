@@ -76,6 +76,7 @@ func newGlob(text string, path bool) (Glob, error) {
 	return Glob{text, path, re}, nil
 }
 
+// String returns the pattern as it was written.
 func (g Glob) String() string { return g.text }
 
 // Match tells whether the pattern matches a text.

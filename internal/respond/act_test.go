@@ -104,6 +104,32 @@ func TestWhatIsKnownIsToldOnce(t *testing.T) {
 	try("that is to be killed", &listener{found: map[int64]finding.Finding{}}, verdict.Kill, true)
 }
 
+// forger is a scanner that claims what is not for a scanner to say.
+type forger struct{ finding.Finding }
+
+func (f forger) Scan(ctx context.Context, t scan.Target, _ scan.Request, on scan.Events) (finding.Scan, error) {
+	on.Found(ctx, scan.Found{Finding: f.Finding})
+	d := scan.Empty(t)
+	d.Status = finding.StatusScanned
+	return d, nil
+}
+
+// A worker that was taken over cannot claim that a finding has a record or evidence, which
+// would be those of another guest.
+func TestAScannerHasNoSayInRecordsAndEvidence(t *testing.T) {
+	by := forger{finding.Finding{ID: 7, Kind: finding.KindSignature, Signature: "A", Action: verdict.Kill,
+		Outcome: finding.Outcome{Code: finding.OutcomeKilled}, Verdict: verdict.Verdict{Action: verdict.Kill},
+		Evidence: []finding.Exhibit{{Kind: finding.ExhibitScanned, SHA256: "aa"}}, Again: true}}
+	got := respondTo(t, by, scan.Target{Name: "win"}, Options{})
+	if len(got.Findings) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	if f := got.Findings[0]; f.ID != 0 || f.Evidence != nil || f.Again || f.Verdict.Action != verdict.Report || f.Action != verdict.Report ||
+		f.Code != finding.OutcomeReported {
+		t.Errorf("%+v", f)
+	}
+}
+
 // A policy sees what a scan knows of a process and its file.
 func TestThePolicySeesTheProcess(t *testing.T) {
 	src, truth := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})

@@ -102,6 +102,7 @@ type response struct {
 // Found implements scan.Events. It decides on a finding, records it and notes it.
 func (r *response) Found(ctx context.Context, x scan.Found) {
 	f := x.Finding
+	f.ID, f.Evidence = 0, nil // for the recorder to say, and not for a worker
 	f.Verdict = verdict.Decide(r.opt.Policy, f.Facts(), f.Subject)
 	f.Action, f.Outcome = verdict.Report, finding.Outcome{Code: finding.OutcomeReported}
 	key := keyOf(x.Process, &f)

@@ -143,6 +143,7 @@ type account struct {
 
 	once sync.Once
 	rec  *history.Recorder // nil where nothing is recorded
+	err  error             // why nothing is recorded although there is a history
 }
 
 // begin begins the record, on the first call. If the record cannot be written, the scan
@@ -152,12 +153,10 @@ func (a *account) begin(ctx context.Context) *history.Recorder {
 		if a.r.db == nil {
 			return
 		}
-		rec, err := a.r.db.Begin(ctx, a.run)
-		if err != nil {
-			a.r.opt.Warner.Warn("%v; it is not recorded", err)
-			return
+		if a.rec, a.err = a.r.db.Begin(ctx, a.run); a.err != nil {
+			a.rec = nil
+			a.r.opt.Warner.Warn("%v; it is not recorded", a.err)
 		}
-		a.rec = rec
 	})
 	return a.rec
 }
@@ -167,7 +166,7 @@ func (a *account) begin(ctx context.Context) *history.Recorder {
 func (a *account) Found(ctx context.Context, f *finding.Finding, c scan.Content) error {
 	rec := a.begin(ctx)
 	if rec == nil {
-		return nil
+		return a.err // a service that believed it to be recorded would never record it
 	}
 	var errs []error
 	if a.r.opt.Always || f.Verdict.Evidence {

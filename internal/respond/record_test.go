@@ -204,3 +204,33 @@ func TestAnAccountOfNothingNewLeavesNoRecord(t *testing.T) {
 		t.Errorf("%+v, %v", runs, err)
 	}
 }
+
+// A finding that is not recorded because the record of its scan could not begin is not
+// taken for a recorded one: it leaves the result incomplete, and is recorded when it is
+// found again.
+func TestAScanWhoseRecordCannotBegin(t *testing.T) {
+	dir, w, known := t.TempDir(), &warned{}, new(Known)
+	open := func() *Records {
+		r, err := OpenRecords(RecordOptions{Directory: dir, Origin: history.Self(history.TriggerWatch, nil), Warner: w})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	by := forger{finding.Finding{Kind: finding.KindSignature, Signature: "A"}}
+	try := func(r *Records) finding.Scan {
+		return respondTo(t, by, scan.Target{Name: "win"}, Options{Recorder: r.Account("win", "", false), Known: known})
+	}
+	r := open()
+	if err := r.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d := try(r); d.Status != finding.StatusIncomplete || len(d.Errors) != 1 || len(w.texts) != 1 {
+		t.Errorf("%s, %v; warnings %q", d.Status, d.Errors, w.texts)
+	}
+	r = open()
+	defer r.Close()
+	if d := try(r); d.Status != finding.StatusScanned || d.Findings[0].ID == 0 || d.Findings[0].Again {
+		t.Errorf("found again: %+v", d)
+	}
+}

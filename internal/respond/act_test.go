@@ -130,6 +130,15 @@ func TestAScannerHasNoSayInRecordsAndEvidence(t *testing.T) {
 	}
 }
 
+// What could not be recorded of a finding in the kernel names no process.
+func TestAKernelFindingThatIsNotRecorded(t *testing.T) {
+	l := &listener{found: map[int64]finding.Finding{}, err: errors.New("the disk is full"), check: func(*finding.Finding, scan.Content) {}}
+	got := respondTo(t, forger{finding.Finding{Kind: finding.KindSignature, Signature: "A"}}, scan.Target{Name: "win"}, Options{Recorder: l})
+	if len(got.Errors) != 1 || got.Errors[0].What != "record of A in the kernel" {
+		t.Errorf("%v", got.Errors)
+	}
+}
+
 // A policy sees what a scan knows of a process and its file.
 func TestThePolicySeesTheProcess(t *testing.T) {
 	src, truth := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})

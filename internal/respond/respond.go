@@ -154,7 +154,7 @@ func (r *response) fail(what string, err error) {
 // unrecorded notes that the recorder has failed, if err is not nil.
 func (r *response) unrecorded(f *finding.Finding, err error) {
 	if err != nil {
-		r.fail(fmt.Sprintf("record of %s in process %d (%s)", f.Signature, f.PID, f.Process), err)
+		r.fail(fmt.Sprintf("record of %s in %s", f.Signature, finding.Where(f.PID, f.Process)), err)
 	}
 }
 

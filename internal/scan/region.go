@@ -209,11 +209,11 @@ func orNil(rec *memoryRecord, clean bool) *memoryRecord {
 }
 
 func memoryName(p *introspect.Process, rec *memoryRecord) string {
-	pid, name := uint64(4), "kernel"
+	who := "the kernel"
 	if p != nil {
-		pid, name = p.PID, p.Name
+		who = fmt.Sprintf("process %d (%s)", p.PID, p.Name)
 	}
-	return fmt.Sprintf("process %d (%s), memory %s-%s", pid, name, finding.Address(rec.Start), finding.Address(rec.End))
+	return fmt.Sprintf("%s, memory %s-%s", who, finding.Address(rec.Start), finding.Address(rec.End))
 }
 
 // checkRegionCoverage notes an error if too little of a region without a signature was

@@ -46,6 +46,8 @@ func (h *heard) Unread(u finding.Unread) {
 func (h *heard) Looked(introspect.Identity, ImageKey, bool) {}
 
 func (h *heard) Progress(p Progress) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.opt.Progress != nil {
 		h.opt.Progress(p)
 	}

@@ -123,6 +123,7 @@ type Heard struct {
 	mu       sync.Mutex
 	Findings []finding.Finding
 	Errors   []finding.Unread
+	telling  sync.Mutex // held while OnLooked or OnProgress runs
 }
 
 // Found implements scan.Events.
@@ -144,6 +145,8 @@ func (h *Heard) Unread(u finding.Unread) {
 
 // Looked implements scan.Events.
 func (h *Heard) Looked(p introspect.Identity, _ scan.ImageKey, _ bool) {
+	h.telling.Lock()
+	defer h.telling.Unlock()
 	if h.OnLooked != nil {
 		h.OnLooked(p)
 	}
@@ -151,6 +154,8 @@ func (h *Heard) Looked(p introspect.Identity, _ scan.ImageKey, _ bool) {
 
 // Progress implements scan.Events.
 func (h *Heard) Progress(p scan.Progress) {
+	h.telling.Lock()
+	defer h.telling.Unlock()
 	if h.OnProgress != nil {
 		h.OnProgress(p)
 	}

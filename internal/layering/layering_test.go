@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -322,4 +323,52 @@ func TestOnlyCommandsPrint(t *testing.T) {
 			return true
 		})
 	})
+}
+
+// What the docs say of a package or a file of the project is said of one that is there, and a
+// command for some tests runs some.
+func TestTheDocsNameWhatThereIs(t *testing.T) {
+	named := regexp.MustCompile(`\binternal/[A-Za-z0-9_./-]*[A-Za-z0-9_]`)
+	command := regexp.MustCompile(`go test \./(internal/[a-z0-9_/]+) -run '?([A-Za-z0-9|\\]+)`)
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d pages of docs, %v", len(files), err)
+	}
+	for _, file := range append(files, "../../README.md", "../../CONTRIBUTING.md", "../../SECURITY.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range named.FindAllString(string(text), -1) {
+			if _, err := os.Stat(filepath.Join("../..", name)); err != nil {
+				t.Errorf("%s: there is no %s", filepath.Base(file), name)
+			}
+		}
+		for _, m := range command.FindAllStringSubmatch(string(text), -1) {
+			tests := functions(t, filepath.Join("../..", m[1]))
+			for _, name := range strings.Split(m[2], "|") {
+				if name = strings.TrimSuffix(name, `\`); !slices.ContainsFunc(tests, func(f string) bool { return strings.Contains(f, name) }) {
+					t.Errorf("%s: no test of %s is called %s", filepath.Base(file), m[1], name)
+				}
+			}
+		}
+	}
+}
+
+// functions are the names of the tests in a directory.
+func functions(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	files, _ := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") {
+				names = append(names, fn.Name.Name)
+			}
+		}
+	}
+	return names
 }

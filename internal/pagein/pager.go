@@ -98,7 +98,7 @@ func Open(g *introspect.Guest, src source.Source, opt Options) (*Pager, error) {
 	}
 	ctl, err := host.Control()
 	if err != nil {
-		return nil, fmt.Errorf("open a session of actions: %w", err)
+		return nil, fmt.Errorf("open a control: %w", err)
 	}
 	for _, d := range []struct {
 		v   *int

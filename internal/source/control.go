@@ -16,16 +16,16 @@ type Writer interface {
 
 // Controller is the optional capability to hook a guest and to act on its processes.
 type Controller interface {
-	// Control opens a session of hooks and actions. The caller closes it.
+	// Control opens a control. The caller closes it.
 	Control() (Control, error)
 }
 
-// Control is one session of hooks and actions on a guest. Closing it cancels its pending
-// actions, gives saved contexts back to their threads and releases held processes. Its
-// methods are safe for concurrent use, except Event, which only one goroutine may call at a
-// time. Every error wraps ErrGone if the guest has ended, and ErrClosed after Close.
+// Control is what the hooks and actions of one client on a guest hang on. Closing it cancels
+// its pending actions, gives saved contexts back to their threads and releases held
+// processes. Its methods are safe for concurrent use, except Event, which only one goroutine
+// may call at a time. Every error wraps ErrGone if the guest has ended, and ErrClosed after Close.
 type Control interface {
-	// SetHooks replaces the session's hooks; the zero Hooks remove them.
+	// SetHooks replaces the hooks; the zero Hooks remove them.
 	SetHooks(Hooks) error
 	// Do starts an action. Its outcome comes as an event with the action's cookie.
 	Do(*Action) error
@@ -35,11 +35,11 @@ type Control interface {
 	// Event waits for the next event. After the guest has ended it returns one event of
 	// kind EventGone, and then fails with ErrGone.
 	Event(ctx context.Context) (Event, error)
-	// Close ends the session. Calls that wait fail with ErrClosed.
+	// Close ends the control. Calls that wait fail with ErrClosed.
 	Close() error
 }
 
-// Hooks selects the events that a session gets beside the outcomes of its actions.
+// Hooks selects the events that a control gets beside the outcomes of its actions.
 type Hooks struct {
 	NewDTB bool          // a DTB that was not seen since the hooks were set
 	Switch bool          // a vCPU has loaded one of DTBs
@@ -48,7 +48,7 @@ type Hooks struct {
 	Period time.Duration // interrupt running vCPUs this often, 500 µs to 1 s; 0 for never
 }
 
-// Limits of one session. They are those of the module (uapi/kvm_memhook.h).
+// Limits of one control. They are those of the module (uapi/kvm_memhook.h).
 const (
 	MaxWatches = 64 // DTBs in one Hooks
 	MaxActions = 64 // actions pending
@@ -203,13 +203,13 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason %d", uint32(r))
 }
 
-// Event is one report of a session's hooks or actions.
+// Event is one report of a control's hooks or actions.
 type Event struct {
 	Kind    EventKind
 	VCPU    uint32
 	Time    time.Duration // CLOCK_MONOTONIC
 	Cookie  uint64        // of the action
-	Lost    uint64        // events lost before this one, since the session began
+	Lost    uint64        // events lost before this one, since the control was opened
 	DTB     uint64        // as loaded, without flag bits
 	RIP     uint64
 	RFLAGS  uint64

@@ -176,7 +176,7 @@ func (w *guestWatch) scanProcess(ctx context.Context, p *tracked) error {
 	if broke != "" && p.broken < maxBroken && !p.acted {
 		p.after = time.Now().Add(brokenRetry << p.broken)
 		p.broken, p.due = p.broken+1, p.after
-		w.f.log.Warn("sweep of a process broke off; it is made again", "pid", p.id.PID, "process", p.name, "reason", broke)
+		w.f.log.Warn("scan of a process broke off; it is made again", "pid", p.id.PID, "process", p.name, "reason", broke)
 		return nil
 	}
 	p.broken = 0

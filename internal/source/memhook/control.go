@@ -16,16 +16,16 @@ import (
 	"vmav.dev/vmav/internal/source"
 )
 
-// session implements source.Control on an attachment of its own.
-type session struct {
+// control implements source.Control on an attachment of its own.
+type control struct {
 	pid  int
 	file *os.File
 	conn interface{ Control(func(fd uintptr)) error }
 	gone bool // EventGone was returned; only Event's caller uses it
 }
 
-// Control implements source.Controller. The session stays open after the Guest is closed. A
-// session that nobody closes is closed by the garbage collector.
+// Control implements source.Controller. The control stays open after the Guest is closed. A
+// control that nobody closes is closed by the garbage collector.
 func (g *Guest) Control() (source.Control, error) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -38,7 +38,7 @@ func (g *Guest) Control() (source.Control, error) {
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
-		return nil, &OpError{Op: "open a session", PID: g.pid, Err: err}
+		return nil, &OpError{Op: "open a control", PID: g.pid, Err: err}
 	}
 	// Non-blocking, so that the runtime's poller waits for events.
 	f := os.NewFile(uintptr(fd), "kvm-memhook-vm")
@@ -48,27 +48,27 @@ func (g *Guest) Control() (source.Control, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, &OpError{Op: "open a session", PID: g.pid, Err: fmt.Errorf("%w: its events cannot be waited for (%w)", ErrAPI, err)}
+		return nil, &OpError{Op: "open a control", PID: g.pid, Err: fmt.Errorf("%w: its events cannot be waited for (%w)", ErrAPI, err)}
 	}
-	return &session{pid: g.pid, file: f, conn: conn}, nil
+	return &control{pid: g.pid, file: f, conn: conn}, nil
 }
 
-// call issues an ioctl on the session.
-func (s *session) call(op string, req uintptr, arg unsafe.Pointer) error {
+// call issues an ioctl on the control.
+func (c *control) call(op string, req uintptr, arg unsafe.Pointer) error {
 	var err error
-	if cerr := s.conn.Control(func(fd uintptr) { _, err = ioctl(int(fd), req, arg) }); cerr != nil {
+	if cerr := c.conn.Control(func(fd uintptr) { _, err = ioctl(int(fd), req, arg) }); cerr != nil {
 		return source.ErrClosed
 	}
 	if err != nil {
-		return &OpError{Op: op, PID: s.pid, Err: guestError(err)}
+		return &OpError{Op: op, PID: c.pid, Err: guestError(err)}
 	}
 	return nil
 }
 
 // SetHooks implements source.Control.
-func (s *session) SetHooks(h source.Hooks) error {
+func (c *control) SetHooks(h source.Hooks) error {
 	if len(h.DTBs) > source.MaxWatches {
-		return &OpError{Op: "set hooks", PID: s.pid, Err: fmt.Errorf("%d DTBs, %d are possible", len(h.DTBs), source.MaxWatches)}
+		return &OpError{Op: "set hooks", PID: c.pid, Err: fmt.Errorf("%d DTBs, %d are possible", len(h.DTBs), source.MaxWatches)}
 	}
 	arg := hooksArg{PeriodUs: uint32(h.Period.Microseconds())}
 	for _, m := range []struct {
@@ -86,13 +86,13 @@ func (s *session) SetHooks(h source.Hooks) error {
 		pin.Pin(&dtbs[0])
 		arg.Count, arg.DTB = uint32(len(dtbs)), uint64(uintptr(unsafe.Pointer(&dtbs[0])))
 	}
-	return s.call("set hooks", setHooks, unsafe.Pointer(&arg))
+	return c.call("set hooks", setHooks, unsafe.Pointer(&arg))
 }
 
 // Do implements source.Control.
-func (s *session) Do(a *source.Action) error {
+func (c *control) Do(a *source.Action) error {
 	if len(a.Guards) > source.MaxGuards {
-		return &OpError{Op: a.Kind.String(), PID: s.pid, Err: fmt.Errorf("%d guards, %d are possible", len(a.Guards), source.MaxGuards)}
+		return &OpError{Op: a.Kind.String(), PID: c.pid, Err: fmt.Errorf("%d guards, %d are possible", len(a.Guards), source.MaxGuards)}
 	}
 	arg := actionArg{Type: uint32(a.Kind), Flags: uint32(a.Flags), Cookie: a.Cookie, DTB: a.DTB, UserDTB: a.UserDTB,
 		TimeoutMs: milliseconds(a.Timeout), Set: uint32(a.Set), GPR: a.GPR, RIP: a.RIP, RFLAGS: a.RFLAGS,
@@ -101,7 +101,7 @@ func (s *session) Do(a *source.Action) error {
 	for i, g := range a.Guards {
 		arg.Guard[i] = guardArg(g)
 	}
-	return s.call(a.Kind.String(), addAction, unsafe.Pointer(&arg))
+	return c.call(a.Kind.String(), addAction, unsafe.Pointer(&arg))
 }
 
 // milliseconds rounds up, so that a short time does not become none.
@@ -110,32 +110,32 @@ func milliseconds(d time.Duration) uint32 {
 }
 
 // Cancel implements source.Control.
-func (s *session) Cancel(cookie uint64) (bool, error) {
+func (c *control) Cancel(cookie uint64) (bool, error) {
 	arg := cancelArg{Cookie: cookie}
-	err := s.call("cancel", cancel, unsafe.Pointer(&arg))
+	err := c.call("cancel", cancel, unsafe.Pointer(&arg))
 	return arg.Cancelled > 0, err
 }
 
 // Event implements source.Control.
-func (s *session) Event(ctx context.Context) (source.Event, error) {
+func (c *control) Event(ctx context.Context) (source.Event, error) {
 	var ev eventArg
-	if s.gone {
+	if c.gone {
 		return source.Event{}, source.ErrGone
 	}
-	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
+	if err := c.file.SetReadDeadline(time.Time{}); err != nil {
 		return source.Event{}, source.ErrClosed
 	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		_ = s.file.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which wakes the reader too
+		_ = c.file.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which wakes the reader too
 	})
 	defer func() {
 		if !stop() {
 			<-interrupted // so that it does not end a later wait
 		}
 	}()
-	n, err := s.file.Read(unsafe.Slice((*byte)(unsafe.Pointer(&ev)), unsafe.Sizeof(ev)))
+	n, err := c.file.Read(unsafe.Slice((*byte)(unsafe.Pointer(&ev)), unsafe.Sizeof(ev)))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return source.Event{}, context.Cause(ctx)
@@ -144,11 +144,11 @@ func (s *session) Event(ctx context.Context) (source.Event, error) {
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ESRCH):
 		return source.Event{}, source.ErrGone // all that there was has been read
 	case err != nil:
-		return source.Event{}, &OpError{Op: "read an event", PID: s.pid, Err: err}
+		return source.Event{}, &OpError{Op: "read an event", PID: c.pid, Err: err}
 	case n != int(unsafe.Sizeof(ev)):
-		return source.Event{}, &OpError{Op: "read an event", PID: s.pid, Err: fmt.Errorf("%d bytes, an event has %d", n, unsafe.Sizeof(ev))}
+		return source.Event{}, &OpError{Op: "read an event", PID: c.pid, Err: fmt.Errorf("%d bytes, an event has %d", n, unsafe.Sizeof(ev))}
 	}
-	s.gone = ev.Type == uint32(source.EventGone)
+	c.gone = ev.Type == uint32(source.EventGone)
 	return eventOf(&ev), nil
 }
 
@@ -160,8 +160,8 @@ func eventOf(e *eventArg) source.Event {
 
 // Close implements source.Control. It waits for calls that are in progress, except Event:
 // an Event that waits fails with ErrClosed.
-func (s *session) Close() error {
-	err := s.file.Close()
+func (c *control) Close() error {
+	err := c.file.Close()
 	if errors.Is(err, os.ErrClosed) {
 		return nil
 	}

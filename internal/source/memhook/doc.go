@@ -5,8 +5,8 @@
 // Open takes the VM's descriptor out of the QEMU process and attaches to it. Batches are
 // copied from a mapping of guest memory, and single reads go through the module. Both
 // report a hole, and a page that QEMU has given up, as an error. Hooks and actions belong
-// to sessions (Control). Each session has a descriptor of its own. When that is closed, or
-// this process ends, the module undoes whatever the session has pending.
+// to controls (Control). Each control has a descriptor of its own. When that is closed, or
+// this process ends, the module undoes whatever the control has pending.
 //
 // The module follows the VM's process. Once that has ended, every call fails with
 // source.ErrGone.

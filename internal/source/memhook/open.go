@@ -175,7 +175,7 @@ func (g *Guest) Info() source.Info {
 	return source.Info{Kind: source.KindMemhook, Name: g.name, Form: fmt.Sprintf("kvm-memhook, pid %d", g.pid), Live: true}
 }
 
-// Close implements source.Source. It waits for calls that are in progress. Sessions stay
+// Close implements source.Source. It waits for calls that are in progress. Controls stay
 // open.
 func (g *Guest) Close() error {
 	g.mu.Lock()

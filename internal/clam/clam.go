@@ -16,14 +16,16 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"vmav.dev/vmav/internal/clam/answer"
 )
 
 // Errors that a caller may act on. Test for them with errors.Is.
 var (
 	// ErrEngineGone reports that clamd ended while it was in use.
-	ErrEngineGone = errors.New("clamd is gone")
+	ErrEngineGone = answer.ErrEngineGone
 	// ErrNoEngine reports that no clamd answers and none could be started.
-	ErrNoEngine = errors.New("no ClamAV engine")
+	ErrNoEngine = answer.ErrNoEngine
 )
 
 // DefaultSocket is where Debian's clamd listens.
@@ -58,10 +60,7 @@ func (i Info) Age(now time.Time) (time.Duration, bool) {
 }
 
 // Result is the engine's answer for one file.
-type Result struct {
-	Signature string // what was found, "" for nothing
-	Skipped   string // why the file was not looked at in full, "" when it was
-}
+type Result = answer.Result
 
 // Engine is a ClamAV daemon that is ready to scan. It is safe for concurrent use. The
 // caller closes it.

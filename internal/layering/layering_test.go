@@ -36,24 +36,25 @@ var layers = map[string][]string{
 	"internal/subject": {"internal/introspect", "internal/verdict"},
 
 	// The half that looks, in this process or in one without rights.
-	"internal/scan": {"internal/clam", "internal/finding", "internal/introspect", "internal/pagein", "internal/pe", "internal/source",
+	"internal/scan": {"internal/clam/answer", "internal/finding", "internal/introspect", "internal/pagein", "internal/pe", "internal/source",
 		"internal/subject", "internal/verdict", "internal/winstruct"},
 	"internal/worker": {},
-	"internal/worker/wire": {"internal/clam", "internal/finding", "internal/introspect", "internal/pe", "internal/scan", "internal/source",
+	"internal/worker/wire": {"internal/clam/answer", "internal/finding", "internal/introspect", "internal/pe", "internal/scan", "internal/source",
 		"internal/winstruct"},
-	"internal/worker/inside": {"internal/clam", "internal/finding", "internal/introspect", "internal/scan", "internal/source",
+	"internal/worker/inside": {"internal/clam/answer", "internal/finding", "internal/introspect", "internal/scan", "internal/source",
 		"internal/winstruct", "internal/worker/confine", "internal/worker/wire"},
 	"internal/worker/confine": {},
-	"internal/worker/broker": {"internal/clam", "internal/finding", "internal/introspect", "internal/pagein", "internal/scan", "internal/source",
+	"internal/worker/broker": {"internal/clam/answer", "internal/finding", "internal/introspect", "internal/pagein", "internal/scan", "internal/source",
 		"internal/winstruct", "internal/worker/wire"},
-	"internal/pagein":     {"internal/introspect", "internal/source"},
-	"internal/introspect": {"internal/source", "internal/winstruct"},
-	"internal/domain":     {"internal/source"},
-	"internal/source":     {},
-	"internal/winstruct":  {},
-	"internal/pe":         {},
-	"internal/clam":       {},
-	"internal/cache":      {},
+	"internal/pagein":      {"internal/introspect", "internal/source"},
+	"internal/introspect":  {"internal/source", "internal/winstruct"},
+	"internal/domain":      {"internal/source"},
+	"internal/source":      {},
+	"internal/winstruct":   {},
+	"internal/pe":          {},
+	"internal/clam":        {"internal/clam/answer"},
+	"internal/clam/answer": {},
+	"internal/cache":       {},
 
 	// The half that acts.
 	"internal/respond": {"internal/evidence", "internal/finding", "internal/history", "internal/introspect", "internal/kill", "internal/lock",
@@ -78,7 +79,8 @@ var layers = map[string][]string{
 
 	// Tests.
 	"internal/ntguest": {"internal/winstruct"},
-	"internal/scan/scantest": {"internal/clam", "internal/finding", "internal/introspect", "internal/ntguest", "internal/scan", "internal/source",
+	"internal/scan/scantest": {"internal/clam", "internal/clam/answer", "internal/finding", "internal/introspect", "internal/ntguest", "internal/scan",
+		"internal/source",
 		"internal/subject", "internal/winstruct"},
 	"internal/layering": {},
 	"internal/e2e":      {"internal/domain", "internal/watch"}, // its harness, which no other tree may import
@@ -157,7 +159,13 @@ func (all imports) mistakes() (out []string) {
 				say("%s imports %s: only %v write reports", pkg, rel, writers)
 			}
 		}
+		_, none := powerless[from]
 		for _, reached := range all.closure(pkg) {
+			for _, path := range all[reached] {
+				if none && hasPower(path) {
+					say("%s reaches %s, which imports %s: it is to have no such rights", pkg, reached, path)
+				}
+			}
 			if slices.Contains(closed[from], tree(reached)) {
 				say("%s reaches %s by what it imports", pkg, reached)
 			}
@@ -269,6 +277,10 @@ func TestAnImportThatCrossesIsNoticed(t *testing.T) {
 	for _, pkg := range []string{"internal/pe", "internal/winstruct", "internal/verdict", "internal/clam"} {
 		try(pkg, module+"internal/finding")
 	}
+	// What the worker reaches has no rights either.
+	try("internal/scan", "net/http")
+	try("internal/introspect", "os/exec")
+	try("internal/scan", module+"internal/clam")
 	try("internal/worker/wire", module+"internal/worker/inside")
 	try("internal/somewhere", "fmt")
 }

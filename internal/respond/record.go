@@ -199,7 +199,11 @@ func (a *account) End(ctx context.Context, d *finding.Scan) {
 		a.begin(ctx)
 	}
 	if a.rec != nil {
-		if err := a.rec.End(context.WithoutCancel(ctx), d); err != nil {
+		own := *d
+		if fresh := Fresh(d.Findings); len(fresh) < len(d.Findings) {
+			own.Findings = fresh // the others have records
+		}
+		if err := a.rec.End(context.WithoutCancel(ctx), &own); err != nil {
 			a.r.opt.Warner.Warn("%v", err)
 			if d.Status == finding.StatusScanned {
 				d.Status = finding.StatusIncomplete

@@ -234,3 +234,36 @@ func TestAScanWhoseRecordCannotBegin(t *testing.T) {
 		t.Errorf("found again: %+v", d)
 	}
 }
+
+// A finding that a service knows has one record, however many sweeps find it.
+func TestWhatIsKnownHasOneRecord(t *testing.T) {
+	dir := t.TempDir()
+	r, err := OpenRecords(RecordOptions{Directory: dir, Origin: history.Self(history.TriggerWatch, nil), Warner: &warned{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, _ := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 1})
+	known := new(Known)
+	for range 3 {
+		a := r.Account("win", "", true)
+		d := respondTo(t, scanner(scantest.Finder{}), scan.Target{Name: "win", Source: src}, Options{Known: known, Recorder: a})
+		a.End(context.Background(), &d)
+		if len(d.Findings) != 1 || len(d.Errors) != 0 {
+			t.Fatalf("%+v", d)
+		}
+	}
+	r.Close()
+	db, err := history.OpenExisting(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	runs, err := db.Scans(context.Background(), history.Filter{})
+	if err != nil || len(runs) != 3 {
+		t.Errorf("%d runs, %v; want 3", len(runs), err)
+	}
+	all, err := db.Entries(context.Background(), history.Filter{})
+	if err != nil || len(all) != 1 {
+		t.Errorf("%d records of one finding, %v", len(all), err)
+	}
+}

@@ -10,7 +10,7 @@ import (
 	"sync"
 	"testing"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/pe"
@@ -26,24 +26,24 @@ type finder struct {
 
 	mu    sync.Mutex
 	scans int
-	sees  func(data []byte) (clam.Result, error) // before the marker, where not nil
+	sees  func(data []byte) (answer.Result, error) // before the marker, where not nil
 }
 
 func (f *finder) Identity(context.Context) string { return f.name }
 
-func (f *finder) Scan(_ context.Context, _ string, data []byte) (clam.Result, error) {
+func (f *finder) Scan(_ context.Context, _ string, data []byte) (answer.Result, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.scans++
 	if f.sees != nil {
-		if res, err := f.sees(data); err != nil || res != (clam.Result{}) {
+		if res, err := f.sees(data); err != nil || res != (answer.Result{}) {
 			return res, err
 		}
 	}
 	if bytes.Contains(data, f.marker) {
-		return clam.Result{Signature: "Test.Marker"}, nil
+		return answer.Result{Signature: "Test.Marker"}, nil
 	}
-	return clam.Result{}, nil
+	return answer.Result{}, nil
 }
 
 // edited is a guest with bytes of its memory changed.
@@ -233,23 +233,23 @@ func TestWhatWasNotScannedIsScannedNextTime(t *testing.T) {
 	opt := options{MinCoverage: DefaultMinCoverage}
 	clean := again(t, src, e, NewCache(), opt)
 	scans := e.scans
-	for name, bad := range map[string]func(n int) (clam.Result, error){
-		"skipped": func(n int) (clam.Result, error) {
+	for name, bad := range map[string]func(n int) (answer.Result, error){
+		"skipped": func(n int) (answer.Result, error) {
 			if n%3 == 0 {
-				return clam.Result{Skipped: "a limit"}, nil
+				return answer.Result{Skipped: "a limit"}, nil
 			}
-			return clam.Result{}, nil
+			return answer.Result{}, nil
 		},
-		"failed": func(n int) (clam.Result, error) {
+		"failed": func(n int) (answer.Result, error) {
 			if n%3 == 0 {
-				return clam.Result{}, errors.New("odd reply")
+				return answer.Result{}, errors.New("odd reply")
 			}
-			return clam.Result{}, nil
+			return answer.Result{}, nil
 		},
 	} {
 		store := newKept()
 		n := 0
-		e := &finder{marker: []byte(marker), name: "a", sees: func([]byte) (clam.Result, error) { n++; return bad(n) }}
+		e := &finder{marker: []byte(marker), name: "a", sees: func([]byte) (answer.Result, error) { n++; return bad(n) }}
 		got := again(t, src, e, NewLastingCache(store, ""), opt)
 		if got.Status != finding.StatusIncomplete || len(got.Errors) < 10 {
 			t.Errorf("%s: %s, %d errors", name, got.Status, len(got.Errors))
@@ -313,7 +313,7 @@ func TestAScopeHasRecordsOfItsOwn(t *testing.T) {
 			t.Errorf("a record of another scope: %q", got)
 		}
 	}
-	if _, fresh, err := a.Result(ctx, [32]byte{2}, func() (clam.Result, error) { return clam.Result{}, nil }); !fresh || err != nil {
+	if _, fresh, err := a.Result(ctx, [32]byte{2}, func() (answer.Result, error) { return answer.Result{}, nil }); !fresh || err != nil {
 		t.Error(fresh, err)
 	}
 	if !b.Clean([32]byte{2}) || b.Clean([32]byte{3}) {

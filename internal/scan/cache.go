@@ -8,7 +8,7 @@ import (
 	"encoding/hex"
 	"sync"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 )
 
 // Cache remembers what engines said of contents, so that a DLL in a hundred processes and
@@ -33,7 +33,7 @@ const generation = 16 << 20
 // it.
 type flight struct {
 	done chan struct{}
-	res  clam.Result
+	res  answer.Result
 	err  error
 }
 
@@ -144,11 +144,11 @@ type results struct {
 	lasting bool // what the engine says is good for later scans
 
 	mu      sync.Mutex
-	skipped map[[32]byte]clam.Result // results of partial scans, which are good for this scan only
+	skipped map[[32]byte]answer.Result // results of partial scans, which are good for this scan only
 }
 
 func newResults(ctx context.Context, c *Cache, secret [32]byte, engine Engine) *results {
-	r := &results{cache: c, secret: secret, skipped: make(map[[32]byte]clam.Result)}
+	r := &results{cache: c, secret: secret, skipped: make(map[[32]byte]answer.Result)}
 	if e, ok := engine.(Identified); ok {
 		r.engine = e.Identity(ctx)
 	}
@@ -201,9 +201,9 @@ func (r *results) Remember(key [32]byte, record []byte) {
 }
 
 // Result implements Results.
-func (r *results) Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error) {
+func (r *results) Result(ctx context.Context, sum [32]byte, do func() (answer.Result, error)) (res answer.Result, fresh bool, err error) {
 	if signature, ok := r.said(sum); ok {
-		return clam.Result{Signature: signature}, false, nil
+		return answer.Result{Signature: signature}, false, nil
 	}
 	r.mu.Lock()
 	res, ok := r.skipped[sum]
@@ -240,7 +240,7 @@ func (r *results) Result(ctx context.Context, sum [32]byte, do func() (clam.Resu
 	case <-f.done:
 		return f.res, false, f.err
 	case <-ctx.Done():
-		return clam.Result{}, false, ctx.Err()
+		return answer.Result{}, false, ctx.Err()
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 	"os"
 	"time"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
@@ -98,7 +98,7 @@ func (w *imageScanner) image(ctx context.Context, it *item) (err error) {
 			region: finding.Region{Type: finding.RegionImage, Image: found.Image}, path: found.File})
 		keyed = keyed && rec.Memory != nil
 	}
-	if keyed && err == nil && res == (clam.Result{}) {
+	if keyed && err == nil && res == (answer.Result{}) {
 		remember(w.results, key, &rec)
 	}
 	return err
@@ -136,10 +136,10 @@ func (w *imageScanner) unreadIn(ctx context.Context, p *introspect.Process, what
 
 // scan lets the engine look at data, or recalls what the engine said of the same data
 // before. If the engine did not read it in full, scan notes that as an error.
-func (w *imageScanner) scan(ctx context.Context, what string, data []byte) (res clam.Result, sum contentSum, fresh bool, err error) {
+func (w *imageScanner) scan(ctx context.Context, what string, data []byte) (res answer.Result, sum contentSum, fresh bool, err error) {
 	begin := time.Now()
 	sum = sha256.Sum256(data)
-	res, fresh, err = w.results.Result(ctx, sum, func() (clam.Result, error) { return w.Engine.Scan(ctx, what, data) })
+	res, fresh, err = w.results.Result(ctx, sum, func() (answer.Result, error) { return w.Engine.Scan(ctx, what, data) })
 	w.scanTime.Add(int64(time.Since(begin)))
 	if err != nil && ctx.Err() == nil {
 		w.unread(what, err)
@@ -152,7 +152,7 @@ func (w *imageScanner) scan(ctx context.Context, what string, data []byte) (res 
 
 // ifScanEnds returns err if it ends the whole scan, and else nil.
 func ifScanEnds(ctx context.Context, err error) error {
-	if errors.Is(err, clam.ErrEngineGone) || errors.Is(err, os.ErrClosed) || ctx.Err() != nil {
+	if errors.Is(err, answer.ErrEngineGone) || errors.Is(err, os.ErrClosed) || ctx.Err() != nil {
 		return err
 	}
 	return nil

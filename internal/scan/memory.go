@@ -3,7 +3,7 @@ package scan
 import (
 	"context"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 )
 
 // Memory carries results from scan to scan. Cache implements it.
@@ -17,7 +17,7 @@ type Results interface {
 	// Result returns what the engine says of the content with the given SHA-256: what is
 	// remembered, or else what do returns. fresh says that this call has called do. An
 	// error is not remembered.
-	Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (res clam.Result, fresh bool, err error)
+	Result(ctx context.Context, sum [32]byte, do func() (answer.Result, error)) (res answer.Result, fresh bool, err error)
 	// Clean reports whether the engine, with its present signatures, is known to have read
 	// all of a content and found nothing.
 	Clean(sum [32]byte) bool

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"testing"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
@@ -32,7 +32,7 @@ func (h *hole) ReadPhys(p []byte, addr uint64) error {
 // TestAProcessThatComesOrGoesIsNoGap scans a guest in which the PEB of a process cannot be
 // read when it is looked at first, or its program when it is scanned.
 func TestAProcessThatComesOrGoesIsNoGap(t *testing.T) {
-	clean := &refusing{n: -1 << 30, res: clam.Result{}}
+	clean := &refusing{n: -1 << 30, res: answer.Result{}}
 	whole, _ := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 8})
 	g, err := introspect.Open(context.Background(), whole, winstruct.BuiltIn())
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/source"
@@ -199,26 +200,27 @@ func TestAGuestThatGoesAwayIsNeverClean(t *testing.T) {
 // refusing is an engine that fails on its third file.
 type refusing struct {
 	n   int
-	res clam.Result
+	res answer.Result
 	err error
 }
 
-func (r *refusing) Scan(_ context.Context, name string, _ []byte) (clam.Result, error) {
+func (r *refusing) Scan(_ context.Context, name string, _ []byte) (answer.Result, error) {
 	if r.n++; r.n == 3 {
 		return r.res, r.err
 	}
-	return clam.Result{}, nil
+	return answer.Result{}, nil
 }
 
 func TestWhatTheEngineDidNotReadIsNotClean(t *testing.T) {
 	src, _ := guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
-	gone := fmt.Errorf("scan: %w", clam.ErrEngineGone)
-	for name, r := range map[string]*refusing{"skipped": {res: clam.Result{Skipped: "limit"}}, "failed": {err: errors.New("odd reply")}, "gone": {err: gone}} {
+	gone := fmt.Errorf("scan: %w", answer.ErrEngineGone)
+	for name, r := range map[string]*refusing{"skipped": {res: answer.Result{Skipped: "limit"}}, "failed": {err: errors.New("odd reply")},
+		"gone": {err: gone}} {
 		got, err := look(context.Background(), Target{Name: "win", Source: src}, builtIn(r, NewCache()), options{Jobs: 1})
 		if got.Status != finding.StatusIncomplete || len(got.Errors) == 0 {
 			t.Errorf("%s: status %s, errors %v", name, got.Status, got.Errors)
 		}
-		if (name == "gone") != errors.Is(err, clam.ErrEngineGone) {
+		if (name == "gone") != errors.Is(err, answer.ErrEngineGone) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}

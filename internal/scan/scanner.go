@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
@@ -121,7 +121,7 @@ type Progress struct {
 // Engine is what a scan needs of a scanning engine. Several goroutines call it at once.
 type Engine interface {
 	// Scan returns what the engine says of data. name describes the data in errors.
-	Scan(ctx context.Context, name string, data []byte) (clam.Result, error)
+	Scan(ctx context.Context, name string, data []byte) (answer.Result, error)
 }
 
 // Means are what a Scanner scans with. They are safe for several scans at once.

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/ntguest"
@@ -56,18 +57,20 @@ type Finder struct{}
 func (Finder) Identity(context.Context) string { return "finder" }
 
 // Scan implements scan.Engine.
-func (Finder) Scan(_ context.Context, _ string, data []byte) (clam.Result, error) {
+func (Finder) Scan(_ context.Context, _ string, data []byte) (answer.Result, error) {
 	if strings.Contains(string(data), Malware) {
-		return clam.Result{Signature: Signature}, nil
+		return answer.Result{Signature: Signature}, nil
 	}
-	return clam.Result{}, nil
+	return answer.Result{}, nil
 }
 
 // Silent is an engine that finds nothing and takes no time.
 type Silent struct{}
 
 // Scan implements scan.Engine.
-func (Silent) Scan(context.Context, string, []byte) (clam.Result, error) { return clam.Result{}, nil }
+func (Silent) Scan(context.Context, string, []byte) (answer.Result, error) {
+	return answer.Result{}, nil
+}
 
 // Guest writes a test guest's memory to a file and opens it. The source is closed when the
 // test ends.

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/scan"
@@ -105,7 +105,7 @@ func (j *job) conclude(ctx context.Context, c *child) (finding.Scan, error) {
 	if d.Status == finding.StatusIncomplete {
 		j.unread("worker", why)
 	}
-	if errors.Is(j.fatal, clam.ErrEngineGone) {
+	if errors.Is(j.fatal, answer.ErrEngineGone) {
 		return d, j.fatal
 	}
 	return d, nil

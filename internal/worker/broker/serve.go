@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"hash"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/worker/wire"
 )
@@ -109,7 +109,7 @@ func (j *job) charge(kind byte) error {
 
 // markFatal remembers an error after which no scan goes on. It returns the error.
 func (j *job) markFatal(err error) error {
-	if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || errors.Is(err, clam.ErrEngineGone) {
+	if errors.Is(err, source.ErrGone) || errors.Is(err, source.ErrClosed) || errors.Is(err, answer.ErrEngineGone) {
 		j.mu.Lock()
 		if j.fatal == nil {
 			j.fatal = err

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/worker/wire"
@@ -60,7 +60,7 @@ func (v *laneServer) scan(q wire.Frame) (wire.Frame, error) {
 		return wire.Frame{}, err
 	}
 	name := wire.Clip(string(q.Args[8:]))
-	res, fresh, err := v.results.Result(v.ctx, sum, func() (clam.Result, error) { return v.means.Engine.Scan(v.ctx, name, data) })
+	res, fresh, err := v.results.Result(v.ctx, sum, func() (answer.Result, error) { return v.means.Engine.Scan(v.ctx, name, data) })
 	if v.markFatal(err) != nil {
 		return wire.Failure(err), nil
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/scan"
@@ -50,8 +50,8 @@ func (noGuest) Close() error      { return nil }
 // noEngine is an engine that is never asked.
 type noEngine struct{}
 
-func (noEngine) Scan(context.Context, string, []byte) (clam.Result, error) {
-	return clam.Result{}, clam.ErrNoEngine
+func (noEngine) Scan(context.Context, string, []byte) (answer.Result, error) {
+	return answer.Result{}, answer.ErrNoEngine
 }
 
 // noEvents ignores what it is told of a scan.

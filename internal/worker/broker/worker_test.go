@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/ntguest"
 	"vmav.dev/vmav/internal/respond"
@@ -204,14 +204,14 @@ func TestAGuestThatGoesAwayIsNeverClean(t *testing.T) {
 
 type goneEngine struct{}
 
-func (goneEngine) Scan(context.Context, string, []byte) (clam.Result, error) {
-	return clam.Result{}, fmt.Errorf("scan: %w", clam.ErrEngineGone)
+func (goneEngine) Scan(context.Context, string, []byte) (answer.Result, error) {
+	return answer.Result{}, fmt.Errorf("scan: %w", answer.ErrEngineGone)
 }
 
 func TestAnEngineThatGoesAwayEndsTheScan(t *testing.T) {
 	src, _ := scantest.Guest(t, ntguest.Options{Build: "10.0.19041", Seed: 5})
 	got, err := look(context.Background(), scan.Target{Name: "win", Source: src}, scantest.Means(goneEngine{}), new(scantest.Heard))
-	if !errors.Is(err, clam.ErrEngineGone) || got.Status != finding.StatusIncomplete || len(got.Errors) == 0 {
+	if !errors.Is(err, answer.ErrEngineGone) || got.Status != finding.StatusIncomplete || len(got.Errors) == 0 {
 		t.Errorf("status %s, errors %v, %v", got.Status, got.Errors, err)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"sync"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/scan"
 	"vmav.dev/vmav/internal/winstruct"
@@ -146,7 +146,7 @@ func newEngine(ls lanes) *engine {
 }
 
 // Scan implements scan.Engine.
-func (e *engine) Scan(_ context.Context, name string, data []byte) (clam.Result, error) {
+func (e *engine) Scan(_ context.Context, name string, data []byte) (answer.Result, error) {
 	l := <-e.lanes
 	defer func() { e.lanes <- l }()
 	var got wire.Scanned
@@ -162,7 +162,7 @@ func (e *engine) Scan(_ context.Context, name string, data []byte) (clam.Result,
 		}
 	}
 	if err != nil {
-		return clam.Result{}, err
+		return answer.Result{}, err
 	}
 	if got.Known {
 		e.mu.Lock()
@@ -173,7 +173,7 @@ func (e *engine) Scan(_ context.Context, name string, data []byte) (clam.Result,
 }
 
 // Result implements scan.Results.
-func (e *engine) Result(ctx context.Context, sum [32]byte, do func() (clam.Result, error)) (clam.Result, bool, error) {
+func (e *engine) Result(ctx context.Context, sum [32]byte, do func() (answer.Result, error)) (answer.Result, bool, error) {
 	res, fresh, err := e.local.Result(ctx, sum, do)
 	if fresh && err == nil {
 		e.mu.Lock()

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/pe"
@@ -70,7 +70,7 @@ type Found struct {
 
 // Scanned is the answer to AskScan.
 type Scanned struct {
-	Result clam.Result
+	Result answer.Result
 	SHA256 [32]byte // of the content that the broker received
 	Known  bool     // the result was remembered, and the engine was not asked
 }

@@ -8,7 +8,7 @@ import (
 	"os"
 	"unicode/utf8"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/source"
 	"vmav.dev/vmav/internal/winstruct"
 )
@@ -56,7 +56,7 @@ const (
 // sentinels are the errors that a caller decides on, by status.
 var sentinels = [...]error{
 	StatusHole: source.ErrHole, StatusGone: source.ErrGone, StatusClosed: source.ErrClosed,
-	StatusNoRegisters: source.ErrNoRegisters, StatusEngineGone: clam.ErrEngineGone,
+	StatusNoRegisters: source.ErrNoRegisters, StatusEngineGone: answer.ErrEngineGone,
 	StatusEngineClosed: os.ErrClosed, StatusMissing: winstruct.ErrNoProfile, StatusCancelled: context.Canceled,
 }
 

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmav.dev/vmav/internal/clam"
+	"vmav.dev/vmav/internal/clam/answer"
 	"vmav.dev/vmav/internal/finding"
 	"vmav.dev/vmav/internal/introspect"
 	"vmav.dev/vmav/internal/scan"
@@ -127,7 +127,7 @@ func TestGreeting(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	for _, sentinel := range []error{source.ErrHole, source.ErrGone, source.ErrClosed, source.ErrNoRegisters, clam.ErrEngineGone, os.ErrClosed,
+	for _, sentinel := range []error{source.ErrHole, source.ErrGone, source.ErrClosed, source.ErrNoRegisters, answer.ErrEngineGone, os.ErrClosed,
 		winstruct.ErrNoProfile, context.Canceled} {
 		err := fmt.Errorf("read it: %w", sentinel)
 		got := ErrorOf(Failure(err))

@@ -43,46 +43,76 @@ func newWine(t *testing.T) *wine {
 
 const wineLoader, wineServer = "/usr/lib/wine/wine64", "/usr/lib/wine/wineserver64"
 
+// starts is how often Wine is started for one host program: its server may go away under a
+// program that has not begun.
+const starts = 3
+
 // start runs the host program, which lives until the test ends.
 func (w *wine) start(t *testing.T, args ...string) *wineProcess {
 	t.Helper()
-	cmd := exec.Command(wineLoader, append([]string{filepath.Join(w.dir, "host.exe")}, args...)...)
-	cmd.Env, cmd.Dir = w.env, w.dir
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
 		stop := exec.Command(wineServer, "-k", "-w")
 		stop.Env = w.env
 		_ = stop.Run()
 	})
-	ready := make(chan error, 1)
+	for try := 1; ; try++ {
+		pid, err := w.try(t, args)
+		if err == nil {
+			return readWine(t, pid)
+		}
+		if try == starts {
+			t.Fatal(err)
+		}
+		t.Logf("start %d: %v", try, err)
+	}
+}
+
+// try starts the host program and waits until it is ready.
+func (w *wine) try(t *testing.T, args []string) (pid int, err error) {
+	t.Helper()
+	cmd := exec.Command(wineLoader, append([]string{filepath.Join(w.dir, "host.exe")}, args...)...)
+	// A file, as Wine's server keeps what it inherits open.
+	said, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		return 0, err
+	}
+	defer said.Close()
+	cmd.Env, cmd.Dir, cmd.Stderr = w.env, w.dir, said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	end := func() error {
+		_ = cmd.Process.Kill()
+		err := cmd.Wait()
+		text, _ := os.ReadFile(said.Name())
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	ready := make(chan bool, 1)
 	go func() {
 		for s := bufio.NewScanner(out); s.Scan(); {
 			if text := strings.TrimSpace(s.Text()); text == "ready" {
-				ready <- nil
+				ready <- true
 				return
 			} else if strings.HasPrefix(text, "missing ") {
 				t.Logf("host: %s", text)
 			}
 		}
-		ready <- fmt.Errorf("host ended")
+		ready <- false
 	}()
 	select {
-	case err = <-ready:
+	case ok := <-ready:
+		if !ok {
+			return 0, fmt.Errorf("the host program ended before it was ready: %w", end())
+		}
 	case <-time.After(2 * time.Minute):
-		err = fmt.Errorf("host not ready")
+		return 0, fmt.Errorf("the host program was not ready in two minutes: %w", end())
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return readWine(t, cmd.Process.Pid)
+	t.Cleanup(func() { _ = end() })
+	return cmd.Process.Pid, nil
 }
 
 // wineProcess is what a process under Wine has in its memory.

@@ -160,7 +160,7 @@ func (c *chaos) step(service bool) {
 		g.Expect("HB ")
 	case n < 16:
 		did("destroyed")
-		Virsh(c.t, "destroy", g.Name)
+		g.destroy()
 		c.gone(g)
 	case n < 18 && len(c.guests) < 3:
 		did("started")
@@ -201,7 +201,7 @@ func (c *chaos) settle() {
 	}
 	for len(c.guests) > 2 {
 		g := c.guests[0]
-		Virsh(c.t, "destroy", g.Name)
+		g.destroy()
 		c.gone(g)
 	}
 	for _, g := range c.guests {

@@ -72,6 +72,20 @@ func Start(t testing.TB, build string, more ...string) *Guest {
 	return g
 }
 
+// destroy ends the guest's domain. A libvirt that has just started may end it at the same
+// moment, and then says that there is none.
+func (g *Guest) destroy() {
+	g.T.Helper()
+	out, err := command(g.T, "virsh", "-q", "-c", URI, "destroy", g.Name).CombinedOutput()
+	if err == nil {
+		return
+	}
+	WaitFor(g.T, fmt.Sprintf("the end of %s, of which virsh destroy said %q", g.Name, out), func() bool {
+		names, err := command(g.T, "virsh", "-q", "-c", URI, "list", "--name").Output()
+		return err == nil && !slices.Contains(strings.Fields(string(names)), g.Name)
+	})
+}
+
 // yield has the guest's processors leave this host's to whoever else wants them. A guest has
 // programs that only compute, and what is tested would otherwise wait for these.
 func (g *Guest) yield() {

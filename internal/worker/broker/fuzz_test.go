@@ -18,25 +18,11 @@ import (
 	"vmav.dev/vmav/internal/verdict"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/worker/wire"
+	"vmav.dev/vmav/internal/worker/wire/wiretest"
 )
 
 // zeros returns a guest of one MiB of zeros.
 func zeros() source.Source { return sourcetest.New(make(sourcetest.Bytes, 1<<20), 1<<20) }
-
-// packets cuts fuzzed bytes into packets: two bytes of length, then the packet.
-func packets(data []byte) (out [][]byte) {
-	for len(data) >= 2 {
-		n := min(int(binary.LittleEndian.Uint16(data)), len(data)-2)
-		out = append(out, data[2:2+n])
-		data = data[2+n:]
-	}
-	return out
-}
-
-func packet(kind byte, n int, args ...byte) []byte {
-	f := wire.AppendFrame(nil, wire.Frame{Code: kind, N: n, Args: args})
-	return append(binary.LittleEndian.AppendUint16(nil, uint16(len(f))), f...)
-}
 
 // findingOf is a finding of a signature in a content.
 func findingOf(content []byte, signature string) finding.Finding {
@@ -48,22 +34,23 @@ func findingOf(content []byte, signature string) finding.Finding {
 // worker; what it keeps is bounded, and no finding comes of an engine that found nothing.
 func FuzzQuestions(f *testing.F) {
 	size := binary.LittleEndian.AppendUint64(nil, 8)
-	f.Add(packet(wire.AskJob, 0, wire.Protocol, 0, 0, 0, 7), []byte{})
-	f.Add(packet(wire.AskRead, 0, wire.AppendRead(wire.AppendRead(nil, 4096, 4096), 1<<20, 1)...), []byte{})
+	f.Add(wiretest.Packet(wire.AskJob, 0, wire.Protocol, 0, 0, 0, 7), []byte{})
+	f.Add(wiretest.Packet(wire.AskRead, 0, wire.AppendRead(wire.AppendRead(nil, 4096, 4096), 1<<20, 1)...), []byte{})
 	id, _ := json.Marshal(winstruct.BuiltIn().List()[0].Identity)
-	f.Add(append(packet(wire.AskProfile, 0, id...), packet(wire.AskMore, 0)...), []byte{})
-	f.Add(append(packet(wire.AskNear, 0, []byte("10.0.19041")...), packet(wire.AskNearOpen, 0, '3')...), []byte{})
-	f.Add(append(packet(wire.AskContent, 8), packet(wire.AskScan, 0, size...)...), []byte("content!"))
+	f.Add(append(wiretest.Packet(wire.AskProfile, 0, id...), wiretest.Packet(wire.AskMore, 0)...), []byte{})
+	f.Add(append(wiretest.Packet(wire.AskNear, 0, []byte("10.0.19041")...), wiretest.Packet(wire.AskNearOpen, 0, '3')...), []byte{})
+	f.Add(append(wiretest.Packet(wire.AskContent, 8), wiretest.Packet(wire.AskScan, 0, size...)...), []byte("content!"))
 	one, _ := json.Marshal(wire.Found{Finding: findingOf([]byte("content!"), "X")})
-	f.Add(packet(wire.AskFound, len(one), make([]byte, 8)...), one)
+	f.Add(wiretest.Packet(wire.AskFound, len(one), make([]byte, 8)...), one)
 	problems, _ := json.Marshal([]finding.Unread{{What: "a", Error: "b"}})
-	f.Add(packet(wire.AskProblems, len(problems)), problems)
+	f.Add(wiretest.Packet(wire.AskProblems, len(problems)), problems)
 	done, _ := json.Marshal(&wire.Result{Scan: finding.Scan{Status: finding.StatusScanned}})
-	f.Add(append(packet(wire.AskProgress, 0, 1, 0, 0, 0, 2, 0, 0, 0), packet(wire.AskDone, len(done))...), done)
-	next := slices.Concat(packet(wire.AskDone, len(done)), packet(wire.AskJob, 0, wire.Protocol, 0, 0, 0, 7), packet(wire.AskContent, 8))
+	f.Add(append(wiretest.Packet(wire.AskProgress, 0, 1, 0, 0, 0, 2, 0, 0, 0), wiretest.Packet(wire.AskDone, len(done))...), done)
+	next := slices.Concat(wiretest.Packet(wire.AskDone, len(done)), wiretest.Packet(wire.AskJob, 0, wire.Protocol, 0, 0, 0, 7),
+		wiretest.Packet(wire.AskContent, 8))
 	f.Add(append(next, next...), done)
 	seen := wire.AppendLooked(nil, fuzzed, scan.ImageKey{Base: 1, Size: 2, Section: 3}, true)
-	f.Add(packet(wire.AskLooked, len(seen)), seen)
+	f.Add(wiretest.Packet(wire.AskLooked, len(seen)), seen)
 	profiles := winstruct.BuiltIn()
 	window := make([]byte, wire.WindowSize)
 	f.Fuzz(func(t *testing.T, data, text []byte) {
@@ -90,7 +77,7 @@ func FuzzQuestions(f *testing.F) {
 		c.jobs <- all[1]
 		v := newLaneServer(window)
 		c.servers = []*laneServer{v}
-		for _, b := range packets(data) {
+		for _, b := range wiretest.Packets(data) {
 			q, err := wire.ParseFrame(b)
 			if err != nil || q.Code == wire.AskJob && len(c.jobs) == 0 { // one that does not come would be waited for
 				break

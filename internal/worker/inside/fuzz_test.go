@@ -2,7 +2,6 @@ package inside
 
 import (
 	"context"
-	"encoding/binary"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -11,40 +10,26 @@ import (
 	"vmav.dev/vmav/internal/source/window"
 	"vmav.dev/vmav/internal/winstruct"
 	"vmav.dev/vmav/internal/worker/wire"
+	"vmav.dev/vmav/internal/worker/wire/wiretest"
 )
-
-// packets cuts fuzzed bytes into packets: two bytes of length, then the packet.
-func packets(data []byte) (out [][]byte) {
-	for len(data) >= 2 {
-		n := min(int(binary.LittleEndian.Uint16(data)), len(data)-2)
-		out = append(out, data[2:2+n])
-		data = data[2+n:]
-	}
-	return out
-}
-
-func packet(kind byte, n int, args ...byte) []byte {
-	f := wire.AppendFrame(nil, wire.Frame{Code: kind, N: n, Args: args})
-	return append(binary.LittleEndian.AppendUint16(nil, uint16(len(f))), f...)
-}
 
 // FuzzAnswers answers a worker whatever comes. It gets results or errors, and nothing
 // larger than what it asked for.
 func FuzzAnswers(f *testing.F) {
-	f.Add(packet(wire.StatusOK, 4096, 0), []byte{})
-	f.Add(packet(wire.StatusGone, 0, []byte("gone")...), []byte{})
-	f.Add(append(packet(wire.StatusOK, wire.WindowSize, 0xff, 0xff, 0xff, 0), packet(wire.StatusOK, 1)...), []byte("{}"))
-	f.Add(append(packet(wire.StatusOK, 2, 2, 0, 0, 0), packet(wire.StatusOK, 2)...), []byte("[]"))
+	f.Add(wiretest.Packet(wire.StatusOK, 4096, 0), []byte{})
+	f.Add(wiretest.Packet(wire.StatusGone, 0, []byte("gone")...), []byte{})
+	f.Add(append(wiretest.Packet(wire.StatusOK, wire.WindowSize, 0xff, 0xff, 0xff, 0), wiretest.Packet(wire.StatusOK, 1)...), []byte("{}"))
+	f.Add(append(wiretest.Packet(wire.StatusOK, 2, 2, 0, 0, 0), wiretest.Packet(wire.StatusOK, 2)...), []byte("[]"))
 	shared := make([]byte, 64)
 	window.EncodeRanges(shared, []source.Shared{{Range: source.Range{Size: 4096}}})
-	f.Add(packet(wire.StatusOK, 4, 0), shared)
+	f.Add(wiretest.Packet(wire.StatusOK, 4, 0), shared)
 	f.Fuzz(func(t *testing.T, data, text []byte) {
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer unix.Close(pair[0])
-		for _, p := range packets(data) {
+		for _, p := range wiretest.Packets(data) {
 			if unix.SetNonblock(pair[1], true) != nil || len(p) == 0 {
 				break
 			}
